@@ -1,0 +1,74 @@
+"""The package's metadata. ``bin/persistd`` and ``bin/test`` install it into the checkout's ``.venv``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """As the package says it; read, not imported, because its dependencies may not be there yet."""
+    source = (HERE / "tornado_persist" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("tornado_persist/__init__.py does not state __version__")
+    return found[1]
+
+
+def description() -> str:
+    readme = HERE / "README.rst"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+TEST = [
+    "pytest>=8.3",
+    "pytest-tornado>=0.8.1",
+    "hypothesis>=6.112",
+    "httpx>=0.27",
+]
+DEV = [
+    *TEST,
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "types-PyMySQL>=1.1",
+]
+
+setup(
+    name="tornado-persist",
+    version=version(),
+    description="A persistence service: batches come in over HTTP and go out as large idempotent upserts",
+    long_description=description(),
+    long_description_content_type="text/x-rst",
+    author="tornado-persist contributors",
+    license="MIT",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 5 - Production/Stable",
+        "Environment :: No Input/Output (Daemon)",
+        "Framework :: Pydantic",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Database :: Front-Ends",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["tornado_persist", "tornado_persist.*"]),
+    package_data={"tornado_persist": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "tornado>=6.4",
+        "pydantic>=2.10",
+        "pydantic-settings>=2.7",
+        "SQLAlchemy>=2.0.36",
+        "psycopg[binary]>=3.2.2",
+        "PyMySQL[rsa]>=1.1.1",  # rsa: the default authentication of MySQL 8 without TLS
+        "structlog>=25.5",
+        "typing_extensions>=4.12",
+    ],
+    extras_require={"test": TEST, "dev": DEV},
+    # The group tornado_persist.sinks is for sinks of other distributions; the built-in ones need no entry.
+    entry_points={"console_scripts": ["persistd = tornado_persist.cli:main"]},
+)

@@ -1,0 +1,92 @@
+"""Rows that wait for a flush, merged by key. No I/O and no clock.
+
+A row is in one of two places: it *waits*, and newer updates merge into it, or it is *taken*, on its way to the sink,
+and newer updates of its key wait beside it. What was taken is either released (committed) or restored: put back under
+whatever came since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
+
+
+class Buffer:
+    """Two dicts by key, one a kind, in the order in which keys were first accepted."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
+        self._taken: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
+
+    def add(self, kind: Kind, rows: Iterable[Row], at: datetime) -> int:
+        """Merge rows accepted at ``at`` by the merge rule: a field given replaces, a field left out stays.
+
+        Takes ownership of the row objects. Returns how many rows were merged into one that waited already.
+        """
+        key_field = KEYS[kind]
+        waiting = self._waiting[kind]
+        merged = 0
+        for row in rows:
+            row["updated_at"] = at
+            older = waiting.setdefault(row[key_field], row)
+            if older is row:
+                row["created_at"] = at
+            else:
+                older.update(row)  # row has no created_at, so the older one's stays
+                merged += 1
+        return merged
+
+    def take(self) -> Batch:
+        """Everything that waits, as one batch; it counts as waiting until it is released or restored.
+
+        Raises:
+            RuntimeError: what was taken before is not all released or restored.
+        """
+        if any(self._taken.values()):
+            raise RuntimeError("the last batch taken is still out")
+        self._taken = self._waiting
+        self._waiting = {kind: {} for kind in KINDS}
+        return Batch(sessions=list(self._taken["session"].values()), tasks=list(self._taken["task"].values()))
+
+    def release(self, batch: Batch) -> None:
+        """Forget rows of the last batch taken: the sink has committed them."""
+        for kind in KINDS:
+            taken, key_field = self._taken[kind], KEYS[kind]
+            for row in batch.rows(kind):
+                del taken[row[key_field]]
+
+    def restore(self) -> int:
+        """Put back what was taken and not released, under the updates that came since.
+
+        Returns how many rows that came since were merged into one put back.
+        """
+        merged = 0
+        for kind in KINDS:
+            rows = self._taken[kind]
+            for key, newer in self._waiting[kind].items():
+                older = rows.setdefault(key, newer)
+                if older is not newer:
+                    created_at = older["created_at"]
+                    older.update(newer)
+                    older["created_at"] = created_at
+                    merged += 1
+            self._waiting[kind] = rows
+            self._taken[kind] = {}
+        return merged
+
+    def count(self, kind: Kind) -> int:
+        """Rows of this kind that wait, those on their way to the sink included."""
+        return len(self._waiting[kind]) + len(self._taken[kind])
+
+    def waiting(self) -> int:
+        """Rows that the next :meth:`take` would give."""
+        return sum(map(len, self._waiting.values()))
+
+    def has(self, kind: Kind, key: str) -> bool:
+        """Whether a row with this key waits or is on its way."""
+        return key in self._waiting[kind] or key in self._taken[kind]
+
+    def __len__(self) -> int:
+        return sum(map(self.count, KINDS))

@@ -1,0 +1,97 @@
+"""Every exception that this package raises on purpose.
+
+::
+
+    PersistError
+     +-- ConfigError          the configuration is wrong; names the key
+     +-- StartError           the service cannot start here
+     +-- BatchRefused         a request's batch is not taken
+     |    +-- NotJSON         ... because it is not a JSON object
+     |    +-- InvalidBatch    ... because rows are missing or wrong
+     |    +-- NotAccepting    ... because the service cannot take it now
+     +-- FlushFailed          a flush left rows in the buffer
+     +-- SinkError            what a sink's methods raise
+          +-- SinkUnavailable the server or schema is at fault: try the same again later
+          +-- BatchRejected   the data is at fault: the same batch would fail again
+
+Each docstring's first line is the default message. Nothing local is imported here, so that every module may import
+this one. HTTP status codes are the business of :mod:`tornado_persist.web`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import ClassVar, TypedDict
+
+
+class FieldError(TypedDict):
+    """One wrong field: its path in the request body, for instance ``["tasks", 3, "status"]``, and what is wrong."""
+
+    loc: list[str | int]
+    msg: str
+
+
+class PersistError(Exception):
+    """Something went wrong in tornado-persist."""
+
+    def __init__(self, message: str | None = None) -> None:
+        if message is None:
+            message = (self.__doc__ or self.__class__.__name__).splitlines()[0]
+        super().__init__(message)
+
+
+class ConfigError(PersistError):
+    """The configuration is wrong."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem)
+        self.key = key
+
+
+class StartError(PersistError):
+    """The service cannot start."""
+
+
+class BatchRefused(PersistError):
+    """The batch was not accepted, and nothing of it was taken."""
+
+
+class NotJSON(BatchRefused):
+    """The request body is not a JSON object."""
+
+
+class InvalidBatch(BatchRefused):
+    """Rows or fields of the batch are missing or wrong."""
+
+    #: Errors that are named; a client that gets every field wrong needs no more of them.
+    MAX_ERRORS: ClassVar[int] = 20
+
+    def __init__(self, message: str, errors: Iterable[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.errors = list(islice(errors, self.MAX_ERRORS))
+
+
+class NotAccepting(BatchRefused):
+    """The service cannot accept batches now."""
+
+
+class FlushFailed(PersistError):
+    """The flush did not write every row; what is not written waits in the buffer."""
+
+
+class SinkError(PersistError):
+    """The sink did not write the batch."""
+
+    def __init__(self, message: str | None = None, *, code: str = "") -> None:
+        """``code`` is the driver's own: an SQLSTATE, a MySQL error number, an SQLite result name, an errno name."""
+        super().__init__(message)
+        self.code = code
+
+
+class SinkUnavailable(SinkError):
+    """The sink cannot be written to now."""
+
+
+class BatchRejected(SinkError):
+    """The sink refuses the data of the batch."""
