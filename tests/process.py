@@ -1,0 +1,146 @@
+"""A real persistd in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from tests.rows import body
+from tornado_persist.models import PLURALS, Kind, Row
+
+#: Seconds within which a process must have done what it was told.
+PATIENCE = 30
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without any setting of persistd, and with ``variables``."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("PERSISTD_")}
+    return {**kept, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1", **variables}
+
+
+def persistd(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one command of persistd to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "tornado_persist", *arguments],
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 2,
+        check=False,
+    )
+
+
+class Persistd:
+    """``persistd run`` with a configuration in ``directory``, where its data go as well.
+
+    It serves when the object is made. Its log lines, JSON, are in ``directory/log``.
+    """
+
+    def __init__(self, directory: Path, config: str = "", *, port: int = 0) -> None:
+        self.directory = directory
+        self.data_dir = directory / "data"
+        self.file = directory / "persistd.toml"
+        self.port = port
+        self.http = httpx.Client()
+        self.configure(config)
+        self.start()
+
+    def configure(self, config: str) -> None:
+        """Write the configuration file; tables of one's own, without [server] and [log]."""
+        self.file.write_text(f'{config}\n[server]\nport = {self.port}\n[log]\nlevel = "debug"\n')
+
+    def start(self) -> None:
+        """Start the process and wait until it serves."""
+        reader, writer = os.pipe()
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tornado_persist", "run", "-c", str(self.file), "--ready-fd", str(writer)],
+                cwd=self.directory,
+                env=environment(),
+                stdout=log,
+                stderr=log,
+                pass_fds=[writer],
+            )
+        os.close(writer)
+        with os.fdopen(reader) as ready:
+            self.url = ready.read()
+        if not self.url:
+            self.process.wait(PATIENCE)
+            raise AssertionError(f"persistd did not start:\n{self.log_text()}")
+        self.http.close()
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE)
+        self.http.close()
+
+    def post(self, kind: Kind, *rows: Row) -> httpx.Response:
+        """POST a batch."""
+        return self.http.post(f"/api/v1/persistence/{PLURALS[kind]}/batch", content=body(kind, *rows))
+
+    def flush(self) -> dict[str, Any]:
+        """POST a flush, which must go well."""
+        response = self.http.post("/api/v1/persistence/flush")
+        assert response.status_code == 200, response.text
+        flushed: dict[str, Any] = response.json()
+        return flushed
+
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.http.get("/api/v1/persistence/stats").json()
+        return stats
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit code."""
+        self.send(number)
+        return self.process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def log_text(self) -> str:
+        return (self.directory / "log").read_text()
+
+    def log(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The log's lines, all or those of one event."""
+        lines = []
+        for line in self.log_text().splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+        return [line for line in lines if event is None or line["event"] == event]
+
+    def wait_for_log(self, event: str, count: int = 1) -> dict[str, Any]:
+        """Wait until an event has been logged ``count`` times; the last of them."""
+        wait_until(lambda: len(self.log(event)) >= count, f"{event!r} in the log:\n{self.log_text()}")
+        return self.log(event)[-1]
+
+
+def wait_until(condition: Callable[[], object], what: str = "it") -> None:
+    """Wait until ``condition()`` is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} seconds for {what}"
+        time.sleep(0.02)

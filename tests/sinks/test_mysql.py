@@ -1,0 +1,483 @@
+"""What is MySQL's own: its URL, its session, its packets, its collations, and whose fault its errors are."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+from pydantic import ValidationError
+from sqlalchemy import make_url
+
+from tests.servers import MariaDB, database_of
+from tests.sinks.readers import connect_mysql, read_mysql
+from tornado_persist.errors import BatchRejected, SinkError, SinkUnavailable
+from tornado_persist.models import Batch
+from tornado_persist.sinks import mysql
+from tornado_persist.sinks.mysql import MySQLSettings, MySQLSink
+from tornado_persist.testing import session, task
+
+Run = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lock_wait_timeout", "innodb_lock_wait_timeout"):
+        monkeypatch.setitem(mysql._SESSION, name, "1")
+
+
+@pytest.fixture
+def make(mysql_url: str, tmp_path: Path) -> Iterator[Callable[..., MySQLSink]]:
+    sinks = []
+
+    def make(url: str = mysql_url, **settings: Any) -> MySQLSink:
+        sinks.append(MySQLSink(MySQLSettings(url=url, **settings), tmp_path))
+        return sinks[-1]
+
+    yield make
+    for sink in sinks:
+        sink.close()
+
+
+@pytest.fixture
+def sink(make: Callable[..., MySQLSink]) -> MySQLSink:
+    sink = make()
+    sink.open()
+    return sink
+
+
+@pytest.fixture
+def owner(mysql_url: str) -> Iterator[Run]:
+    """Runs SQL in the database."""
+    with contextlib.closing(connect_mysql(mysql_url)) as connection, connection.cursor() as cursor:
+
+        def run(sql: str) -> None:
+            cursor.execute(sql)
+
+        yield run
+
+
+@contextlib.contextmanager
+def server_variable(server: MariaDB, name: str, value: str | int) -> Iterator[None]:
+    """Sets a global variable of the server, for connections made meanwhile."""
+    old = server.admin(f"SELECT @@GLOBAL.{name}")[0][0]
+    server.admin(f"SET GLOBAL {name} = {value!r}")
+    try:
+        yield
+    finally:
+        server.admin(f"SET GLOBAL {name} = {old!r}")
+
+
+def failure(sink: MySQLSink, batch: Batch) -> SinkError:
+    with pytest.raises(SinkError) as caught:
+        sink.write(batch)
+    return caught.value
+
+
+def value(sink: MySQLSink, expression: str) -> Any:
+    assert sink._connection is not None
+    with sink._connection.begin():
+        return sink._connection.exec_driver_sql(f"SELECT {expression}").scalar_one()
+
+
+# The URL
+
+
+@pytest.mark.parametrize("scheme", ["mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql"])
+def test_the_usual_schemes_are_taken(make: Callable[..., MySQLSink], mysql_url: str, scheme: str) -> None:
+    sink = make(mysql_url.replace("mysql", scheme, 1))
+    sink.open()
+    sink.ping()
+
+
+SECRET = "hush"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{SECRET}",
+        f"postgresql://u:{SECRET}@h/d",
+        f"mysql+mysqldb://u:{SECRET}@h/d",
+        f"mysql://u:{SECRET}@h:port/d",
+        f"mysql://u:{SECRET}@h",
+        f"mysql://u:{SECRET}@h/",
+        f"mysql://u:{SECRET}/d",
+        f"mysql://u:x@{SECRET}@h/d",
+        f"mysql://u:{SECRET}@h/d?sslmode=require",
+        f"mysql://u:{SECRET}@h/d?read_timeout={SECRET}",
+    ],
+)
+def test_a_malformed_url_is_refused_without_showing_the_password(url: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        MySQLSettings.model_validate({"url": url})
+    (error,) = caught.value.errors(include_input=False)
+    assert error["loc"] == ("url",)
+    assert SECRET not in str(caught.value) + str(error)
+
+
+def test_the_password_is_in_no_text_of_the_sink(sink: MySQLSink, mysql_url: str) -> None:
+    password = make_url(mysql_url).password
+    assert password
+    for text in (sink.describe(), repr(sink.settings), str(sink.settings), repr(sink._engine), vars(sink)):
+        assert password not in str(text)
+
+
+def test_a_password_may_have_any_character(
+    make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
+) -> None:
+    mariadb_server.admin("CREATE USER other@'%' IDENTIFIED BY '密/@:?码'")
+    mariadb_server.admin(f"GRANT ALL ON `{database_of(mysql_url)}`.* TO other@'%'")
+    try:
+        sink = make(mysql_url.replace("persist:secret@", "other:%E5%AF%86%2F%40%3A%3F%E7%A0%81@"))
+        sink.open()
+        sink.write(Batch([session("s")]))
+        sink.close()
+    finally:
+        mariadb_server.admin("DROP USER other@'%'")
+
+
+def test_describe_names_product_version_and_place(sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB) -> None:
+    assert sink.describe() == f"{mariadb_server.version} at {mysql_url.partition('@')[2]}"
+
+
+def test_an_authentication_that_needs_another_package_is_an_outage_that_names_it(
+    make: Callable[..., MySQLSink],
+) -> None:
+    # MySQL 8 asks for this one by default, and only a MySQL server does.
+    message = "'cryptography' package is required for sha256_password or caching_sha2_password auth methods"
+
+    def connect(self: object, sock: object = None) -> None:
+        raise RuntimeError(message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pymysql.connections.Connection, "connect", connect)
+        with pytest.raises(SinkUnavailable, match="cryptography"):
+            make().open()
+
+
+# The session
+
+
+def test_the_session_is_strict_and_utc_whatever_the_server_says(
+    make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
+) -> None:
+    row = task("a", context="\\'\"`翻译🈳\\", target_text="\\")
+    with (
+        server_variable(mariadb_server, "sql_mode", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT"),
+        server_variable(mariadb_server, "time_zone", "-05:00"),
+        server_variable(mariadb_server, "wait_timeout", 10),
+        server_variable(mariadb_server, "completion_type", "RELEASE"),
+        server_variable(mariadb_server, "character_set_server", "latin1"),
+    ):
+        sink = make()
+        sink.open()
+        modes = value(sink, "@@sql_mode").split(",")
+        assert "STRICT_ALL_TABLES" in modes
+        assert not {"ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "PIPES_AS_CONCAT"} & set(modes)
+        assert value(sink, "@@time_zone") == "+00:00"
+        assert value(sink, "@@wait_timeout") > 24 * 3600
+        sink.write(Batch(tasks=[row]))
+        sink.write(Batch(tasks=[row]))
+    found = read_mysql(mysql_url)["task"]["a"]
+    assert {name: found[name] for name in row} == row
+
+
+def test_a_value_too_long_is_refused_and_never_cut(sink: MySQLSink, mysql_url: str) -> None:
+    error = failure(sink, Batch(tasks=[task("a", column_name="x" * 256)]))
+    assert isinstance(error, BatchRejected)
+    assert error.code == "1406"
+    assert read_mysql(mysql_url)["task"] == {}
+
+
+# Keys
+
+
+def test_keys_that_differ_by_case_accent_width_or_a_trailing_space_are_separate(
+    sink: MySQLSink, mysql_url: str
+) -> None:
+    keys = ["a", "A", "á", "a\u0301", "ａ", "a ", "ß", "ss", "İ", "i", "\U0001f600", "\U0001f601"]
+    sink.write(Batch([session(key) for key in keys], [task(key, session_id=key) for key in keys]))
+    stored = read_mysql(mysql_url)
+    assert set(stored["session"]) == set(stored["task"]) == set(keys)
+    assert sink.find_sessions(["A", "ä", "a "]) == {"A", "a "}
+
+
+@pytest.mark.parametrize(("collation", "fine"), [("utf8mb4_general_ci", False), ("utf8mb4_bin", True)])
+def test_a_key_column_that_takes_different_keys_for_the_same_is_refused(
+    sink: MySQLSink, owner: Run, collation: str, fine: bool
+) -> None:
+    owner(f"ALTER TABLE translation_tasks MODIFY task_id varchar(64) COLLATE {collation} NOT NULL")
+    if fine:
+        sink.open()
+    else:
+        with pytest.raises(SinkUnavailable, match="task_id has the collation utf8mb4_general_ci"):
+            sink.open()
+
+
+# Packets
+
+
+def test_statements_stay_within_a_small_packet(
+    make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
+) -> None:
+    with server_variable(mariadb_server, "max_allowed_packet", 16 * 1024):
+        sink = make()
+        sink.open()
+        # Escaping doubles some, UTF-8 triples others.
+        tasks = [task(f"{i:03}", context="'" * (i * 30), target_text="译" * (i * 10)) for i in range(200)]
+        sink.write(Batch([session("s")], tasks))
+        sink.write(Batch([session("s")], tasks))
+    stored = read_mysql(mysql_url)["task"]
+    assert {key: (row["context"], row["target_text"]) for key, row in stored.items()} == {
+        row["task_id"]: (row["context"], row["target_text"]) for row in tasks
+    }
+
+
+def test_a_row_longer_than_a_packet_goes_value_by_value(
+    make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB, owner: Run
+) -> None:
+    with server_variable(mariadb_server, "max_allowed_packet", 16 * 1024):
+        sink = make()
+        sink.open()
+        # The row arrives whole: what looks at it in the database never sees half of it.
+        owner("ALTER TABLE translation_tasks ADD CHECK (length(source_text) > 9000 AND length(context) > 9000)")
+        long = {"source_text": "s'" * 5000, "target_text": "译" * 4000, "context": "\\" * 6000 + "c" * 3500}
+        rows = [task("a", **long), task("b", **{**long, "context": "q" * 9001, "target_text": None})]
+        meta = {"metadata": {"k": "值'\\" * 1500}, "game_info": {"k": "\n" * 4000}}
+        sink.write(Batch([session("s", **meta)], rows))
+        assert value(sink, "@persist_6") is None
+    stored = read_mysql(mysql_url)
+    for row in rows:
+        assert {name: stored["task"][row["task_id"]][name] for name in row} == row
+    assert {name: stored["session"]["s"][name] for name in meta} == meta
+
+
+def test_a_value_longer_than_a_packet_is_the_rows_fault(
+    make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
+) -> None:
+    with server_variable(mariadb_server, "max_allowed_packet", 16 * 1024):
+        sink = make()
+        sink.open()
+        error = failure(sink, Batch([session("s")], [task("a"), task("b", context="x" * 17_000)]))
+        assert isinstance(error, BatchRejected)
+        assert "max_allowed_packet" in str(error)
+        assert "xxx" not in str(error)
+        assert read_mysql(mysql_url) == {"session": {}, "task": {}}
+        sink.write(Batch([session("s")], [task("a", context="x" * 16_000)]))
+    assert read_mysql(mysql_url)["task"].keys() == {"a"}
+
+
+# The tables
+
+
+def test_many_who_open_at_once_make_the_tables_once(
+    make: Callable[..., MySQLSink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(mysql._SESSION, "lock_wait_timeout", "30")
+    errors: list[BaseException] = []
+    sinks = [make() for _ in range(6)]
+    barrier = threading.Barrier(len(sinks))
+
+    def open_it(sink: MySQLSink) -> None:
+        barrier.wait()
+        try:
+            sink.open()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=open_it, args=(sink,)) for sink in sinks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_without_create_tables_a_missing_table_is_named(make: Callable[..., MySQLSink]) -> None:
+    with pytest.raises(SinkUnavailable, match="translation_sessions does not exist"):
+        make(create_tables=False).open()
+
+
+# Whose fault it is: a row's
+
+
+SIGNAL = """
+CREATE TRIGGER x BEFORE INSERT ON translation_tasks FOR EACH ROW
+IF NEW.context = 'bad' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this one'; END IF
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("ALTER TABLE translation_tasks ADD CONSTRAINT x CHECK (context <> 'bad')", "4025"),
+        ("ALTER TABLE translation_tasks MODIFY target_text text NOT NULL", "1048"),
+        ("ALTER TABLE translation_tasks MODIFY context varchar(2)", "1406"),
+        ("ALTER TABLE translation_tasks MODIFY context enum('ok')", "1265"),
+        ("ALTER TABLE translation_tasks MODIFY sheet_name varchar(255) CHARACTER SET latin1", "1366"),
+        ("ALTER TABLE translation_tasks MODIFY sheet_name datetime", "1292"),
+        ("ALTER TABLE translation_tasks MODIFY duration_ms smallint", "1264"),
+        ("ALTER TABLE translation_tasks PARTITION BY RANGE (row_index) (PARTITION p VALUES LESS THAN (9))", None),
+        (
+            "ALTER TABLE translation_tasks ADD FOREIGN KEY (session_id) REFERENCES translation_sessions (session_id)",
+            "1452",
+        ),
+        (SIGNAL, "1644"),
+    ],
+)
+def test_what_depends_on_a_rows_values_is_the_rows_fault(
+    sink: MySQLSink, owner: Run, mysql_url: str, change: str, code: str | None
+) -> None:
+    if code is None:
+        owner("ALTER TABLE translation_tasks DROP PRIMARY KEY, ADD PRIMARY KEY (task_id, row_index)")
+    owner(change)
+    sheet = "2025-01-01" if "datetime" in change else "Sheet1"
+    good = task("good", session_id="s", context="ok", target_text="", duration_ms=1, sheet_name=sheet)
+    wrong = {"session_id": "none", "context": "bad", "target_text": None, "duration_ms": 99999, "row_index": 10}
+    bad = [task(key, **wrong, sheet_name="表格") for key in ("b1", "b2")]
+    error = failure(sink, Batch([session("s")], [good, *bad]))
+    assert isinstance(error, BatchRejected)
+    assert error.code == (code or "1526")
+    assert "bad" not in str(error)
+    assert "表格" not in str(error)
+    assert not any(read_mysql(mysql_url).values())
+    sink.write(Batch([session("s")], [good]))
+    assert read_mysql(mysql_url)["session"].keys() == {"s"}
+
+
+def test_a_duplicate_in_another_unique_index_is_the_rows_fault_and_updates_no_other_row(
+    sink: MySQLSink, owner: Run, mysql_url: str
+) -> None:
+    sink.write(Batch([session("s")], [task("a", context="same")]))
+    owner("ALTER TABLE translation_tasks ADD UNIQUE (context(10))")
+    before = read_mysql(mysql_url)
+    error = failure(sink, Batch(tasks=[task("b", context="same", row_index=7)]))
+    assert isinstance(error, BatchRejected)
+    assert "unique index" in str(error)
+    assert read_mysql(mysql_url) == before
+    sink.write(Batch(tasks=[task("a", context="same", row_index=8)]))
+    assert read_mysql(mysql_url)["task"]["a"]["row_index"] == 8
+
+
+def test_null_in_a_required_field_is_the_rows_fault(sink: MySQLSink) -> None:
+    error = failure(sink, Batch(tasks=[task("a", status=None)]))
+    assert isinstance(error, BatchRejected)
+    assert error.code == "1048"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"duration_ms": 2**63}, {"context": "\ud800"}, {"context": "a\udcff"}], ids=["64 bits", "lead", "trail"]
+)
+def test_what_cannot_be_stored_is_the_rows_fault(sink: MySQLSink, fields: dict[str, object]) -> None:
+    assert isinstance(failure(sink, Batch(tasks=[task("a", **fields)])), BatchRejected)
+
+
+# Whose fault it is: not a row's
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("DROP TABLE translation_tasks", "1146"),
+        ("ALTER TABLE translation_tasks DROP COLUMN context", "1054"),
+        ("ALTER TABLE translation_tasks ADD region varchar(9) NOT NULL", "1364"),
+        ("CREATE TRIGGER x BEFORE INSERT ON translation_tasks FOR EACH ROW INSERT INTO nowhere VALUES (1)", "1146"),
+    ],
+)
+def test_what_depends_on_the_schema_is_an_outage(
+    sink: MySQLSink, owner: Run, mysql_url: str, change: str, code: str
+) -> None:
+    owner(change)
+    error = failure(sink, Batch([session("s")], [task("a", context="x")]))
+    assert isinstance(error, SinkUnavailable)
+    assert error.code == code
+    assert sink.find_sessions({"s"}) == set()
+
+
+def test_a_missing_table_is_noticed_by_ping(sink: MySQLSink, owner: Run) -> None:
+    owner("DROP TABLE translation_tasks")
+    with pytest.raises(SinkUnavailable, match="translation_tasks") as caught:
+        sink.ping()
+    assert caught.value.code == "1146"
+
+
+def test_missing_rights_are_an_outage_that_ping_notices(
+    sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB
+) -> None:
+    pattern = database_of(mysql_url).replace("_", r"\_")
+    mariadb_server.admin(rf"REVOKE UPDATE, INSERT ON `{pattern}`.* FROM persist@'%'")
+    sink.close()
+    sink.open()
+    with pytest.raises(SinkUnavailable) as caught:
+        sink.ping()
+    assert caught.value.code == "1142"
+    assert isinstance(failure(sink, Batch([session("s")])), SinkUnavailable)
+
+
+def test_a_server_that_turns_read_only_is_an_outage_that_ping_notices(sink: MySQLSink, mariadb_server: MariaDB) -> None:
+    with server_variable(mariadb_server, "read_only", 1):
+        with pytest.raises(SinkUnavailable) as caught:
+            sink.ping()
+        assert caught.value.code == "1290"
+        assert failure(sink, Batch([session("s")])).code == "1290"
+    sink.write(Batch([session("s")]))
+
+
+def test_somebody_elses_lock_is_an_outage_and_not_a_wait_for_ever(sink: MySQLSink, owner: Run) -> None:
+    sink.write(Batch([session("s")]))
+    owner("BEGIN")
+    owner("UPDATE translation_sessions SET status = 'failed'")
+    error = failure(sink, Batch([session("new"), session("s")]))
+    assert isinstance(error, SinkUnavailable)
+    assert error.code == "1205"
+    owner("ROLLBACK")
+    assert sink.find_sessions({"new"}) == set()
+    sink.write(Batch([session("new"), session("s")]))
+
+
+def test_a_killed_connection_is_an_outage_that_opening_mends(
+    sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB
+) -> None:
+    for call in (sink.ping, lambda: sink.write(Batch([session("s")], [task("a")]))):
+        mariadb_server.admin(f"KILL {value(sink, 'connection_id()')}")
+        with pytest.raises(SinkUnavailable):
+            call()
+        with pytest.raises(SinkUnavailable):
+            call()
+        sink.close()
+        sink.open()
+    sink.write(Batch([session("s")], [task("a")]))
+    assert read_mysql(mysql_url)["session"].keys() == {"s"}
+
+
+def test_a_server_that_is_gone_is_an_outage_and_a_wrong_password_too(
+    make: Callable[..., MySQLSink], mysql_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MariaDB() as server:
+        sink = make(server.fresh_database())
+        sink.open()
+        server.kill()
+        assert isinstance(failure(sink, Batch([session("s")])), SinkUnavailable)
+        sink.close()
+        with pytest.raises(SinkUnavailable, match="refused"):
+            sink.open()
+        server.start()
+        sink.open()
+        sink.write(Batch([session("s")]))
+        sink.close()
+    wrong = make(mysql_url.replace(":secret@", ":wrong-one@"))
+    with pytest.raises(SinkUnavailable, match="Access denied") as caught:
+        wrong.open()
+    assert caught.value.code == "1045"
+    assert "wrong-one" not in str(caught.value)
+    assert caplog.records == []
+
+
+def test_a_database_that_does_not_exist_is_an_outage(make: Callable[..., MySQLSink], mysql_url: str) -> None:
+    with pytest.raises(SinkUnavailable, match="no_such"):
+        make(mysql_url.replace(database_of(mysql_url), "no_such")).open()

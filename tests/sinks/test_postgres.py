@@ -1,0 +1,446 @@
+"""What is PostgreSQL's own: its URL, its session, COPY, and whose fault its errors are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pydantic import ValidationError
+from sqlalchemy import make_url
+
+from tests.servers import Postgres, database_of
+from tests.sinks.readers import read_postgres
+from tornado_persist.errors import BatchRejected, SinkError, SinkUnavailable
+from tornado_persist.models import Batch
+from tornado_persist.sinks import postgres
+from tornado_persist.sinks.postgres import PostgresSettings, PostgresSink
+from tornado_persist.testing import session, task
+
+Run = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(postgres._SESSION, "lock_timeout", "50ms")
+
+
+@pytest.fixture
+def make(postgres_url: str, tmp_path: Path) -> Iterator[Callable[..., PostgresSink]]:
+    sinks = []
+
+    def make(url: str = postgres_url, **settings: Any) -> PostgresSink:
+        sinks.append(PostgresSink(PostgresSettings(url=url, **settings), tmp_path))
+        return sinks[-1]
+
+    yield make
+    for sink in sinks:
+        sink.close()
+
+
+@pytest.fixture
+def sink(make: Callable[..., PostgresSink]) -> PostgresSink:
+    sink = make()
+    sink.open()
+    return sink
+
+
+@pytest.fixture
+def owner(postgres_url: str) -> Iterator[Run]:
+    """Runs SQL as the owner of the database."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+
+        def run(sql: str) -> None:
+            connection.execute(sql.encode())
+
+        yield run
+
+
+@pytest.fixture
+def admin(postgres_server: Postgres, postgres_url: str) -> Callable[[str], list[tuple[Any, ...]]]:
+    """Runs SQL as the superuser."""
+    return lambda sql: postgres_server.admin(sql, database_of(postgres_url))
+
+
+def failure(sink: PostgresSink, batch: Batch) -> SinkError:
+    with pytest.raises(SinkError) as caught:
+        sink.write(batch)
+    assert isinstance(caught.value.__cause__, psycopg.Error)
+    return caught.value
+
+
+def setting(sink: PostgresSink, name: str) -> str:
+    assert sink._connection is not None
+    with sink._connection.begin():
+        value: str = sink._connection.exec_driver_sql(f"SHOW {name}").scalar_one()
+        return value
+
+
+# The URL
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_the_usual_schemes_are_taken(make: Callable[..., PostgresSink], postgres_url: str, scheme: str) -> None:
+    sink = make(postgres_url.replace("postgresql", scheme))
+    sink.open()
+    sink.ping()
+
+
+def test_a_unix_socket_and_libpqs_parameters_may_be_given(
+    make: Callable[..., PostgresSink], postgres_url: str, postgres_server: Postgres
+) -> None:
+    directory, port = postgres_server.directory, postgres_server.port
+    name = database_of(postgres_url)
+    sink = make(f"postgresql://postgres@/{name}?host={directory}&port={port}&sslmode=disable&application_name=me")
+    sink.open()
+    assert setting(sink, "application_name") == "me"
+    assert str(directory) in sink.describe()
+
+
+SECRET = "hush"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{SECRET}",
+        "",
+        f"postgresql:{SECRET}",
+        f"mysql://u:{SECRET}@h/d",
+        f"postgresql+psycopg2://u:{SECRET}@h/d",
+        f"postgresql://u:{SECRET}@h:port/d",
+        f"postgresql://u:{SECRET}/d",
+        f"postgresql://u:{SECRET}@h:0/d",
+        f"postgresql://u:{SECRET}@h:65536/d",
+        f"postgresql://u:x@{SECRET}@h/d",
+        f"postgresql://u:x@y/{SECRET}@h/d",
+        f"postgresql://u:x@y:{SECRET}@h/d",
+        f"postgresql://u:{SECRET}@h/d?{SECRET}=1",
+        f"postgresql://u:{SECRET}@h/d?ssl_mode={SECRET}",
+    ],
+)
+def test_a_malformed_url_is_refused_without_showing_the_password(url: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PostgresSettings.model_validate({"url": url})
+    (error,) = caught.value.errors(include_input=False)
+    assert error["loc"] == ("url",)
+    assert SECRET not in str(caught.value) + str(error)
+
+
+def test_the_password_is_in_no_text_of_the_sink(sink: PostgresSink, postgres_url: str) -> None:
+    password = make_url(postgres_url).password
+    assert password
+    for text in (sink.describe(), repr(sink.settings), str(sink.settings), repr(sink._engine), vars(sink)):
+        assert password not in str(text)
+
+
+def test_describe_names_version_and_place(sink: PostgresSink, postgres_url: str, postgres_server: Postgres) -> None:
+    place = postgres_url.partition("@")[2]
+    assert sink.describe().startswith(postgres_server.version)
+    assert sink.describe().endswith(f" at {place}")
+
+
+# The session
+
+
+def test_odd_defaults_of_the_database_do_not_matter(
+    make: Callable[..., PostgresSink], postgres_url: str, owner: Run
+) -> None:
+    for change in (
+        "timezone = 'Asia/Shanghai'",
+        "datestyle = 'German'",
+        "client_encoding = 'LATIN1'",
+        "synchronous_commit = 'off'",
+        "default_transaction_isolation = 'serializable'",
+        "idle_session_timeout = '1min'",
+        "standard_conforming_strings = off",
+    ):
+        owner(f'ALTER DATABASE "{database_of(postgres_url)}" SET {change}')
+    sink = make()
+    sink.open()
+    row = task("a", context="\\ '翻译'")
+    sink.write(Batch(tasks=[row]))
+    assert setting(sink, "synchronous_commit") == "on"
+    assert setting(sink, "transaction_isolation") == "read committed"
+    assert setting(sink, "timezone") == "UTC"
+    assert setting(sink, "idle_session_timeout") == "0"
+    owner(f'ALTER DATABASE "{database_of(postgres_url)}" RESET ALL')
+    found = read_postgres(postgres_url)["task"]["a"]
+    assert (found["context"], found["created_at"]) == (row["context"], row["created_at"])
+
+
+def test_stronger_durability_than_ours_is_left_alone(
+    make: Callable[..., PostgresSink], postgres_url: str, owner: Run
+) -> None:
+    owner(f"ALTER DATABASE \"{database_of(postgres_url)}\" SET synchronous_commit = 'remote_apply'")
+    sink = make()
+    sink.open()
+    assert setting(sink, "synchronous_commit") == "remote_apply"
+
+
+def test_a_database_of_another_encoding_is_refused_when_it_opens(
+    make: Callable[..., PostgresSink], postgres_server: Postgres, postgres_url: str
+) -> None:
+    postgres_server.admin(
+        "CREATE DATABASE latin OWNER persist ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+    try:
+        sink = make(postgres_url.replace(database_of(postgres_url), "latin"))
+        with pytest.raises(SinkUnavailable, match="encoding is LATIN1"):
+            sink.open()
+    finally:
+        postgres_server.admin("DROP DATABASE latin WITH (FORCE)")
+
+
+def test_a_pooler_that_clears_the_session_does_no_harm(sink: PostgresSink) -> None:
+    assert sink._connection is not None
+    driver = postgres._driver(sink._connection)
+    driver.autocommit = True
+    driver.execute("DISCARD ALL")
+    driver.autocommit = False
+    sink.write(Batch([session("s")], [task("t")]))
+    assert sink.find_sessions({"s"}) == {"s"}
+
+
+# The tables
+
+
+def test_many_who_open_at_once_make_the_tables_once(
+    make: Callable[..., PostgresSink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(postgres._SESSION, "lock_timeout", "30s")
+    errors: list[BaseException] = []
+    sinks = [make() for _ in range(6)]
+    barrier = threading.Barrier(len(sinks))
+
+    def open_it(sink: PostgresSink) -> None:
+        barrier.wait()
+        try:
+            sink.open()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=open_it, args=(sink,)) for sink in sinks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_without_create_tables_a_missing_table_is_named(make: Callable[..., PostgresSink]) -> None:
+    with pytest.raises(SinkUnavailable, match="translation_sessions does not exist"):
+        make(create_tables=False).open()
+
+
+def test_tables_that_somebody_made_narrower_or_wider_are_served(
+    make: Callable[..., PostgresSink], sink: PostgresSink, owner: Run, postgres_url: str
+) -> None:
+    owner("ALTER TABLE translation_tasks ALTER task_id TYPE text, ADD region text DEFAULT 'x', ALTER context TYPE text")
+    sink.write(Batch(tasks=[task("a")]))
+    again = make(create_tables=False)
+    again.open()
+    again.write(Batch(tasks=[task("b")]))
+    assert read_postgres(postgres_url)["task"].keys() == {"a", "b"}
+
+
+def test_a_column_widened_while_connected_takes_longer_values_at_once(sink: PostgresSink, owner: Run) -> None:
+    owner("ALTER TABLE translation_tasks ALTER column_name TYPE varchar(3)")
+    row = task("a", column_name="Text")
+    assert failure(sink, Batch(tasks=[row])).code == "22001"
+    owner("ALTER TABLE translation_tasks ALTER column_name TYPE varchar(4)")
+    sink.write(Batch(tasks=[row]))
+
+
+# Whose fault it is: a row's
+
+
+RAISE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.context = 'bad' THEN RAISE EXCEPTION 'not this one'; END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER x BEFORE INSERT OR UPDATE ON translation_tasks FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("ALTER TABLE translation_tasks ADD CONSTRAINT x CHECK (context <> 'bad')", "23514"),
+        ("ALTER TABLE translation_tasks ADD CONSTRAINT x UNIQUE (context)", "23505"),
+        ("ALTER TABLE translation_tasks ALTER target_text SET NOT NULL", "23502"),
+        ("ALTER TABLE translation_tasks ALTER context TYPE varchar(2)", "22001"),
+        ("ALTER TABLE translation_tasks ALTER duration_ms TYPE smallint", "22003"),
+        (
+            "ALTER TABLE translation_tasks ADD CONSTRAINT x FOREIGN KEY (session_id) REFERENCES translation_sessions",
+            "23503",
+        ),
+        (RAISE, "P0001"),
+    ],
+)
+def test_what_depends_on_a_rows_values_is_the_rows_fault(
+    sink: PostgresSink, owner: Run, postgres_url: str, change: str, code: str
+) -> None:
+    good = task("good", session_id="s", context="ok", target_text="", duration_ms=1)
+    bad = [task(key, session_id="none", context="bad", target_text=None, duration_ms=99999) for key in ("b1", "b2")]
+    owner(change)
+    error = failure(sink, Batch([session("s")], [good, *bad]))
+    assert isinstance(error, BatchRejected)
+    assert error.code == code
+    assert "Failing row" not in str(error)
+    assert "Hello" not in str(error)
+    assert read_postgres(postgres_url) == {"session": {}, "task": {}}
+    sink.write(Batch([session("s")], [good]))
+    assert read_postgres(postgres_url)["task"].keys() == {"good"}
+
+
+def test_a_value_beyond_its_type_is_the_rows_fault(sink: PostgresSink) -> None:
+    error = failure(sink, Batch(tasks=[task("a", duration_ms=2**63)]))
+    assert isinstance(error, BatchRejected)
+    assert error.code == "22003"
+    assert str(2**63) not in str(error).partition(" ")[0]
+
+
+def test_null_in_a_required_field_is_the_rows_fault(sink: PostgresSink) -> None:
+    error = failure(sink, Batch(tasks=[task("a", status=None)]))
+    assert isinstance(error, BatchRejected)
+    assert error.code == "23502"
+
+
+@pytest.mark.parametrize("value", ["\ud800", "a\x00b"], ids=["surrogate", "nul"])
+def test_a_text_that_no_encoding_takes_is_the_rows_fault(sink: PostgresSink, postgres_url: str, value: str) -> None:
+    with pytest.raises(BatchRejected):
+        sink.write(Batch([session("s")], [task("a", context=value)]))
+    sink.write(Batch([session("s")], [task("a")]))
+    assert read_postgres(postgres_url)["task"].keys() == {"a"}
+
+
+# Whose fault it is: not a row's
+
+
+SEQUENCE = """
+CREATE SEQUENCE x MAXVALUE 2;
+SELECT setval('x', 2);
+ALTER TABLE translation_tasks ADD n bigint DEFAULT nextval('x');
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("DROP TABLE translation_tasks", "42P01"),
+        ("ALTER TABLE translation_tasks DROP COLUMN context", "42703"),
+        ("ALTER TABLE translation_tasks ADD region text NOT NULL", "23502"),
+        ("ALTER TABLE translation_tasks DROP CONSTRAINT translation_tasks_pkey", "42P10"),
+        (SEQUENCE, "2200H"),
+        ("ALTER TABLE translation_tasks ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "42501"),
+    ],
+)
+def test_what_depends_on_the_schema_is_an_outage(
+    sink: PostgresSink, owner: Run, postgres_url: str, change: str, code: str
+) -> None:
+    owner(change)
+    error = failure(sink, Batch([session("s")], [task("a", context="x"), task("b", context="y")]))
+    assert isinstance(error, SinkUnavailable)
+    assert error.code == code
+    assert "Hello" not in str(error)
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT count(*) FROM translation_sessions").fetchone() == (0,)
+
+
+def test_a_missing_table_and_missing_rights_are_noticed_by_ping(
+    sink: PostgresSink, owner: Run, admin: Callable[[str], object]
+) -> None:
+    admin("ALTER TABLE translation_sessions OWNER TO postgres")
+    with pytest.raises(SinkUnavailable, match="translation_sessions") as caught:
+        sink.ping()
+    assert caught.value.code == "42501"
+    assert failure(sink, Batch([session("s")])).code == "42501"
+    owner("DROP TABLE translation_tasks")
+    admin("ALTER TABLE translation_sessions OWNER TO persist")
+    with pytest.raises(SinkUnavailable, match="translation_tasks") as caught:
+        sink.ping()
+    assert caught.value.code == "42P01"
+
+
+def test_a_server_that_turns_read_only_is_an_outage_that_ping_notices(
+    make: Callable[..., PostgresSink], sink: PostgresSink
+) -> None:
+    assert sink._connection is not None
+    driver = postgres._driver(sink._connection)
+    driver.execute("SET default_transaction_read_only = on")
+    driver.commit()
+    with pytest.raises(SinkUnavailable) as caught:
+        sink.ping()
+    assert caught.value.code == "25006"
+    assert isinstance(failure(sink, Batch([session("s")])), SinkUnavailable)
+
+
+def test_a_role_that_may_make_no_temporary_tables_is_told_when_it_opens(
+    make: Callable[..., PostgresSink], sink: PostgresSink, postgres_url: str, admin: Callable[[str], object]
+) -> None:
+    name = database_of(postgres_url)
+    admin(f'ALTER DATABASE "{name}" OWNER TO postgres')
+    admin(f'REVOKE TEMPORARY ON DATABASE "{name}" FROM PUBLIC')
+    with pytest.raises(SinkUnavailable, match="temporary") as caught:
+        make().open()
+    assert caught.value.code == "42501"
+
+
+def test_somebody_elses_lock_is_an_outage_and_not_a_wait_for_ever(sink: PostgresSink, postgres_url: str) -> None:
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("LOCK TABLE translation_tasks")
+        error = failure(sink, Batch(tasks=[task("a")]))
+        assert isinstance(error, SinkUnavailable)
+        assert error.code == "55P03"
+    sink.write(Batch(tasks=[task("a")]))
+
+
+def test_a_killed_connection_is_an_outage_that_opening_mends(
+    sink: PostgresSink, postgres_url: str, admin: Callable[[str], object]
+) -> None:
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()"
+    for call in (sink.ping, lambda: sink.write(Batch([session("s")], [task("a")]))):
+        admin(kill.format(database_of(postgres_url)))
+        with pytest.raises(SinkUnavailable):
+            call()
+        with pytest.raises(SinkUnavailable):
+            call()
+        sink.close()
+        sink.open()
+    sink.write(Batch([session("s")], [task("a")]))
+    assert read_postgres(postgres_url)["session"].keys() == {"s"}
+
+
+def test_a_server_that_is_gone_is_an_outage_and_a_wrong_password_too(
+    make: Callable[..., PostgresSink], postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Postgres() as server:
+        url = server.fresh_database()
+        sink = make(url)
+        sink.open()
+        server.kill()
+        assert isinstance(failure(sink, Batch([session("s")])), SinkUnavailable)
+        sink.close()
+        with pytest.raises(SinkUnavailable, match="refused"):
+            sink.open()
+        server.start()
+        sink.open()
+        sink.write(Batch([session("s")]))
+        sink.close()
+    wrong = make(postgres_url.replace(":secret@", ":wrong-one@"))
+    with pytest.raises(SinkUnavailable, match="password authentication failed") as caught:
+        wrong.open()
+    assert "wrong-one" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caplog.records == []
+
+
+def test_a_database_that_does_not_exist_is_an_outage(make: Callable[..., PostgresSink], postgres_url: str) -> None:
+    with pytest.raises(SinkUnavailable, match="no_such"):
+        make(postgres_url.replace(database_of(postgres_url), "no_such")).open()

@@ -1,0 +1,170 @@
+"""A sink on its own thread: opened when needed, opened anew after an outage, given up when it hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from structlog.testing import capture_logs
+
+from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.models import Batch
+from tornado_persist.sinks import runner as runner_module
+from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.testing import FlakySink, task
+
+
+@asynccontextmanager
+async def running(sink: FlakySink) -> AsyncIterator[SinkRunner]:
+    runner = SinkRunner(sink)
+    try:
+        yield runner
+    finally:
+        sink.release()
+        await runner.close(5)
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+BATCH = Batch(tasks=[task("a")])
+
+
+@pytest.mark.gen_test
+async def test_the_first_call_opens_the_sink_and_later_ones_find_it_open() -> None:
+    sink = FlakySink()
+    async with running(sink) as runner:
+        await runner.write(BATCH)
+        await runner.write(BATCH)
+    assert sink.calls == ["open", "write", "write", "close"]
+
+
+@pytest.mark.gen_test
+async def test_after_an_outage_the_sink_is_closed_and_opened_again() -> None:
+    sink = FlakySink()
+    async with running(sink) as runner:
+        await runner.write(BATCH)
+        sink.fail_next()
+        with pytest.raises(SinkUnavailable):
+            await runner.write(BATCH)
+        assert sink.calls[-1] == "close"
+        await runner.write(BATCH)
+    assert runner.up
+    assert sink.calls == ["open", "write", "write", "close", "open", "write", "close"]
+
+
+@pytest.mark.gen_test
+async def test_a_rejected_batch_leaves_the_sink_open_and_up() -> None:
+    sink = FlakySink()
+    sink.refused.add("a")
+    async with running(sink) as runner:
+        with pytest.raises(BatchRejected):
+            await runner.write(BATCH)
+        assert runner.up
+    assert sink.calls == ["open", "write", "close"]
+
+
+@pytest.mark.gen_test
+async def test_a_bug_in_the_sink_is_logged_with_its_traceback_and_counts_as_an_outage() -> None:
+    sink = FlakySink()
+    sink.fail_next(error=ZeroDivisionError("secret row"))
+    async with running(sink) as runner:
+        with capture_logs() as logs, pytest.raises(SinkUnavailable, match="ZeroDivisionError") as caught:
+            await runner.write(BATCH)
+        assert "secret row" not in str(caught.value)
+        await runner.write(BATCH)
+    assert [log["event"] for log in logs if log.get("exc_info")] == ["a bug in the sink"]
+
+
+@pytest.mark.gen_test
+async def test_going_down_and_coming_up_is_said_once_each() -> None:
+    sink = FlakySink()
+    sink.down = True
+    async with running(sink) as runner:
+        with capture_logs() as logs:
+            for down in (True, True, False, False, True):
+                sink.down = down
+                assert await runner.healthy(wait=5, max_age=-1) is not down
+    assert [(log["log_level"], log["event"]) for log in logs] == [
+        ("warning", "sink down"),
+        ("info", "sink up"),
+        ("warning", "sink down"),
+    ]
+
+
+@pytest.mark.gen_test
+async def test_what_was_just_heard_of_is_not_asked_again() -> None:
+    sink = FlakySink()
+    async with running(sink) as runner:
+        await runner.write(BATCH)
+        assert await runner.healthy(max_age=60)
+        assert "ping" not in sink.calls
+
+
+@pytest.mark.gen_test
+async def test_a_ping_that_hangs_does_not_hold_the_answer_up() -> None:
+    go = threading.Event()
+
+    class Silent(FlakySink):
+        def ping(self) -> None:
+            go.wait(60)
+
+    sink = Silent()
+    async with running(sink) as runner:
+        assert not await runner.healthy(wait=0.01)
+        assert not await runner.healthy(wait=0.01), "the second must not queue behind the first"
+        go.set()
+        await wait_until(lambda: runner.up)
+
+
+@pytest.mark.gen_test
+async def test_a_long_write_is_well_until_it_counts_as_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = FlakySink()
+    async with running(sink) as runner:
+        await runner.write(BATCH)
+        sink.hold()
+        write = asyncio.ensure_future(runner.write(BATCH))
+        await wait_until(sink.holding.is_set)
+        assert await runner.healthy(max_age=-1)
+        monkeypatch.setattr(runner_module, "STALLED_AFTER", -1.0)
+        assert not await runner.healthy(max_age=-1)
+        monkeypatch.undo()
+        sink.release()
+        await write
+        assert "ping" not in sink.calls, "a ping would have waited behind the write"
+
+
+@pytest.mark.gen_test
+async def test_closing_gives_up_a_call_that_hangs_and_those_behind_it() -> None:
+    sink = FlakySink()
+    async with running(sink) as runner:
+        sink.hold()
+        first = asyncio.ensure_future(runner.write(BATCH))
+        second = asyncio.ensure_future(runner.write(BATCH))
+        await wait_until(sink.holding.is_set)
+        await runner.close(0.01)
+        for write in (first, second):
+            with pytest.raises(SinkUnavailable, match="was closed"):
+                await write
+        with pytest.raises(SinkUnavailable, match="is closed"):
+            await runner.write(BATCH)
+    await wait_until(lambda: sink.calls[-1] == "close")
+    assert sink.calls.count("write") == 1
+
+
+@pytest.mark.gen_test
+async def test_a_sink_that_cannot_be_opened_is_tried_again_by_the_next_call() -> None:
+    sink = FlakySink()
+    sink.down = True
+    async with running(sink) as runner:
+        with pytest.raises(SinkUnavailable, match="flaky sink is down"):
+            await runner.open()
+        sink.down = False
+        await runner.open()
+        assert runner.description == "memory"

@@ -1,0 +1,85 @@
+"""The one interface between the service and whatever stores its rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from tornado_persist.models import Batch
+
+
+class SinkSettings(BaseModel):
+    """What a table ``[sinks.<name>]`` of the configuration may hold; a sink derives its own from this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=SinkSettings)
+
+
+class Sink(ABC, Generic[SettingsT]):
+    """Stores batches. Blocking; every call comes from one worker thread, never two at a time.
+
+    A new object does no I/O: ``__init__`` only keeps its arguments. ``open`` comes first. After ``SinkUnavailable`` the
+    caller does ``close`` and ``open`` before it tries again; ``close`` is fine at any time, and twice.
+    """
+
+    #: The word that selects the sink in the configuration.
+    name: ClassVar[str]
+    #: The model of the sink's table in the configuration.
+    Settings: ClassVar[type[SinkSettings]]
+
+    def __init__(self, settings: SettingsT, data_dir: Path) -> None:
+        """``data_dir`` is where relative paths in ``settings`` start."""
+        self.settings = settings
+        self.data_dir = data_dir
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect, and make what is missing (tables, files).
+
+        Raises:
+            SinkUnavailable: the place cannot be reached, or refuses us, or lacks what it must have.
+        """
+
+    @abstractmethod
+    def write(self, batch: Batch) -> None:
+        """Commit the whole batch, sessions before tasks, durably, or raise and leave none of it behind.
+
+        A row updates by the merge rule: a field it has replaces the stored one (``None`` clears it), a field it has not
+        stays; a row that is new gets the defaults (``models.DEFAULTS``, else null). ``created_at`` is stored with a
+        new row and never changed afterwards. Writing the same batch twice leaves what writing it once does.
+
+        Raises:
+            SinkUnavailable: nothing was written, and the same batch may go through later.
+            BatchRejected: nothing was written, and a row of this batch is to blame.
+        """
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Ask the place cheaply whether it would take a write.
+
+        Raises:
+            SinkUnavailable: it would not.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up connections and files. Never raises."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for people, after ``open``: product, version and place, never a password."""
+
+    def find_sessions(self, session_ids: Collection[str]) -> set[str]:
+        """Those of ``session_ids`` that the sink has. Only ``records.require_session`` needs it.
+
+        Raises:
+            SinkUnavailable: the place cannot be asked now.
+            NotImplementedError: this sink cannot look sessions up (the default).
+        """
+        raise NotImplementedError(f"sink {self.name!r} cannot look sessions up")

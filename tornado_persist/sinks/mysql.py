@@ -1,0 +1,265 @@
+"""MySQL 8 and MariaDB 10.6 or later, through PyMySQL."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, ClassVar
+
+import pymysql
+from pydantic import SecretStr, field_validator
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
+
+from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.sinks.sql import (
+    CONNECT_TIMEOUT,
+    LOCK_TIMEOUT,
+    Encoder,
+    Fault,
+    SQLSettings,
+    SQLSink,
+    parse_url,
+    place,
+    updated,
+)
+from tornado_persist.sinks.tables import TABLES
+
+_SCHEMES = ("mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql")
+
+#: Seconds for one answer. A statement here is small; who is silent that long is gone.
+_IO_TIMEOUT = 120
+#: Bytes of a statement that are worth the effort: longer ones do not get faster.
+_STATEMENT = 256 * 1024
+#: Characters from which on a value goes by itself when its row is too long for one statement.
+_LONG = 256
+
+#: What the server may have set otherwise. The whole SQL mode is given, so that none of the modes that change how
+#: texts are read is on; "strict" makes the server refuse a value that it would otherwise cut or replace.
+_SESSION = {
+    "sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
+    "time_zone": "'+00:00'",
+    "innodb_lock_wait_timeout": str(LOCK_TIMEOUT),
+    "lock_wait_timeout": str(LOCK_TIMEOUT),
+    # Between two flushes there may be a night; the most that every platform takes.
+    "wait_timeout": "2147483",
+    # Would refuse the ping, which updates without naming a key.
+    "sql_safe_updates": "0",
+    # Otherwise a commit may end the connection.
+    "completion_type": "0",
+}
+
+#: Error numbers that depend on the row.
+_ROWS = {
+    *(1022, 1062, 1169, 1557, 1586, 1761, 1762),  # a key that is there already
+    *(1216, 1217, 1451, 1452),  # foreign keys
+    *(3819, 4025),  # CHECK: MySQL's number, MariaDB's (its JSON columns are a CHECK, too)
+    *(1048, 1263),  # null where there must be none
+    *(1264, 1690),  # beyond the range
+    *(1265, 1406),  # too long, or not in the list
+    *(1292, 1300, 1366, 1367, 1411, 1441, 1525),  # not a value of that type or character set
+    *(1365, 1526),  # division by zero; no partition
+    *(3140, 3141, 3144, 3150, 3151, 3156, 3157),  # JSON
+    1644,  # SIGNAL
+}
+
+
+class MySQLSettings(SQLSettings):
+    """``[sinks.mysql]``."""
+
+    #: ``mysql://user:password@host:port/database``, with PyMySQL's parameters as its query, ``unix_socket`` and
+    #: ``ssl_ca`` among them.
+    url: SecretStr = SecretStr("mysql://persist@localhost:3306/persist")
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: SecretStr) -> SecretStr:
+        url = _parse(value)
+        if not url.database:
+            raise ValueError("the URL names no database")
+        try:
+            inspect.signature(pymysql.connect).bind(**url.get_dialect()().create_connect_args(url)[1])
+        except (TypeError, ValueError):
+            raise ValueError("the URL's query has a parameter that PyMySQL does not know") from None
+        return value
+
+
+class MySQLSink(SQLSink[MySQLSettings]):
+    """Upserts by statements of many rows, in one transaction."""
+
+    name = "mysql"
+    Settings: ClassVar[type[MySQLSettings]] = MySQLSettings
+    driver_error = pymysql.err.MySQLError
+
+    #: Bytes of a statement that the server takes.
+    _packet: int
+
+    @property
+    def _url(self) -> URL:
+        return _parse(self.settings.url)
+
+    def _create_engine(self) -> Engine:
+        url = self._url
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": _IO_TIMEOUT, "write_timeout": _IO_TIMEOUT}
+        arguments: dict[str, Any] = {key: value for key, value in timeouts.items() if key not in url.query}
+        arguments |= {
+            "charset": "utf8mb4",
+            "autocommit": False,
+            "init_command": "SET " + ", ".join(f"SESSION {name} = {value}" for name, value in _SESSION.items()),
+        }
+        if url.password:
+            # The driver would take Latin-1.
+            arguments["password"] = url.password.encode()
+        return create_engine(
+            url,
+            poolclass=NullPool,
+            pool_reset_on_return=None,
+            hide_parameters=True,
+            # Read committed would lock less, but a server that logs statements refuses to write under it.
+            isolation_level="REPEATABLE READ",
+            connect_args=arguments,
+        )
+
+    def open(self) -> None:
+        try:
+            super().open()
+        except RuntimeError as exc:
+            # PyMySQL's way to say that the server's authentication needs a package which is not installed.
+            raise SinkUnavailable(str(exc)) from exc
+
+    def _check(self, connection: Connection) -> None:
+        # A command and some room for what the server counts besides.
+        self._packet = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one()) - 16
+        for kind in KINDS:
+            collation = connection.execute(
+                text(
+                    "SELECT collation_name FROM information_schema.columns"
+                    " WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
+                ),
+                {"table": TABLES[kind].name, "column": KEYS[kind]},
+            ).scalar()
+            # A column without a collation holds bytes.
+            if collation is not None and not collation.endswith("_bin"):
+                raise SinkUnavailable(
+                    f"{TABLES[kind].name}.{KEYS[kind]} has the collation {collation}, which takes different keys for"
+                    " the same; it must be a binary one"
+                )
+
+    def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
+        driver = connection.connection.driver_connection
+        columns = ", ".join(map(_quoted, fields))
+        key = _quoted(KEYS[kind])
+        # The duplicate may be one of some other unique index that somebody made: then this would update a row that is
+        # not ours. Null in the key makes that an error.
+        changes = f"{key} = IF({key} = VALUES({key}), {key}, NULL)"
+        # VALUES() is the one spelling that both products know.
+        changes += "".join(f", {_quoted(name)} = VALUES({_quoted(name)})" for name in updated(kind, fields))
+        head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
+        tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
+        room = self._packet - len(head) - len(tail)
+        statement = Statement(driver, head, tail, min(room, _STATEMENT))
+        for block in _ENCODERS[kind].blocks(fields, rows):
+            for values in block:
+                row = f"({','.join(values)})".encode()
+                if len(row) <= room:
+                    statement.add(row)
+                else:
+                    self._upsert_long(statement, values, room)
+        statement.send()
+
+    def _upsert_long(self, statement: Statement, values: Sequence[str], room: int) -> None:
+        """A row that fits into no statement: its long values go first, each into a variable of the session."""
+        short = list(values)
+        used = []
+        for number, value in enumerate(values):
+            if len(value) > _LONG:
+                short[number] = f"@persist_{number}"
+                used.append(f"@persist_{number} = NULL")
+                self._query(statement.driver, f"SET @persist_{number} = {value}".encode())
+        row = f"({','.join(short)})".encode()
+        if len(row) > room:
+            raise _too_long(len(row))
+        statement.send()
+        statement.add(row)
+        statement.send()
+        self._query(statement.driver, f"SET {', '.join(used)}".encode())
+
+    def _query(self, driver: Any, query: bytes) -> None:
+        if len(query) > self._packet:
+            raise _too_long(len(query))
+        driver.query(query)
+
+    def _describe(self, connection: Connection) -> str:
+        version = connection.exec_driver_sql("SELECT VERSION()").scalar_one()
+        product = "MariaDB" if getattr(connection.dialect, "is_mariadb", False) else "MySQL"
+        return f"{product} {version} at {place(self._url)}"
+
+    def _fault(self, error: Exception) -> Fault:
+        number = error.args[0] if error.args else None
+        message = str(error.args[-1]) if error.args else type(error).__name__
+        # "Duplicate entry '...' for key", "Incorrect string value: '...' for column": without the value.
+        message = re.sub(r" '.*' for (?=key |column )", " for ", message, count=1, flags=re.DOTALL)
+        if number == 1048 and any(f"'{key}'" in message for key in KEYS.values()):
+            message = "a key is null, or another row has the same values in a unique index"
+        return Fault(number in _ROWS, str(number or ""), message or "the connection is closed")
+
+
+def _parse(url: SecretStr) -> URL:
+    return parse_url(url.get_secret_value(), _SCHEMES).set(drivername="mysql+pymysql")
+
+
+class Statement:
+    """An INSERT that grows by rows until they fill it."""
+
+    def __init__(self, driver: Any, head: bytes, tail: bytes, room: int) -> None:
+        """``room``: bytes for the rows."""
+        self.driver = driver
+        self._head, self._tail, self._room = head, tail, room
+        self._rows: list[bytes] = []
+        self._size = 0
+
+    def add(self, row: bytes) -> None:
+        """Send what is there already, if ``row`` does not fit behind it."""
+        if self._rows and self._size + len(row) > self._room:
+            self.send()
+        self._rows.append(row)
+        self._size += len(row) + 1
+
+    def send(self) -> None:
+        """Send the rows, if there are any."""
+        if self._rows:
+            self.driver.query(self._head + b",".join(self._rows) + self._tail)
+            self._rows.clear()
+            self._size = 0
+
+
+class _Literals(Encoder):
+    """SQL literals."""
+
+    null = "NULL"
+    quote = "'"
+    special = "\\'"
+
+    def escape(self, text: str) -> str:
+        return text.replace("\\", r"\\").replace("'", "''")
+
+    def time(self, value: datetime) -> str:
+        # DATETIME has no offset, and MariaDB refuses one.
+        return value.replace(tzinfo=None).isoformat(" ")
+
+    def number(self, value: float) -> str:
+        # Without an exponent it would be a decimal number, and be rounded as one.
+        return f"{value!r}e0" if isinstance(value, float) and "e" not in repr(value) else str(value)
+
+
+_ENCODERS = {kind: _Literals(TABLES[kind]) for kind in KINDS}
+
+
+def _quoted(name: str) -> str:
+    return f"`{name}`"
+
+
+def _too_long(size: int) -> BatchRejected:
+    return BatchRejected(f"a value of {size} bytes does not fit into the server's max_allowed_packet", code="1153")

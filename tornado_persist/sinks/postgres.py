@@ -1,0 +1,197 @@
+"""PostgreSQL, through psycopg's COPY."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, ClassVar
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+from pydantic import SecretStr, field_validator
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
+
+from tornado_persist.errors import SinkUnavailable
+from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.sinks.sql import (
+    CONNECT_TIMEOUT,
+    LOCK_TIMEOUT,
+    Encoder,
+    Fault,
+    SQLSettings,
+    SQLSink,
+    parse_url,
+    place,
+    updated,
+)
+from tornado_persist.sinks.tables import TABLES
+
+_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+
+#: Libpq's; what the URL says goes before. A server that vanished without a word is noticed within a minute.
+_CONNECTION = {
+    "connect_timeout": str(CONNECT_TIMEOUT),
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "5",
+    "keepalives_count": "4",
+    "tcp_user_timeout": "30000",
+    "fallback_application_name": "tornado-persist",
+}
+
+#: What a server, database or role may have set otherwise.
+_SESSION = {
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "client_min_messages": "warning",
+    "lock_timeout": f"{LOCK_TIMEOUT}s",
+    # Between two flushes there may be a night.
+    "idle_session_timeout": "0",
+}
+
+#: SQLSTATEs of the classes 22 and 23 that no row can be blamed for: a sequence that has run out.
+_SCHEMA = {"2200H"}
+_NOT_NULL = "23502"
+
+
+class PostgresSettings(SQLSettings):
+    """``[sinks.postgres]``."""
+
+    #: ``postgresql://user:password@host:port/database``, with libpq's parameters as its query. For a Unix socket the
+    #: query's ``host`` is the directory.
+    url: SecretStr = SecretStr("postgresql://persist@localhost:5432/persist")
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: SecretStr) -> SecretStr:
+        url = _parse(value)
+        try:
+            make_conninfo(**url.get_dialect()().create_connect_args(url)[1])
+        except (psycopg.Error, TypeError, ValueError):
+            raise ValueError("the URL's query has a parameter that libpq does not know") from None
+        return value
+
+
+class PostgresSink(SQLSink[PostgresSettings]):
+    """Copies rows into a temporary table and merges them from there, in one transaction."""
+
+    name = "postgres"
+    Settings: ClassVar[type[PostgresSettings]] = PostgresSettings
+    driver_error = psycopg.Error
+
+    @property
+    def _url(self) -> URL:
+        return _parse(self.settings.url)
+
+    def _create_engine(self) -> Engine:
+        url = self._url
+        arguments: dict[str, Any] = {key: value for key, value in _CONNECTION.items() if key not in url.query}
+        # A plan kept for the temporary table would be wrong for the next one.
+        arguments |= {"client_encoding": "UTF8", "prepare_threshold": None}
+        return create_engine(
+            url,
+            poolclass=NullPool,
+            pool_reset_on_return=None,
+            hide_parameters=True,
+            isolation_level="READ COMMITTED",
+            use_native_hstore=False,
+            connect_args=arguments,
+        )
+
+    def _set_up(self, connection: Connection) -> None:
+        with self._transaction(connection), _driver(connection).cursor() as cursor:
+            cursor.execute("SHOW server_encoding")
+            (encoding,) = cursor.fetchone() or ("",)
+            if encoding != "UTF8":
+                raise SinkUnavailable(f"the database's encoding is {encoding}, and it must be UTF8")
+            for name, value in _SESSION.items():
+                # Older servers lack some of them.
+                cursor.execute(
+                    "SELECT set_config(%(name)s, %(value)s, false) WHERE current_setting(%(name)s, true) IS NOT NULL",
+                    {"name": name, "value": value},
+                )
+            # "off" would answer before the commit is on the disk; the other levels all wait for at least that.
+            cursor.execute(
+                "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit')='off'"
+            )
+
+    def _check(self, connection: Connection) -> None:
+        # Not everybody may make temporary tables; better known at once.
+        self._begin_write(connection)
+
+    def _begin_write(self, connection: Connection) -> None:
+        """Make the temporary tables of this connection, unless it has them; a pooler between may have changed it."""
+        statements = []
+        for kind in KINDS:
+            columns = [f"{_quoted(column.name)} {column.type.compile(connection.dialect)}" for column in TABLES[kind].c]
+            table = f"{_staging(kind)} ({', '.join(columns)})"
+            statements.append(f"CREATE TEMPORARY TABLE IF NOT EXISTS {table} ON COMMIT DELETE ROWS")
+        with _driver(connection).cursor() as cursor:
+            cursor.execute("; ".join(statements).encode())
+
+    def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
+        columns = ", ".join(map(_quoted, fields))
+        changes = ", ".join(f"{_quoted(name)} = EXCLUDED.{_quoted(name)}" for name in updated(kind, fields))
+        key = _quoted(KEYS[kind])
+        staging = _staging(kind)
+        with _driver(connection).cursor() as cursor:
+            with cursor.copy(f"COPY {staging} ({columns}) FROM STDIN".encode()) as copy:
+                for block in _ENCODERS[kind].blocks(fields, rows):
+                    copy.write("\n".join(["\t".join(values) for values in block]) + "\n")
+            # A fresh temporary table is read in the order in which it was filled, by key: a sort would cost a tenth.
+            cursor.execute(
+                f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) SELECT {columns} FROM {staging}"
+                f" ON CONFLICT ({key}) DO UPDATE SET {changes}".encode()
+            )
+            cursor.execute(f"TRUNCATE {staging}".encode())
+
+    def _describe(self, connection: Connection) -> str:
+        version = connection.exec_driver_sql("SHOW server_version").scalar_one()
+        return f"PostgreSQL {version} at {place(self._url)}"
+
+    def _fault(self, error: Exception) -> Fault:
+        assert isinstance(error, psycopg.Error)
+        code = error.sqlstate or ""
+        rows = (code[:2] in ("22", "23") or code == "P0001") and code not in _SCHEMA
+        if code == _NOT_NULL:
+            # Of a column that no row of ours can fill, it is the schema's fault.
+            tables = [table for table in TABLES.values() if table.name == error.diag.table_name]
+            rows = not tables or (error.diag.column_name or "") in tables[0].c
+        # The primary message alone: the detail shows the row. The value that some append goes, too.
+        message = re.sub(r': ".*"$', "", error.diag.message_primary or str(error), flags=re.DOTALL)
+        return Fault(rows, code, " ".join(message.split()))
+
+
+def _parse(url: SecretStr) -> URL:
+    return parse_url(url.get_secret_value(), _SCHEMES).set(drivername="postgresql+psycopg")
+
+
+class _CopyText(Encoder):
+    """COPY's text format."""
+
+    null = r"\N"
+    quote = ""
+    special = "\\\t\n\r"
+
+    def escape(self, text: str) -> str:
+        return text.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r")
+
+    def time(self, value: datetime) -> str:
+        return value.isoformat()
+
+
+_ENCODERS = {kind: _CopyText(TABLES[kind]) for kind in KINDS}
+
+
+def _staging(kind: Kind) -> str:
+    return f"persist_staging_{kind}"
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    return driver

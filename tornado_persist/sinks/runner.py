@@ -1,0 +1,188 @@
+"""A sink on its own thread, as the event loop sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from tornado_persist import log
+from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.models import Batch
+from tornado_persist.sinks.base import Sink
+
+T = TypeVar("T")
+
+logger = log.get(__name__)
+
+#: Seconds after which a call that has not come back counts as a sink that is down.
+STALLED_AFTER = 5.0
+
+
+class SinkRunner:
+    """Runs a sink's blocking calls one after the other in one daemon thread, opening the sink when a call needs it.
+
+    The thread is a daemon, not one of an executor, because an executor's threads are joined at exit: a database that
+    hangs would keep the process from ending. After ``SinkUnavailable`` the sink is closed, so that the next call begins
+    with a new connection. Any exception that a sink must not raise is logged with its traceback and becomes
+    ``SinkUnavailable``.
+    """
+
+    def __init__(self, sink: Sink[Any]) -> None:
+        self.sink = sink
+        #: What ``sink.describe()`` said when it was last opened.
+        self.description = sink.name
+        #: Why the sink is down; empty while it is up.
+        self.error = "not opened yet"
+        self._up: bool | None = None
+        self._opened = False
+        self._busy_since: float | None = None
+        self._checked_at = float("-inf")
+        self._ping: asyncio.Task[None] | None = None
+        self._closed = False
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any]] | None]
+        self._calls = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name=f"sink-{sink.name}", daemon=True)
+        self._thread.start()
+
+    async def open(self) -> None:
+        """Open the sink if it is not open.
+
+        Raises:
+            SinkUnavailable: see :meth:`Sink.open`.
+        """
+        await self._call(lambda: None)
+
+    async def write(self, batch: Batch) -> None:
+        """:meth:`Sink.write`, with its exceptions."""
+        await self._call(self.sink.write, batch)
+
+    async def find_sessions(self, session_ids: Collection[str]) -> set[str]:
+        """:meth:`Sink.find_sessions`, with its exceptions."""
+        return await self._call(self.sink.find_sessions, session_ids)
+
+    async def healthy(self, *, wait: float = 0.4, max_age: float = 1.0) -> bool:
+        """Whether the sink answers, as far as is known within ``wait`` seconds.
+
+        An idle sink is pinged, unless it was heard of in the last ``max_age`` seconds. A busy one is well until its
+        call takes ``STALLED_AFTER`` seconds.
+        """
+        if self._busy_since is None and time.monotonic() - self._checked_at > max_age and not self._closed:
+            if self._ping is None or self._ping.done():
+                self._ping = asyncio.create_task(self._ping_quietly())
+            await asyncio.wait([self._ping], timeout=wait)
+        return self.up
+
+    @property
+    def up(self) -> bool:
+        """Whether the last call went through and none hangs."""
+        busy_since = self._busy_since
+        stalled = busy_since is not None and time.monotonic() - busy_since > STALLED_AFTER
+        return bool(self._up) and not stalled
+
+    async def close(self, timeout: float) -> None:
+        """Close the sink; after ``timeout`` seconds leave a call that hangs to itself. Never raises.
+
+        Every call that still waits then ends with ``SinkUnavailable``.
+        """
+        if self._closed:
+            return
+        closing = self._submit(self._close_sink, ())
+        self._closed = True
+        self._calls.put(None)
+        await asyncio.wait([closing], timeout=timeout)
+        for future in self._waiting - {closing}:
+            if not future.done():
+                future.set_exception(SinkUnavailable("the sink was closed"))
+                future.exception()  # whoever waits gets it; nobody else needs the "never retrieved" message
+
+    async def _ping_quietly(self) -> None:
+        with contextlib.suppress(SinkUnavailable):
+            await self._call(self.sink.ping)
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        if self._closed:
+            raise SinkUnavailable("the sink is closed")
+        try:
+            result: T = await self._submit(self._guarded, (function, args))
+        except BatchRejected:
+            self._note(up=True)
+            raise
+        except SinkUnavailable as exc:
+            self._note(up=False, error=str(exc), code=exc.code)
+            raise
+        self._note(up=True)
+        return result
+
+    def _note(self, *, up: bool, error: str = "", code: str = "") -> None:
+        if self._closed:
+            return
+        changed = up is not self._up
+        self._up, self.error, self._checked_at = up, error, time.monotonic()
+        if changed and up:
+            logger.info("sink up", sink=self.sink.name, at=self.description)
+        elif changed:
+            logger.warning("sink down", sink=self.sink.name, error=error, code=code)
+
+    def _submit(self, function: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        self._calls.put((function, args, future))
+        return future
+
+    # Below: the sink's thread.
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, args, future = call
+            if future.done():  # given up by close()
+                continue
+            self._busy_since = time.monotonic()
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = function(*args)
+            except BaseException as exc:
+                error = exc
+            self._busy_since = None
+            try:
+                self._loop.call_soon_threadsafe(_settle, future, result, error)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+
+    def _guarded(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        try:
+            if not self._opened:
+                self.sink.open()
+                self._opened = True
+                self.description = self.sink.describe()
+            return function(*args)
+        except BatchRejected:
+            raise
+        except SinkUnavailable:
+            self._close_sink()
+            raise
+        except Exception as exc:
+            logger.exception("a bug in the sink", sink=self.sink.name)
+            self._close_sink()
+            raise SinkUnavailable(f"a bug in sink {self.sink.name}: {type(exc).__name__}") from exc
+
+    def _close_sink(self) -> None:
+        self._opened = False
+        self.sink.close()
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

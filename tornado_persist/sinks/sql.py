@@ -1,0 +1,382 @@
+"""What the three SQL sinks share: the connection, the tables, one transaction a batch, and whose fault an error is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from pydantic import ConfigDict
+from sqlalchemy import (
+    JSON,
+    URL,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    Table,
+    false,
+    inspect,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
+
+from tornado_persist.errors import BatchRejected, SinkError, SinkUnavailable
+from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
+from tornado_persist.sinks.base import Sink, SinkSettings
+from tornado_persist.sinks.tables import METADATA, TABLES, TimeType, dump_json
+
+#: Seconds after which a connection attempt fails.
+CONNECT_TIMEOUT = 5
+#: Seconds to wait for somebody else's lock. Then the write fails and is tried again: a lock that is never released
+#: shows up in the log, where a wait for ever would say nothing.
+LOCK_TIMEOUT = 5
+#: Keys in one look-up.
+_LOOKUP = 500
+#: Rows that are encoded at a time: enough to spread the cost, few enough to stay in the cache.
+_BLOCK = 500
+
+
+class SQLSettings(SinkSettings):
+    """What every SQL sink can be told."""
+
+    # A refused value must not be quoted: it may be a URL with a password in it.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    #: Make the tables when they are missing.
+    create_tables: bool = True
+
+
+SQLSettingsT = TypeVar("SQLSettingsT", bound=SQLSettings)
+
+
+class Fault(NamedTuple):
+    """What a driver's error comes down to."""
+
+    rows: bool  #: a row is to blame, not the server or the schema
+    code: str  #: the driver's own
+    message: str  #: without the row's contents where that can be had
+
+
+class SQLSink(Sink[SQLSettingsT]):
+    """Upserts batches into the two tables over one connection."""
+
+    #: The root of the driver's exceptions.
+    driver_error: ClassVar[type[Exception]]
+
+    def __init__(self, settings: SQLSettingsT, data_dir: Path) -> None:
+        super().__init__(settings, data_dir)
+        self._engine: Engine | None = None
+        self._connection: Connection | None = None
+        self._description = self.name
+
+    # What differs
+
+    @abstractmethod
+    def _create_engine(self) -> Engine:
+        """An engine that pools nothing and shows no parameters in its errors."""
+
+    @abstractmethod
+    def _fault(self, error: Exception) -> Fault:
+        """Judge one of the driver's errors by its code."""
+
+    @abstractmethod
+    def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
+        """Write ``rows``, which all carry exactly ``fields`` and are sorted by key."""
+
+    @abstractmethod
+    def _describe(self, connection: Connection) -> str:
+        """Product, version and place."""
+
+    def _set_up(self, connection: Connection) -> None:
+        """Prepare a new connection, before the tables are looked at."""
+
+    def _check(self, connection: Connection) -> None:
+        """Look whether the place, tables included, can be written to correctly."""
+
+    def _begin_write(self, connection: Connection) -> None:
+        """Prepare the transaction of a batch."""
+
+    def _before_use(self, connection: Connection) -> None:
+        """Look, before each use, whether the connection still leads where it should."""
+
+    # The interface
+
+    def open(self) -> None:
+        self.close()
+        try:
+            with self._faults(rejects=False):
+                self._engine = self._create_engine()
+                self._connection = connection = self._engine.connect()
+                self._set_up(connection)
+                self._make_tables(connection)
+                with self._transaction(connection, commit=False):
+                    for table in TABLES.values():
+                        # A column that is missing is named by the server now, not by the first write.
+                        connection.execute(select(table).where(false()))
+                    self._check(connection)
+                    self._description = self._describe(connection)
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, batch: Batch) -> None:
+        with self._faults(rejects=True):
+            connection = self._connected()
+            with self._transaction(connection):
+                self._begin_write(connection)
+                for kind in KINDS:
+                    for fields, rows in group(kind, batch.rows(kind)):
+                        self._upsert(connection, kind, fields, rows)
+
+    def ping(self) -> None:
+        with self._faults(rejects=False):
+            connection = self._connected()
+            with self._transaction(connection, commit=False):
+                for table in TABLES.values():
+                    # An update of nothing costs a round trip, and is refused as a write would be: by a missing table,
+                    # by missing rights, by a server that is read-only.
+                    connection.execute(update(table).values(updated_at=table.c.updated_at).where(false()))
+
+    def close(self) -> None:
+        connection, engine = self._connection, self._engine
+        self._connection = self._engine = None
+        for part in (connection and connection.close, engine and engine.dispose):
+            if part:
+                with contextlib.suppress(Exception):
+                    part()
+
+    def describe(self) -> str:
+        return self._description
+
+    def find_sessions(self, session_ids: Collection[str]) -> set[str]:
+        key = TABLES["session"].c.session_id
+        found: set[str] = set()
+        with self._faults(rejects=False):
+            connection = self._connected()
+            with self._transaction(connection, commit=False):
+                for some in batched(session_ids, _LOOKUP):
+                    found.update(connection.scalars(select(key).where(key.in_(some))))
+        return found
+
+    # Inner parts
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            raise SinkUnavailable("the connection is closed")
+        if self._connection.invalidated:
+            # SQLAlchemy would connect again by itself, and know nothing of _set_up().
+            raise SinkUnavailable("the connection was lost")
+        self._before_use(self._connection)
+        return self._connection
+
+    @contextlib.contextmanager
+    def _transaction(self, connection: Connection, *, commit: bool = True) -> Iterator[None]:
+        """Like ``connection.begin()``, but a rollback that fails does not hide why it was needed."""
+        connection.begin()
+        try:
+            yield
+            if commit:
+                connection.commit()
+            else:
+                connection.rollback()
+        except BaseException:
+            try:
+                connection.rollback()
+            except Exception:
+                # What state it is in nobody knows; the next call finds it closed.
+                self.close()
+            raise
+
+    def _make_tables(self, connection: Connection) -> None:
+        missing = self._missing(connection)
+        while missing:
+            if not self.settings.create_tables:
+                raise SinkUnavailable(f"table {missing[0].name} does not exist, and create_tables is off")
+            try:
+                with self._transaction(connection):
+                    METADATA.create_all(connection, tables=missing)
+                return
+            except DBAPIError:
+                # Perhaps another process made one of them between our look and our command.
+                if self._connection is None or connection.invalidated:
+                    raise
+                before, missing = missing, self._missing(connection)
+                if missing == before:
+                    raise
+
+    def _missing(self, connection: Connection) -> list[Table]:
+        with self._transaction(connection, commit=False):
+            inspector = inspect(connection)
+            return [table for table in TABLES.values() if not inspector.has_table(table.name)]
+
+    @contextlib.contextmanager
+    def _faults(self, *, rejects: bool) -> Iterator[None]:
+        """The one place where a driver's errors become ours; with ``rejects`` off there is no row to blame.
+
+        What no driver raises is a bug, and passes.
+        """
+        try:
+            yield
+        except Exception as exc:
+            # SQLAlchemy's own text quotes the statement; the driver's error is what counts.
+            cause = exc.orig if isinstance(exc, StatementError) and exc.orig is not None else exc
+            error = self._translate(cause)
+            if error is None:
+                raise
+            if isinstance(error, BatchRejected) and not rejects:
+                error = SinkUnavailable(str(error), code=error.code)
+            if error is cause:
+                raise error from error.__cause__
+            raise error from cause
+
+    def _translate(self, cause: BaseException) -> SinkError | None:
+        match cause:
+            case SinkError():
+                return cause
+            case self.driver_error():
+                fault = self._fault(cause)
+                return (BatchRejected if fault.rows else SinkUnavailable)(fault.message, code=fault.code)
+            case OverflowError():
+                return BatchRejected("a number is beyond what the database can hold")
+            case UnicodeEncodeError():
+                return BatchRejected("a text holds an unpaired surrogate")
+            case OSError():
+                message = cause.strerror or type(cause).__name__
+                place = f": {cause.filename}" if cause.filename else ""
+                return SinkUnavailable(message + place, code=errno.errorcode.get(cause.errno or 0, ""))
+            case _:
+                return None
+
+
+def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[list[str], list[Row]]]:
+    """The rows by the set of fields they carry, each group sorted by key; the fields in the table's order.
+
+    Writers that take their locks in one order do not deadlock.
+    """
+    groups: dict[frozenset[str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(frozenset(row), []).append(row)
+    columns = [column.name for column in TABLES[kind].c]
+    for names, members in groups.items():
+        if unknown := names.difference(columns):
+            raise KeyError(f"no such column in {TABLES[kind].name}: {', '.join(sorted(unknown))}")
+        yield [name for name in columns if name in names], sorted(members, key=itemgetter(KEYS[kind]))
+
+
+def updated(kind: Kind, fields: Sequence[str]) -> list[str]:
+    """Those of ``fields`` that change in a row which is there already."""
+    return [name for name in fields if name not in (KEYS[kind], "created_at")]
+
+
+def parse_url(url: str, schemes: Collection[str]) -> URL:
+    """The parts of a database URL.
+
+    Raises:
+        ValueError: it is malformed. The message quotes nothing of it, for any part may hold a piece of the password.
+    """
+    shape = f"{next(iter(schemes))}://user:password@host:port/database"
+    try:
+        parts = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError(f"not a database URL of the form {shape}") from None
+    if parts.drivername not in schemes:
+        raise ValueError(f"not a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    if "@" in f"{parts.host}{parts.database}":
+        raise ValueError("an @ in the user name or password of a URL is written %40")
+    if parts.port is not None and not 0 < parts.port < 65536:
+        raise ValueError("the port of the URL is not between 1 and 65535")
+    return parts
+
+
+def place(url: URL) -> str:
+    """Host, port and database, for people."""
+    host = url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost"
+    port = f":{url.port}" if url.port else ""
+    return f"{host}{port}/{url.database or ''}"
+
+
+T = TypeVar("T")
+
+
+def batched(items: Collection[T], size: int) -> Iterator[list[T]]:
+    """``items`` in lists of at most ``size``."""
+    iterator = iter(items)
+    while some := list(islice(iterator, size)):
+        yield some
+
+
+class Encoder(ABC):
+    """Spells values for a text protocol, a column of some hundred rows at a time.
+
+    By column and not by row, because most columns need no look at the single value: one search through all of a
+    column's texts tells that nothing in them has to be escaped, and most times are the same few.
+    """
+
+    #: How null is spelt.
+    null: ClassVar[str]
+    #: What stands around a text, a time and JSON.
+    quote: ClassVar[str]
+    #: The characters that :meth:`escape` replaces.
+    special: ClassVar[str]
+
+    def __init__(self, table: Table) -> None:
+        self._spellings = {column.name: self._spelling(column) for column in table.c}
+
+    def blocks(self, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[Iterator[tuple[str, ...]]]:
+        """The values of ``rows`` in the order of ``fields``, as texts; some hundred rows at a time."""
+        for block in batched(rows, _BLOCK):
+            yield zip(*(self._spellings[name]([row[name] for row in block]) for name in fields), strict=True)
+
+    @abstractmethod
+    def escape(self, text: str) -> str: ...
+
+    @abstractmethod
+    def time(self, value: datetime) -> str:
+        """Without quotes."""
+
+    def number(self, value: float) -> str:
+        return str(value)
+
+    def _spelling(self, column: Column[Any]) -> Callable[[list[Any]], list[str]]:
+        match column.type:
+            case TimeType():
+                return self._times
+            case JSON():
+                return self._objects
+            case Float() | Integer():
+                return self._numbers
+            case _:
+                return self._texts
+
+    def _texts(self, values: list[str | None]) -> list[str]:
+        everything = "".join([value for value in values if value is not None])
+        if any(character in everything for character in self.special):
+            values = [None if value is None else self.escape(value) for value in values]
+        null, quote = self.null, self.quote
+        if not quote:
+            return [null if value is None else value for value in values]
+        return [null if value is None else f"{quote}{value}{quote}" for value in values]
+
+    def _objects(self, values: list[Any]) -> list[str]:
+        return self._texts([None if value is None else dump_json(value) for value in values])
+
+    def _times(self, values: list[datetime | None]) -> list[str]:
+        spelt: dict[datetime | None, str] = {None: self.null}
+        for value in values:
+            if value not in spelt:
+                assert value is not None
+                spelt[value] = f"{self.quote}{self.time(value)}{self.quote}"
+        return [spelt[value] for value in values]
+
+    def _numbers(self, values: list[float | None]) -> list[str]:
+        return [self.null if value is None else self.number(value) for value in values]
