@@ -1,0 +1,98 @@
+"""The parts import one another in one direction, and each third-party library stays where it belongs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "tornado_persist"
+
+# What each part may import of the others; errors, log and the bare package are everybody's.
+ALLOWED = {
+    "errors": set[str](),
+    "log": set[str](),
+    "models": set[str](),
+    "metrics": {"models"},
+    "buffer": {"models"},
+    "datadir": set[str](),
+    "sinks": {"sinks", "models"},
+    "config": {"sinks"},
+    "ingest": {"buffer", "metrics", "models"},
+    "flusher": {"buffer", "metrics", "models", "sinks"},
+    "web": {"web", "flusher", "ingest", "metrics", "models"},
+    "service": {"web", "flusher", "ingest", "buffer", "metrics", "models", "sinks", "config", "datadir"},
+    "cli": {"service", "config", "datadir"},
+    "testing": {"models", "sinks"},
+    "__main__": {"cli"},
+}
+EVERYBODYS = {"errors", "log"}
+# The flusher knows a sink by its runner alone, config and service by the registry and the interface.
+SINK_MODULES = {
+    "flusher": {"runner"},
+    "config": {"registry", "base"},
+    "service": {"registry", "base", "runner"},
+    "testing": {"base"},
+}
+LIBRARIES = {
+    "tornado": {"web", "flusher", "service"},
+    "sqlalchemy": {"sinks"},
+    "psycopg": {"sinks"},
+    "pymysql": {"sinks"},
+    "structlog": {"log"},
+    "pydantic_settings": {"config"},
+    "pytest": {"testing"},
+}
+
+
+def modules() -> dict[Path, str]:
+    """Every module, and the part it belongs to: the first name below the package."""
+    return {
+        path: path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "__init__.py"
+    }
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a module imports, names imported from a package included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute here"
+            assert node.module is not None
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def test_every_part_is_in_the_table() -> None:
+    assert set(modules().values()) == set(ALLOWED)
+
+
+def test_imports_point_one_way() -> None:
+    for path, part in modules().items():
+        for name in imports(path):
+            if name.startswith("tornado_persist.") and name != "tornado_persist.__version__":
+                used = name.split(".")[1]
+                assert used in ALLOWED[part] | EVERYBODYS, f"{part} imports {name}"
+                if used == "sinks" and part in SINK_MODULES:
+                    assert name.split(".")[2] in SINK_MODULES[part], f"{part} imports {name}"
+
+
+def test_each_library_stays_in_its_place() -> None:
+    for path, part in modules().items():
+        for name in imports(path):
+            library = name.split(".")[0]
+            assert part in LIBRARIES.get(library, {part}), f"{part} imports {name}"
+
+
+def test_only_config_reads_the_environment() -> None:
+    for path, part in modules().items():
+        if part != "config":
+            assert "environ" not in path.read_text(), path.name
+
+
+def test_modules_are_small() -> None:
+    for path in modules():
+        assert len(path.read_text().splitlines()) <= 400 or path.name == "testing.py", path.name

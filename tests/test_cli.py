@@ -1,0 +1,147 @@
+"""The commands and their exit codes, as processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.process import persistd, wait_until
+from tests.rows import body, task
+from tornado_persist import __version__
+from tornado_persist.datadir import DataDir
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A directory with a configuration; a daemon left in it is ended."""
+    (tmp_path / "persistd.toml").write_text("[server]\nport = 0\n[buffer]\nflush_interval = 3600\n")
+    yield tmp_path
+    pid = DataDir(tmp_path / "data").pid()
+    if pid:
+        os.kill(pid, signal.SIGKILL)
+
+
+def run(place: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    done = persistd(*arguments, cwd=place, PERSISTD_CONFIG=str(place / "persistd.toml"), **variables)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_daemon_from_start_to_stop(place: Path) -> None:
+    assert run(place, "status") == (3, "persistd does not run\n", "")
+    code, said, _ = run(place, "start")
+    assert code == 0
+    pid, url = re.fullmatch(r"persistd runs, pid (\d+), on (http://\S+)\n", said).groups()  # type: ignore[union-attr]
+    assert (place / "data" / "persistd.pid").read_text() == f"{pid}\n"
+    assert httpx.get(f"{url}/health").json()["database"] == "healthy"
+    httpx.post(f"{url}/api/v1/persistence/tasks/batch", content=body("task", task("a")))
+
+    assert run(place, "status")[:2] == (0, f"persistd runs, pid {pid}, data in data\n")
+    assert run(place, "start") == (1, "", f"persistd: it runs already, pid {pid}\n")
+    log = place / "data" / "persistd.log"
+    assert run(place, "reload")[0] == 0
+    wait_until(lambda: "configuration reloaded" in log.read_text())
+
+    assert run(place, "stop") == (0, "persistd stopped\n", "")
+    assert '"event": "flush", "rows": 1' in log.read_text()
+    assert not (place / "data" / "persistd.pid").exists()
+    assert run(place, "status")[0] == 3
+
+
+def test_stop_of_nothing_is_0_and_reload_of_nothing_1(place: Path) -> None:
+    assert run(place, "stop") == (0, "persistd does not run\n", "")
+    assert run(place, "reload") == (1, "", "persistd: it does not run\n")
+
+
+def test_a_pid_file_without_a_process_is_not_believed(place: Path) -> None:
+    (place / "data").mkdir()
+    (place / "data" / "persistd.pid").write_text(f"{os.getpid()}\n")
+    assert run(place, "status")[0] == 3
+    assert run(place, "stop")[0] == 0
+
+
+def test_after_kill_9_the_daemon_starts_again(place: Path) -> None:
+    assert run(place, "start")[0] == 0
+    data_dir = DataDir(place / "data")
+    pid = data_dir.pid()
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    assert data_dir.wait_unlocked(10)
+    assert run(place, "start")[0] == 0
+    assert run(place, "stop")[0] == 0
+
+
+def test_start_says_why_it_did_not(place: Path) -> None:
+    (place / "persistd.toml").write_text('[server]\nhost = "203.0.113.1"\n')
+    # Tornado leaves the socket that it could not bind to the garbage collector.
+    code, _, said = run(place, "start", PYTHONWARNINGS="error,ignore::ResourceWarning")
+    assert code == 1
+    assert said == "persistd: it did not start: cannot listen on 203.0.113.1:8001: Cannot assign requested address\n"
+
+
+def test_the_daemons_log_goes_to_the_file_that_the_configuration_names(place: Path) -> None:
+    assert run(place, "start", PERSISTD_LOG__FILE="own.log")[0] == 0
+    assert run(place, "stop")[0] == 0
+    assert '"event": "serving"' in (place / "data" / "own.log").read_text()
+    assert (place / "data" / "persistd.log").read_text() == ""
+
+
+@pytest.mark.parametrize("command", ["run", "start", "stop", "status", "reload", "check"])
+def test_a_bad_configuration_is_one_line_and_exit_code_2(place: Path, command: str) -> None:
+    (place / "persistd.toml").write_text("[server]\nprot = 1\n")
+    assert run(place, command) == (2, "", "persistd: server.prot: this key is not known\n")
+
+
+def test_a_data_directory_that_cannot_be_made_is_named(place: Path) -> None:
+    (place / "file").write_text("")
+    for command in ("run", "start", "check"):
+        code, _, said = run(place, command, PERSISTD_DATA_DIR="file/data")
+        assert (code, said) == (2, "persistd: data_dir: file/data cannot be written: Not a directory\n")
+
+
+def test_a_log_file_that_cannot_be_written_is_named(place: Path) -> None:
+    code, _, said = run(place, "run", PERSISTD_LOG__FILE="missing/x.log")
+    assert (code, said) == (2, "persistd: log.file: data/missing/x.log cannot be written: No such file or directory\n")
+
+
+def test_check_says_what_it_found(place: Path) -> None:
+    code, said, _ = run(place, "check")
+    assert code == 0
+    assert f"configuration  {place}/persistd.toml: valid\n" in said
+    assert "data_dir       data: writable\n" in said
+    assert re.search(r"sink           sqlite: SQLite 3\.\S+ at .*persist\.db\n", said)
+
+
+def test_check_of_a_database_that_cannot_be_reached_is_1_and_shows_no_password(place: Path) -> None:
+    url = "postgresql://me:hush@127.0.0.1:9/x"
+    code, said, complaint = run(place, "check", PERSISTD_SINK="postgres", PERSISTD_SINKS__POSTGRES__URL=url)
+    assert code == 1
+    assert "sink           postgres: unavailable: " in said
+    assert "hush" not in said + complaint
+
+
+def test_check_of_a_running_service_says_so_and_leaves_it_alone(place: Path) -> None:
+    assert run(place, "start", PERSISTD_SINK="jsonl")[0] == 0
+    code, said, _ = run(place, "check", PERSISTD_SINK="jsonl")
+    assert code == 0
+    assert "in use, pid" in said
+    assert run(place, "stop")[0] == 0
+
+
+def test_the_config_option_may_stand_before_or_after_the_command(place: Path) -> None:
+    for arguments in (("-c", "other.toml", "status"), ("status", "-c", "other.toml")):
+        code, _, said = run(place, *arguments)
+        assert (code, said) == (2, "persistd: other.toml: cannot be read: No such file or directory\n")
+
+
+def test_the_version_and_the_help_are_there(place: Path) -> None:
+    assert run(place, "--version")[:2] == (0, f"persistd {__version__}\n")
+    help_text = run(place, "--help")[1]
+    for command in ("run", "start", "stop", "status", "reload", "check"):
+        assert re.search(rf"^    {command} ", help_text, re.MULTILINE)
+    assert run(place, "dance")[0] == 2

@@ -1,0 +1,36 @@
+"""The counters' arithmetic."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from tornado_persist.metrics import Metrics
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def test_before_the_first_flush_there_is_no_time_and_no_mean() -> None:
+    metrics = Metrics(NOON)
+    assert metrics.last_flush is None
+    assert (metrics.average_flush_ms(), metrics.average_batch_size(), metrics.flush_count_today(NOON)) == (0, 0, 0)
+
+
+def test_todays_count_begins_again_with_the_utc_day() -> None:
+    metrics = Metrics(NOON)
+    metrics.flushed(0.5, NOON)
+    metrics.flushed(0.7, NOON + timedelta(hours=11))
+    assert metrics.flush_count_today(NOON + timedelta(hours=11, minutes=59)) == 2
+    assert metrics.flush_count_today(NOON + timedelta(hours=12)) == 0
+    metrics.flushed(0.6, NOON + timedelta(hours=13))
+    assert metrics.flush_count_today(NOON + timedelta(hours=13)) == 1
+    assert metrics.flush_count == 3
+    assert metrics.last_flush == NOON + timedelta(hours=13)
+    assert metrics.average_flush_ms() == 600
+
+
+def test_the_mean_batch_is_rows_written_by_flushes() -> None:
+    metrics = Metrics(NOON)
+    metrics.written["session"], metrics.written["task"] = 10, 991
+    metrics.flushed(1, NOON)
+    metrics.flushed(1, NOON)
+    assert metrics.average_batch_size() == 500

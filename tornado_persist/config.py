@@ -1,0 +1,173 @@
+"""The settings of the service, and the only reader of the configuration file and of the environment."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tornado_persist.errors import ConfigError
+from tornado_persist.sinks import registry
+from tornado_persist.sinks.base import SinkSettings
+
+ENV_PREFIX = "PERSISTD_"
+ENV_CONFIG = "PERSISTD_CONFIG"
+SYSTEM_FILE = Path("/etc/persistd/persistd.toml")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Server(_Table):
+    """The HTTP side."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; empty: every interface")
+    port: int = Field(8001, ge=0, le=65535, description="TCP port; 0: any free one, named in the log")
+    max_batch: int = Field(1000, ge=1, description="rows in a request")
+    max_body_bytes: int = Field(10_485_760, ge=1024, description="bytes of a request body, also once decompressed")
+    shutdown_timeout: float = Field(10.0, gt=0, le=3600, description="seconds for the drain at SIGTERM")
+
+
+class Buffer(_Table):
+    """When rows are flushed."""
+
+    capacity: int = Field(1000, ge=1, description="rows; reaching it starts a flush")
+    flush_interval: float = Field(30.0, ge=0.05, le=86_400, description="seconds from one flush to the next")
+    flush_timeout: float = Field(8.0, gt=0, le=3600, description="seconds that POST /flush waits at most")
+
+
+class Records(_Table):
+    """What a batch may hold."""
+
+    unknown_fields: Literal["ignore", "reject"] = Field("ignore", description="fields not in the specification")
+    require_session: bool = Field(False, description="refuse tasks whose session is not known")
+
+
+class Log(_Table):
+    """What is said, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level that is said")
+    format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, else JSON lines"
+    )
+    file: str = Field("", description="path below data_dir; empty: standard error")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; :func:`load` makes one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=False
+    )
+
+    data_dir: Path = Field(Path("data"), description="relative to the working directory; holds what has no other path")
+    sink: str = Field("sqlite", min_length=1, description="which of [sinks.*] receives the flushes")
+    server: Server = Server()
+    buffer: Buffer = Buffer()
+    records: Records = Records()
+    log: Log = Log()
+    sinks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="a table for each sink")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file, whose content comes as keyword arguments."""
+        return env_settings, init_settings
+
+    def sink_settings(self, name: str | None = None) -> SinkSettings:
+        """The table of one sink (by default the selected one) as its own model.
+
+        Raises:
+            ConfigError: there is no such sink, or its table does not fit it.
+        """
+        name = name or self.sink
+        try:
+            model = registry.find(name).Settings
+        except ConfigError as exc:
+            if name == self.sink:
+                raise
+            raise ConfigError(f"sinks.{name}", str(exc).removeprefix("sink: ")) from None
+        try:
+            return model.model_validate(self.sinks.get(name, {}))
+        except ValidationError as exc:
+            raise _config_error(exc, ("sinks", name)) from None
+
+    def path(self, relative: str) -> Path:
+        """A path of the configuration: absolute, or below ``data_dir``."""
+        return self.data_dir / relative
+
+
+def find_file(explicit: str | None = None) -> Path | None:
+    """The configuration file: the given one, ``$PERSISTD_CONFIG``, the checkout's, the system's, or none."""
+    named = explicit or os.environ.get(ENV_CONFIG)
+    if named:
+        return Path(named)
+    checkout = Path(__file__).resolve().parent.parent
+    own = checkout / "conf" / "persistd.toml"
+    if (checkout / "setup.py").is_file() and own.is_file():
+        return own
+    return SYSTEM_FILE if SYSTEM_FILE.is_file() else None
+
+
+def load(file: Path | None) -> Settings:
+    """Read and check the configuration file (if any) and the environment.
+
+    Raises:
+        ConfigError: something in them is wrong; its message is one line that names the key.
+    """
+    content = _read(file) if file else {}
+    _refuse_unknown_variables()
+    try:
+        settings = Settings(**content)
+    except ValidationError as exc:
+        raise _config_error(exc) from None
+    except ValueError as exc:  # pydantic-settings: a variable for a whole table that is no JSON
+        raise ConfigError("", str(exc).splitlines()[0]) from None
+    for name in sorted({settings.sink, *settings.sinks}):
+        settings.sink_settings(name)
+    return settings
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as exc:
+        raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(str(file), f"is not valid TOML: {exc}") from None
+
+
+def _refuse_unknown_variables() -> None:
+    """pydantic-settings looks only for the variables it knows, so that a misspelt one would go unnoticed."""
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(ENV_PREFIX) and variable != ENV_CONFIG:
+            first = variable[len(ENV_PREFIX) :].lower().split("__")[0]
+            if first not in Settings.model_fields:
+                raise ConfigError(variable, "this environment variable names no setting")
+
+
+def _config_error(exc: ValidationError, prefix: tuple[str, ...] = ()) -> ConfigError:
+    error = exc.errors(include_url=False, include_input=False)[0]
+    path = (*prefix, *map(str, error["loc"]))
+    # The last step may be pydantic's name of a union's branch rather than a key; a variable is named as it was written.
+    variable = _variable_of(os.environ, path)
+    message = "this key is not known" if error["type"] == "extra_forbidden" else error["msg"]
+    return ConfigError(variable or ".".join(path), message.removeprefix("Value error, "))
+
+
+def _variable_of(environ: Mapping[str, str], path: tuple[str, ...]) -> str | None:
+    wanted = (ENV_PREFIX + "__".join(path)).upper()
+    return next((variable for variable in environ if variable.upper() == wanted), None)

@@ -1,0 +1,102 @@
+"""The one place where a batch is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tornado_persist.buffer import Buffer
+from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
+from tornado_persist.metrics import Metrics
+from tornado_persist.models import Kind, Parser, Row
+
+FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
+
+#: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
+KNOWN_SESSIONS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A batch was taken: so many rows, at this time (UTC)."""
+
+    count: int
+    at: datetime
+
+
+class Ingest:
+    """Takes batches whole or refuses them whole; the order of acceptance is the order of merging."""
+
+    def __init__(
+        self,
+        parser: Parser,
+        buffer: Buffer,
+        metrics: Metrics,
+        *,
+        added: Callable[[], None],
+        find_sessions: FindSessions | None = None,
+    ) -> None:
+        """``added`` is called after each batch; ``find_sessions`` is given when a task's session has to be known."""
+        self._parser = parser
+        self._buffer = buffer
+        self._metrics = metrics
+        self._added = added
+        self._find_sessions = find_sessions
+        self._known_sessions: dict[str, None] = {}
+        self._closed_because = ""
+
+    def close(self, reason: str) -> None:
+        """Refuse every batch from now on."""
+        self._closed_because = reason
+
+    def check(self) -> None:
+        """Whether batches are accepted.
+
+        Raises:
+            NotAccepting: they are not, and why.
+        """
+        if self._closed_because:
+            raise NotAccepting(self._closed_because)
+
+    async def accept(self, kind: Kind, body: bytes) -> Accepted:
+        """Take the batch in a request body.
+
+        Raises:
+            NotJSON, InvalidBatch: see :meth:`Parser.parse`; also an unknown session, when that has to be known.
+            NotAccepting: the service is shutting down, or cannot find out whether a session is known.
+        """
+        self.check()
+        rows = self._parser.parse(kind, body)
+        if self._find_sessions is not None:
+            await self._require_sessions(kind, rows, self._find_sessions)
+            self.check()  # the service may have begun to shut down meanwhile
+        at = datetime.now(UTC)
+        self._metrics.merged += self._buffer.add(kind, rows, at)
+        self._metrics.accepted[kind] += len(rows)
+        self._added()
+        return Accepted(len(rows), at)
+
+    async def _require_sessions(self, kind: Kind, rows: list[Row], find_sessions: FindSessions) -> None:
+        wanted = {row["session_id"] for row in rows}
+        if kind == "task":
+            unknown = {id for id in wanted - self._known_sessions.keys() if not self._buffer.has("session", id)}
+            if unknown:
+                try:
+                    unknown -= await find_sessions(unknown)
+                except SinkUnavailable as exc:
+                    raise NotAccepting(f"The sink cannot be asked whether it has the tasks' sessions: {exc}") from exc
+            if unknown:
+                raise InvalidBatch(
+                    "Session ID not found or invalid task data",
+                    [
+                        {"loc": ["tasks", index, "session_id"], "msg": "No session with this ID was accepted"}
+                        for index, row in enumerate(rows)
+                        if row["session_id"] in unknown
+                    ],
+                )
+        for session_id in wanted:
+            self._known_sessions.pop(session_id, None)
+            self._known_sessions[session_id] = None
+        while len(self._known_sessions) > KNOWN_SESSIONS:
+            del self._known_sessions[next(iter(self._known_sessions))]

@@ -1,0 +1,225 @@
+"""The composition root: puts the parts together, serves, reloads, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import PeriodicCallback
+from tornado.netutil import bind_sockets
+
+from tornado_persist import __version__, config, log
+from tornado_persist.buffer import Buffer
+from tornado_persist.config import Settings
+from tornado_persist.datadir import DataDir
+from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
+from tornado_persist.flusher import Flusher
+from tornado_persist.ingest import Ingest
+from tornado_persist.metrics import Metrics
+from tornado_persist.models import Parser
+from tornado_persist.sinks import registry
+from tornado_persist.sinks.base import Sink
+from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.web.app import Api
+
+logger = log.get(__name__)
+
+#: Seconds between looks at an idle sink, so that the log tells of an outage before a flush meets it.
+WATCH_INTERVAL = 5.0
+#: Seconds that the start waits for the sink to be opened; then it goes on without.
+FIRST_LOOK = 2.0
+#: Seconds of the shutdown kept for closing the sink.
+CLOSING_TIME = 0.5
+
+# Keys that a reload applies; all others need a restart.
+_LIVE = ("sink", "sinks", "buffer", "log.level")
+
+
+class Service:
+    """One running persistd."""
+
+    def __init__(self, settings: Settings, file: Path | None) -> None:
+        """``file`` is where the settings came from, and is read again at SIGHUP."""
+        self._settings = settings
+        self._file = file
+        self._stop = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, serving: Callable[[str], None] = lambda url: None) -> None:
+        """Serve until SIGTERM or SIGINT, then drain. ``serving`` is called with the URL once requests are answered.
+
+        Raises:
+            ConfigError: the data directory cannot be written, or the sink cannot do what is asked of it.
+            StartError: the data directory is in use, or the port is taken.
+        """
+        data_dir = DataDir(self._settings.data_dir)
+        data_dir.make()
+        data_dir.lock()
+        try:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+            loop.add_signal_handler(signal.SIGINT, self._stop.set)
+            loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+            data_dir.write_pid()
+            for offer in registry.shadowed():
+                logger.warning("a plugin's sink is passed over, its name is a built-in sink's", plugin=offer)
+            await self._serve(serving)
+        finally:
+            data_dir.unlock()
+
+    async def _serve(self, serving: Callable[[str], None]) -> None:
+        settings = self._settings
+        sockets = _bind(settings)
+        self._buffer = Buffer()
+        self._runner = SinkRunner(make_sink(settings))
+        metrics = Metrics(datetime.now(UTC))
+        self._flusher = Flusher(
+            self._buffer,
+            self._runner,
+            metrics,
+            interval=settings.buffer.flush_interval,
+            capacity=settings.buffer.capacity,
+        )
+        self._ingest = Ingest(
+            Parser(max_batch=settings.server.max_batch, unknown_fields=settings.records.unknown_fields),
+            self._buffer,
+            metrics,
+            added=self._flusher.poke,
+            find_sessions=self._flusher.find_sessions if settings.records.require_session else None,
+        )
+        self._api = Api(
+            self._ingest,
+            self._flusher,
+            metrics,
+            max_body_bytes=settings.server.max_body_bytes,
+            flush_timeout=settings.buffer.flush_timeout,
+        )
+        # So that the first answer of /health, and of a curl right after the start, is no guess.
+        await self._runner.healthy(wait=FIRST_LOOK)
+        # The handlers keep the limits of bodies, so that they can answer with 413; Tornado would only hang up.
+        server = HTTPServer(self._api, max_body_size=2**62)
+        server.add_sockets(sockets)
+        watch = PeriodicCallback(self._flusher.sink_healthy, WATCH_INTERVAL * 1000)
+        watch.start()
+
+        address = sockets[0].getsockname()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        url = f"http://{host}:{address[1]}"
+        logger.info("serving", url=url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
+        serving(url)
+        await self._stop.wait()
+        logger.info("shutting down", waiting=len(self._buffer))
+        watch.stop()
+        server.stop()
+        await self._drain(settings.server.shutdown_timeout)
+        await server.close_all_connections()
+
+    async def _drain(self, timeout: float) -> None:
+        """Answer what is in flight, then flush; half of the time is for slow clients at most."""
+        deadline = time.monotonic() + timeout
+        await self._api.finish_requests(timeout / 2)
+        self._ingest.close("The service is shutting down")
+        await self._flusher.drain(deadline - time.monotonic() - CLOSING_TIME)
+        await self._runner.close(max(0.0, deadline - time.monotonic()))
+        if len(self._buffer):
+            raise StartError(f"{len(self._buffer)} rows could not be written before the shutdown and are lost")
+        logger.info("stopped")
+
+    # Reload.
+
+    def _reload_soon(self) -> None:
+        self._spawn(self.reload())
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def reload(self) -> None:
+        """Read the configuration again and apply what can change live; what is wrong with it changes nothing."""
+        async with self._reloading:
+            if self._stop.is_set():
+                return
+            try:
+                new = config.load(self._file)
+            except ConfigError as exc:
+                logger.error("configuration not reloaded", error=str(exc))
+                return
+            for key in _changed(self._settings, new):
+                if not key.startswith(_LIVE):
+                    logger.warning("this setting changes only with a restart", key=key)
+            self._apply_numbers(new)
+            same = (self._settings.sink, self._settings.sink_settings()) == (new.sink, new.sink_settings())
+            if not same and not await self._switch_sink(new):
+                return
+            logger.info("configuration reloaded", sink=self._settings.sink)
+
+    def _apply_numbers(self, new: Settings) -> None:
+        log.set_level(new.log.level)
+        if new.buffer.flush_interval != self._settings.buffer.flush_interval:
+            self._flusher.set_interval(new.buffer.flush_interval)
+        self._flusher.capacity = new.buffer.capacity
+        self._flusher.poke()
+        self._api.flush_timeout = new.buffer.flush_timeout
+        level = self._settings.log.model_copy(update={"level": new.log.level})
+        self._settings = self._settings.model_copy(update={"buffer": new.buffer, "log": level})
+
+    async def _switch_sink(self, new: Settings) -> bool:
+        settings = self._settings.model_copy(update={"sink": new.sink, "sinks": new.sinks})
+        try:
+            runner = SinkRunner(make_sink(settings))
+        except ConfigError as exc:
+            logger.error("sink not changed", sink=self._settings.sink, refused=new.sink, error=str(exc))
+            return False
+        try:
+            async with asyncio.timeout(settings.buffer.flush_timeout):
+                await runner.open()
+        except (SinkUnavailable, TimeoutError) as exc:
+            error = str(exc) or "it does not answer"
+            logger.error("sink not changed", sink=self._settings.sink, refused=new.sink, error=error)
+            await runner.close(0)
+            return False
+        await self._flusher.switch(runner, settings.buffer.flush_timeout)
+        self._runner, self._settings = runner, settings
+        logger.info("sink changed", sink=new.sink)
+        return True
+
+
+def make_sink(settings: Settings) -> Sink[Any]:
+    """The configured sink, not opened yet.
+
+    Raises:
+        ConfigError: it cannot look sessions up, and ``records.require_session`` asks for that.
+    """
+    sink_class = registry.find(settings.sink)
+    if settings.records.require_session and sink_class.find_sessions is Sink.find_sessions:
+        raise ConfigError("records.require_session", f"sink {settings.sink} cannot look sessions up")
+    return sink_class(settings.sink_settings(), settings.data_dir)
+
+
+def _bind(settings: Settings) -> list[Any]:
+    host, port = settings.server.host, settings.server.port
+    try:
+        return list(bind_sockets(port, host or None))
+    except OSError as exc:
+        raise StartError(f"cannot listen on {host or '*'}:{port}: {exc.strerror}") from None
+
+
+def _changed(old: Settings, new: Settings) -> list[str]:
+    """Dotted keys whose values differ."""
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    return [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
