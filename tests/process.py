@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +21,7 @@ from tornado_persist.models import PLURALS, Kind, Row
 
 #: Seconds within which a process must have done what it was told.
 PATIENCE = 30
+COMMAND = (sys.executable, "-m", "tornado_persist")
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -32,7 +33,7 @@ def environment(**variables: str) -> dict[str, str]:
 def persistd(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run one command of persistd to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "tornado_persist", *arguments],
+        [*COMMAND, *arguments],
         cwd=cwd,
         env=environment(**variables),
         capture_output=True,
@@ -48,8 +49,13 @@ class Persistd:
     It serves when the object is made. Its log lines, JSON, are in ``directory/log``.
     """
 
-    def __init__(self, directory: Path, config: str = "", *, port: int = 0) -> None:
+    def __init__(
+        self, directory: Path, config: str = "", *, port: int = 0, server: str = "", prefix: Sequence[str] = ()
+    ) -> None:
+        """``server``: more lines of ``[server]``; ``prefix``: a command that runs the process, and becomes it."""
         self.directory = directory
+        self._server = server
+        self._prefix = prefix
         self.data_dir = directory / "data"
         self.file = directory / "persistd.toml"
         self.port = port
@@ -59,14 +65,28 @@ class Persistd:
 
     def configure(self, config: str) -> None:
         """Write the configuration file; tables of one's own, without [server] and [log]."""
-        self.file.write_text(f'{config}\n[server]\nport = {self.port}\n[log]\nlevel = "debug"\n')
+        self.file.write_text(f'{config}\n[server]\nport = {self.port}\n{self._server}\n[log]\nlevel = "debug"\n')
 
     def start(self) -> None:
         """Start the process and wait until it serves."""
+        reader = self.begin()
+        try:
+            # Not to the end of the pipe: a tracer keeps it open.
+            self.url = os.read(reader, 1000).decode()
+        finally:
+            os.close(reader)
+        if not self.url:
+            self.process.wait(PATIENCE)
+            raise AssertionError(f"persistd did not start:\n{self.log_text()}")
+        self.http.close()
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+    def begin(self) -> int:
+        """Start the process, and return a pipe that has the URL once it serves, and ends when it ends before."""
         reader, writer = os.pipe()
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tornado_persist", "run", "-c", str(self.file), "--ready-fd", str(writer)],
+                [*self._prefix, *COMMAND, "run", "-c", str(self.file), "--ready-fd", str(writer)],
                 cwd=self.directory,
                 env=environment(),
                 stdout=log,
@@ -74,13 +94,7 @@ class Persistd:
                 pass_fds=[writer],
             )
         os.close(writer)
-        with os.fdopen(reader) as ready:
-            self.url = ready.read()
-        if not self.url:
-            self.process.wait(PATIENCE)
-            raise AssertionError(f"persistd did not start:\n{self.log_text()}")
-        self.http.close()
-        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE)
+        return reader
 
     def __enter__(self) -> Self:
         return self

@@ -91,7 +91,7 @@ def test_what_is_put_back_goes_under_what_came_since() -> None:
     buffer.add("task", [task("a", status="pending", context="c"), task("b")], T0)
     buffer.take()
     buffer.add("task", [task("c"), task("a", status="failed")], T1)
-    assert buffer.restore() == 1
+    assert buffer.restore() == {"session": 0, "task": 1}
     assert buffer.add("task", [task("b", status="completed")], T2) == 1
     a, b, c = buffer.take().tasks
     assert a == {**task("a", status="failed", context="c"), "created_at": T0, "updated_at": T1}
@@ -162,7 +162,7 @@ class BufferAndModel(RuleBasedStateMachine):
                 created_at = stored.get("created_at", row["created_at"])
                 stored.update(row, created_at=created_at)
         self.written += len(written)
-        self.merged += self.buffer.restore()
+        self.merged += sum(self.buffer.restore().values())
         self.taken = None
 
     @invariant()

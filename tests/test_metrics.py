@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from tornado_persist.metrics import Metrics
+from tornado_persist.metrics import Metrics, Totals
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -30,7 +30,22 @@ def test_todays_count_begins_again_with_the_utc_day() -> None:
 
 def test_the_mean_batch_is_rows_written_by_flushes() -> None:
     metrics = Metrics(NOON)
-    metrics.written["session"], metrics.written["task"] = 10, 991
+    metrics.resume(Totals(written={"session": 5, "task": 100}))
+    metrics.totals.written["session"] += 10
+    metrics.totals.written["task"] += 991
     metrics.flushed(1, NOON)
     metrics.flushed(1, NOON)
     assert metrics.average_batch_size() == 500
+
+
+def test_the_settled_totals_leave_nothing_pending_and_come_back_as_they_were() -> None:
+    totals = Totals(
+        accepted={"session": 5, "task": 100},
+        written={"session": 2, "task": 40},
+        merged={"session": 3, "task": 50},
+        rejected={"session": 0, "task": 1},
+    )
+    kept = totals.settled({"session": 5, "task": 90})
+    assert kept["merged"] == {"session": 3, "task": 49}, "what is pending may hold merged rows that are not settled"
+    assert Totals.of(kept) == Totals(**kept)
+    assert Totals.of({}) == Totals()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from structlog.testing import capture_logs
 
+from tests.rig import wait_until
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.models import Batch
 from tornado_persist.sinks import runner as runner_module
@@ -25,12 +26,6 @@ async def running(sink: FlakySink) -> AsyncIterator[SinkRunner]:
     finally:
         sink.release()
         await runner.close(5)
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 BATCH = Batch(tasks=[task("a")])

@@ -57,12 +57,12 @@ class Buffer:
             for row in batch.rows(kind):
                 del taken[row[key_field]]
 
-    def restore(self) -> int:
+    def restore(self) -> dict[Kind, int]:
         """Put back what was taken and not released, under the updates that came since.
 
-        Returns how many rows that came since were merged into one put back.
+        Returns by kind how many rows that came since were merged into one put back.
         """
-        merged = 0
+        merged = dict.fromkeys(KINDS, 0)
         for kind in KINDS:
             rows = self._taken[kind]
             for key, newer in self._waiting[kind].items():
@@ -71,7 +71,7 @@ class Buffer:
                     created_at = older["created_at"]
                     older.update(newer)
                     older["created_at"] = created_at
-                    merged += 1
+                    merged[kind] += 1
             self._waiting[kind] = rows
             self._taken[kind] = {}
         return merged

@@ -39,7 +39,18 @@ class Buffer(_Table):
 
     capacity: int = Field(1000, ge=1, description="rows; reaching it starts a flush")
     flush_interval: float = Field(30.0, ge=0.05, le=86_400, description="seconds from one flush to the next")
+    max_rows: int = Field(100_000, ge=1, description="rows held in memory; past it they wait in the journal alone")
     flush_timeout: float = Field(8.0, gt=0, le=3600, description="seconds that POST /flush waits at most")
+
+
+class Journal(_Table):
+    """Where accepted batches are until the sink has them."""
+
+    sync: Literal["always", "interval", "off"] = Field(
+        "always", description="always: fsync before the answer; interval: every 500 ms; off: when the system likes"
+    )
+    segment_bytes: int = Field(67_108_864, ge=4096, description="bytes after which a new segment file begins")
+    max_bytes: int = Field(8_589_934_592, ge=4096, description="bytes of the whole journal; past it batches get 503")
 
 
 class Records(_Table):
@@ -71,6 +82,7 @@ class Settings(BaseSettings):
     server: Server = Server()
     buffer: Buffer = Buffer()
     records: Records = Records()
+    journal: Journal = Journal()
     log: Log = Log()
     sinks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="a table for each sink")
 

@@ -12,6 +12,7 @@
      +-- FlushFailed          a flush left rows in the buffer
      +-- SinkError            what a sink's methods raise
           +-- SinkUnavailable the server or schema is at fault: try the same again later
+          |    +-- SinkConflict    ... another writer won: try the same again at once
           +-- BatchRejected   the data is at fault: the same batch would fail again
 
 Each docstring's first line is the default message. Nothing local is imported here, so that every module may import
@@ -91,6 +92,15 @@ class SinkError(PersistError):
 
 class SinkUnavailable(SinkError):
     """The sink cannot be written to now."""
+
+    def __init__(self, message: str | None = None, *, code: str = "", suspect: bool = False) -> None:
+        """``suspect``: the code is one that nobody knows, so that the data may be at fault as well as the server."""
+        super().__init__(message, code=code)
+        self.suspect = suspect
+
+
+class SinkConflict(SinkUnavailable):
+    """Another writer stood in the way (a deadlock, a serialization failure)."""
 
 
 class BatchRejected(SinkError):

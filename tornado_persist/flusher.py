@@ -1,55 +1,86 @@
-"""Moves what waits in the buffer into the sink: by the clock, at capacity, on demand, and at the end."""
+"""Moves what is accepted into the sink: by the clock, at capacity, on demand, and at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from tornado.ioloop import PeriodicCallback
 
 from tornado_persist import log
+from tornado_persist.backlog import Backlog
+from tornado_persist.backoff import Backoff
 from tornado_persist.buffer import Buffer
-from tornado_persist.errors import FlushFailed, PersistError, SinkError
+from tornado_persist.deadletter import DeadLetters
+from tornado_persist.errors import FlushFailed, PersistError, SinkError, SinkUnavailable
+from tornado_persist.journal import Journal
 from tornado_persist.metrics import Metrics
-from tornado_persist.models import KINDS, Batch, Kind
+from tornado_persist.models import KINDS
+from tornado_persist.settler import Settler
 from tornado_persist.sinks.runner import SinkRunner
 
 logger = log.get(__name__)
 
 #: Rows in one transaction of the sink.
 CHUNK_ROWS = 10_000
-#: Seconds between tries while draining.
-DRAIN_PAUSE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What a flush did: rows the sink has committed, the milliseconds it took, and what stopped it, if anything."""
+    """What a flush did: rows that the sink has committed, rows that it refused, milliseconds, and what stopped it."""
 
     sessions: int = 0
     tasks: int = 0
+    rejected: int = 0
     duration_ms: int = 0
     error: PersistError | None = None
 
 
 class Flusher:
-    """The only one that writes to the sink: one flush at a time."""
+    """The only one that writes to the sink: one flush at a time, each of what was accepted before the next one's."""
 
-    def __init__(self, buffer: Buffer, runner: SinkRunner, metrics: Metrics, *, interval: float, capacity: int) -> None:
-        """``interval`` in seconds, ``capacity`` in rows."""
+    def __init__(
+        self,
+        buffer: Buffer,
+        backlog: Backlog,
+        journal: Journal,
+        dead_letters: DeadLetters,
+        runner: SinkRunner,
+        metrics: Metrics,
+        *,
+        interval: float,
+        capacity: int,
+        released: int,
+        state: dict[str, Any],
+    ) -> None:
+        """``interval`` in seconds, ``capacity`` in rows; ``released`` and ``state`` are of the journal's cursor."""
         self._buffer = buffer
+        self._backlog = backlog
+        self._journal = journal
+        self._dead_letters = dead_letters
+        self._settler = Settler(buffer, dead_letters, metrics)
         self._runner = runner
         self._metrics = metrics
         self.capacity = capacity
-        self._one_at_a_time = asyncio.Lock()
+        #: Every record up to this one is settled: its rows are in the sink, or refused.
+        self.settled_through = released
+        # The cursor as the journal was last told; what it cannot write it tries again by itself.
+        self._cursor = released, state
+        # The one that the flush in progress writes to, whatever switch() does meanwhile.
+        self._current = runner
+        self._anchored: SinkRunner | None = None
+        self._flight: asyncio.Task[Flushed] | None = None
         self._background: asyncio.Task[None] | None = None
-        self._queued: asyncio.Task[Flushed] | None = None
-        self._failing = False
+        self._backoff = Backoff()
+        self._retry: asyncio.TimerHandle | None = None
+        self._suspicions = 0
         self._merged_before = 0
         self._timer: PeriodicCallback | None = None
+        self._ending = False
         self.set_interval(interval)
 
     # When to flush.
@@ -60,15 +91,20 @@ class Flusher:
         self._restart_timer(_now())
 
     def poke(self) -> None:
-        """Rows were added: start a flush if they reach the capacity.
-
-        After a failure only the timer tries again; else every batch that arrives in an outage would.
-        """
-        if self._buffer.waiting() >= self.capacity and not self._failing:
+        """Rows were accepted: start a flush if they reach the capacity. While the sink fails only the backoff tries."""
+        if self._due() and self._retry is None and not self._ending:
             self._start()
+
+    def _due(self) -> bool:
+        return self._buffer.waiting() >= self.capacity or self._backlog.left_out()
 
     def _tick(self) -> None:
         self.next_flush = _now() + self._interval
+        if self._retry is None:
+            self._start()
+
+    def _try_again(self) -> None:
+        self._retry = None
         self._start()
 
     def _start(self) -> None:
@@ -80,12 +116,14 @@ class Flusher:
     async def _flush_in_background(self) -> None:
         try:
             await self.flush_once()
-            while self._buffer.waiting() >= self.capacity and not self._failing:
+            while self._due() and self._retry is None and not self._ending:
                 await self.flush_once()
         except Exception:
             logger.exception("a bug in the flusher")
 
     def _restart_timer(self, at: datetime) -> None:
+        if self._ending:
+            return
         self._stop_timer()
         self._timer = PeriodicCallback(self._tick, self._interval)
         self._timer.start()
@@ -96,79 +134,172 @@ class Flusher:
         if self._timer is not None:
             self._timer.stop()
 
-    def waiting(self, kind: Kind) -> int:
-        """Rows of this kind that are not in the sink yet, those of a flush in progress included."""
-        return self._buffer.count(kind)
+    def _set_retry(self, delay: float | None) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if delay is not None and not self._ending:
+            self._retry = asyncio.get_running_loop().call_later(delay, self._try_again)
 
     # The flush.
 
     async def flush_once(self) -> Flushed:
-        """Write everything that waits, after a flush in progress. What could not be written waits again."""
-        async with self._one_at_a_time:
-            self._queued = None
-            batch = self._buffer.take()
-            if not len(batch):
-                return Flushed()
-            began = time.monotonic()
-            counts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-            error: SinkError | None = None
-            try:
-                for chunk in _chunks(batch, CHUNK_ROWS):
-                    await self._runner.write(chunk)
-                    self._buffer.release(chunk)
-                    for kind in KINDS:
-                        counts[kind] += len(chunk.rows(kind))
-                        self._metrics.written[kind] += len(chunk.rows(kind))
-            except SinkError as exc:
-                error = exc
-            finally:
-                self._metrics.merged += self._buffer.restore()
-            seconds = time.monotonic() - began
-            self._note(sum(counts.values()), seconds, error)
-            return Flushed(counts["session"], counts["task"], round(seconds * 1000), error)
+        """Settle everything that waits in memory; joins a flush in progress. What could not be written waits again."""
+        if self._flight is None or self._flight.done():
+            self._flight = asyncio.create_task(self._fly())
+        return await asyncio.shield(self._flight)
 
-    def _note(self, rows: int, seconds: float, error: SinkError | None) -> None:
-        self._failing = error is not None
-        milliseconds = round(seconds * 1000)
+    async def flush(self, timeout: float) -> Flushed:
+        """A barrier: when the result has no ``error``, every row accepted before the call is settled.
+
+        Waits ``timeout`` seconds at most; the flush goes on after that. The counts are of all rows settled during the
+        call, by a flush that was in progress too.
+        """
+        began = time.monotonic()
+        totals = self._metrics.totals
+        before = dict(totals.written), sum(totals.rejected.values())
+        error: PersistError | None
+        try:
+            async with asyncio.timeout(timeout):
+                error = await self._flush_through(self._backlog.accepted_through)
+        except TimeoutError:
+            error = FlushFailed(f"The flush takes more than {timeout:g} seconds; it goes on, and nothing is lost")
+        return Flushed(
+            totals.written["session"] - before[0]["session"],
+            totals.written["task"] - before[0]["task"],
+            sum(totals.rejected.values()) - before[1],
+            round((time.monotonic() - began) * 1000),
+            error,
+        )
+
+    async def _flush_through(self, seq: int) -> PersistError | None:
+        while self.settled_through < seq:
+            joined = self._flight is not None and not self._flight.done()
+            error = (await self.flush_once()).error
+            if error is not None and not joined:
+                return error
+        return None
+
+    async def drain(self, timeout: float) -> None:
+        """Stop the timer, and flush until nothing is pending or ``timeout`` seconds are over."""
+        self._ending = True
+        self._stop_timer()
+        self._set_retry(None)
+        deadline = time.monotonic() + timeout
+        while any(map(self._backlog.pending, KINDS)) and (left := deadline - time.monotonic()) > 0:
+            if (await self.flush(left)).error:
+                await asyncio.sleep(max(0.0, min(self._backoff.failed(), deadline - time.monotonic())))
+
+    async def finish(self, timeout: float) -> None:
+        """After :meth:`drain`: wait for a flush that is still in progress, ``timeout`` seconds at most."""
+        going = [task for task in (self._flight, self._background) if task is not None and not task.done()]
+        if going:
+            await asyncio.wait(going, timeout=timeout)
+
+    async def _fly(self) -> Flushed:
+        self._current = self._runner
+        try:
+            await self._backlog.refill()
+        except OSError as exc:
+            flushed = Flushed(error=FlushFailed(f"The journal cannot be read: {exc.strerror}"))
+            self._note(flushed, 0.0, 0)
+            return flushed
+        through, accepted = self._backlog.merged_through, dict(self._backlog.merged_rows)
+        batch = self._buffer.take()
+        began = time.monotonic()
+        totals = self._metrics.totals
+        before = dict(totals.written), sum(totals.rejected.values())
+        error: PersistError | None = None
+        try:
+            if len(batch):
+                await self._anchor()
+            for start in range(0, len(batch), CHUNK_ROWS):
+                chunk = batch.part(start, start + CHUNK_ROWS)
+                await self._settler.settle(chunk, self._current, self._suspicions)
+            if through > self.settled_through:
+                self.settled_through = through
+                await self._release(totals.settled(accepted))
+        except (SinkError, FlushFailed) as exc:
+            error = exc
+        except OSError as exc:
+            error = FlushFailed(f"{exc.filename or self._dead_letters.path} cannot be written: {exc.strerror}")
+        finally:
+            for kind, merged in self._buffer.restore().items():
+                totals.merged[kind] += merged
+        flushed = Flushed(
+            totals.written["session"] - before[0]["session"],
+            totals.written["task"] - before[0]["task"],
+            sum(totals.rejected.values()) - before[1],
+            round((time.monotonic() - began) * 1000),
+            error,
+        )
+        self._note(flushed, time.monotonic() - began, len(batch))
+        return flushed
+
+    def _note(self, flushed: Flushed, seconds: float, taken: int) -> None:
+        """Count the flush, say it, and decide when to try next."""
+        rows = flushed.sessions + flushed.tasks
         if rows:
             now = _now()
             self._metrics.flushed(seconds, now)
             self._restart_timer(now)
+        error = flushed.error
+        figures = {"rows": rows, "rejected": flushed.rejected, "ms": flushed.duration_ms}
         if error is None:
-            merged, self._merged_before = self._metrics.merged - self._merged_before, self._metrics.merged
-            logger.info("flush", rows=rows, merged=merged, ms=milliseconds)
-        else:
-            waiting = len(self._buffer)
-            logger.warning(
-                "flush failed", rows=rows, waiting=waiting, ms=milliseconds, error=str(error), code=error.code
-            )
+            self._backoff.succeeded()
+            self._suspicions = 0
+            self._set_retry(None)
+            merged = sum(self._metrics.totals.merged.values())
+            if taken:
+                logger.info("flush", **figures, merged=merged - self._merged_before)
+                self._merged_before = merged
+            return
+        self._suspicions += isinstance(error, SinkUnavailable) and error.suspect
+        delay = self._backoff.failed()
+        self._set_retry(delay)
+        waiting = sum(map(self._backlog.pending, KINDS))
+        code = error.code if isinstance(error, SinkError) else ""
+        logger.warning(
+            "flush failed", **figures, waiting=waiting, retry_in=round(delay, 2), error=str(error), code=code
+        )
 
-    async def flush(self, timeout: float) -> Flushed:
-        """A barrier: when the result has no ``error``, every row accepted before the call is committed in the sink.
+    # Releasing journal space.
 
-        Waits ``timeout`` seconds at most; the flush goes on after that. The counts are of all rows committed during the
-        call, by a flush that was in progress too.
+    async def _anchor(self) -> None:
+        """Before the first write to what is appended to, make known where it begins, so that a crash can go back.
+
+        That is the sink, if it appends, and the file of rejected rows, when it is new or somebody has shortened it.
         """
-        began = time.monotonic()
-        before = dict(self._metrics.written)
-        if self._queued is None:  # calls that come before it begins share it
-            self._queued = asyncio.create_task(self.flush_once())
-        flush = self._queued
-        await asyncio.wait([flush], timeout=timeout)
-        if flush.done():
-            error: PersistError | None = flush.result().error
-        else:
-            error = FlushFailed(f"The flush takes more than {timeout:g} seconds; it goes on, and nothing is lost")
-        written = {kind: self._metrics.written[kind] - before[kind] for kind in KINDS}
-        return Flushed(written["session"], written["task"], round((time.monotonic() - began) * 1000), error)
+        length = await asyncio.to_thread(self._dead_letters.length)
+        if length < self._cursor[1].get("rejected_bytes", length + 1):
+            await self._make_known(rejected_bytes=length)
+        if self._anchored is not self._current:
+            await self._make_known(position=await self._current.position())
+            self._anchored = self._current
 
-    async def drain(self, timeout: float) -> None:
-        """Stop the timer, and flush until nothing waits or ``timeout`` seconds are over."""
-        self._stop_timer()
-        deadline = time.monotonic() + timeout
-        while len(self._buffer) and (left := deadline - time.monotonic()) > 0:
-            if (await self.flush(left)).error:
-                await asyncio.sleep(min(DRAIN_PAUSE, max(0.0, deadline - time.monotonic())))
+    async def _make_known(self, **changes: Any) -> None:
+        seq, state = self._cursor
+        if {name: state.get(name) for name in changes} != changes and not await self._write_cursor(
+            seq, {**state, **changes}
+        ):
+            self._cursor = seq, state
+            raise FlushFailed("The journal's cursor cannot be written")
+
+    async def _release(self, totals: dict[str, Any]) -> None:
+        """Give up the journal's space for what is settled. Where that fails, the next flush does it for both."""
+        try:
+            rejected_bytes = await asyncio.to_thread(self._dead_letters.length)
+            position = await self._current.position()
+        except (OSError, SinkUnavailable) as exc:
+            logger.error("journal space cannot be released now", error=str(exc))
+            return
+        state = {"totals": totals, "rejected_bytes": rejected_bytes, "position": position}
+        await self._write_cursor(self.settled_through, state)
+
+    async def _write_cursor(self, seq: int, state: dict[str, Any]) -> bool:
+        """False when it cannot be written now; the journal tries again by itself."""
+        self._cursor = seq, state
+        return await asyncio.to_thread(self._journal.release, seq, state)
 
     # The sink.
 
@@ -181,8 +312,10 @@ class Flusher:
         await self.flush(timeout)
         old, self._runner = self._runner, runner
         await old.close(timeout)
-        self._failing = False
-        self.poke()
+        self._backoff.succeeded()
+        self._set_retry(None)
+        if any(map(self._backlog.pending, KINDS)):
+            self._start()
 
     async def sink_healthy(self) -> bool:
         """Whether the sink answers; known within half a second."""
@@ -195,14 +328,6 @@ class Flusher:
             SinkUnavailable: it cannot be asked now.
         """
         return await self._runner.find_sessions(session_ids)
-
-
-def _chunks(batch: Batch, size: int) -> Iterator[Batch]:
-    """Parts of at most ``size`` rows, sessions before tasks."""
-    for start in range(0, len(batch), size):
-        after_sessions = max(0, start - len(batch.sessions))
-        sessions = batch.sessions[start : start + size]
-        yield Batch(sessions, batch.tasks[after_sessions : after_sessions + size - len(sessions)])
 
 
 def _now() -> datetime:

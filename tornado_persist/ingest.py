@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from tornado_persist.backlog import Backlog
 from tornado_persist.buffer import Buffer
 from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
-from tornado_persist.metrics import Metrics
+from tornado_persist.journal import Journal
 from tornado_persist.models import Kind, Parser, Row
 
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
@@ -26,21 +27,23 @@ class Accepted:
 
 
 class Ingest:
-    """Takes batches whole or refuses them whole; the order of acceptance is the order of merging."""
+    """Takes batches whole or refuses them whole; the order of the journal is the order of merging."""
 
     def __init__(
         self,
         parser: Parser,
+        journal: Journal,
+        backlog: Backlog,
         buffer: Buffer,
-        metrics: Metrics,
         *,
         added: Callable[[], None],
         find_sessions: FindSessions | None = None,
     ) -> None:
         """``added`` is called after each batch; ``find_sessions`` is given when a task's session has to be known."""
         self._parser = parser
+        self._journal = journal
+        self._backlog = backlog
         self._buffer = buffer
-        self._metrics = metrics
         self._added = added
         self._find_sessions = find_sessions
         self._known_sessions: dict[str, None] = {}
@@ -56,15 +59,21 @@ class Ingest:
         Raises:
             NotAccepting: they are not, and why.
         """
-        if self._closed_because:
-            raise NotAccepting(self._closed_because)
+        problem = self._closed_because or self._journal.problem
+        if problem:
+            raise NotAccepting(problem)
+
+    def pending(self, kind: Kind) -> int:
+        """Rows of this kind that are accepted and neither in the sink nor refused by it."""
+        return self._backlog.pending(kind)
 
     async def accept(self, kind: Kind, body: bytes) -> Accepted:
-        """Take the batch in a request body.
+        """Take the batch in a request body; it is durable when this returns.
 
         Raises:
             NotJSON, InvalidBatch: see :meth:`Parser.parse`; also an unknown session, when that has to be known.
-            NotAccepting: the service is shutting down, or cannot find out whether a session is known.
+            NotAccepting: the service is shutting down, the journal is full or failing, or a session cannot be looked
+                up.
         """
         self.check()
         rows = self._parser.parse(kind, body)
@@ -72,9 +81,11 @@ class Ingest:
             await self._require_sessions(kind, rows, self._find_sessions)
             self.check()  # the service may have begun to shut down meanwhile
         at = datetime.now(UTC)
-        self._metrics.merged += self._buffer.add(kind, rows, at)
-        self._metrics.accepted[kind] += len(rows)
-        self._added()
+        if rows:
+            # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
+            seq = await self._journal.append(kind, at, len(rows), body)
+            self._backlog.admit(seq, kind, rows, at)
+            self._added()
         return Accepted(len(rows), at)
 
     async def _require_sessions(self, kind: Kind, rows: list[Row], find_sessions: FindSessions) -> None:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Required, TypeAlias
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, with_config
-from pydantic_core import CoreSchema, core_schema
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from tornado_persist.errors import FieldError, InvalidBatch, NotJSON
@@ -41,22 +40,9 @@ MAX_TEXT = 1_048_576  # characters
 MAX_DEPTH = 20  # levels of nested JSON; MariaDB's JSON stops at 31
 
 _KEY_PATTERN = r"^[^\s\p{Cc}](?:[^\p{Cc}]*[^\s\p{Cc}])?$"
-# pydantic takes numbers in a string for Unix times; only ISO 8601 with a date and a time passes here. MySQL's DATETIME
-# begins with the year 1000.
-_TIME_PATTERN = r"^[1-9]\d{3}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d\d:?\d\d)?$"
-
-
-class _ISOTime:
-    """Marks a ``datetime`` that must come as an ISO 8601 string (a naive one still has to be put into UTC)."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.chain_schema(
-            [
-                core_schema.str_schema(pattern=_TIME_PATTERN),
-                core_schema.datetime_schema(strict=False, microseconds_precision="truncate"),
-            ]
-        )
+# ISO 8601 with a date and a time; datetime.fromisoformat alone would take week dates and any separator too. MySQL's
+# DATETIME begins with the year 1000.
+_TIME_PATTERN = r"^[1-9]\d{3}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?$"
 
 
 Key = Annotated[str, Field(min_length=1, max_length=64, pattern=_KEY_PATTERN)]
@@ -69,7 +55,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Index = Annotated[int, Field(ge=-MAX_INT32 - 1, le=MAX_INT32)]
 Milliseconds = Annotated[int, Field(ge=0, le=MAX_INT64)]
 Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Time = Annotated[datetime, _ISOTime]
+# The parser turns it into a datetime afterwards, which costs less than a call from within the validation.
+Time = Annotated[str, Field(pattern=_TIME_PATTERN)]
 Object = dict[str, Any]
 
 
@@ -126,6 +113,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.sessions) + len(self.tasks)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The rows from ``start`` to ``stop``, counted through sessions and then tasks."""
+        before = len(self.sessions)
+        return Batch(self.sessions[start:stop], self.tasks[max(0, start - before) : max(0, stop - before)])
 
 
 class Parser:
@@ -190,7 +182,7 @@ def _message(error: Mapping[str, Any]) -> str:
     match error["type"]:
         case "string_pattern_mismatch" if error["ctx"]["pattern"] == _KEY_PATTERN:
             return "A key has no white space at either end and no control characters"
-        case "string_pattern_mismatch" | "datetime_parsing" | "datetime_from_date_parsing" | "datetime_object_invalid":
+        case "string_pattern_mismatch":
             return _TIME_MESSAGE
         case "extra_forbidden":
             return "This field is not in the specification"
@@ -209,23 +201,28 @@ def _invalid(kind: Kind, errors: list[FieldError]) -> InvalidBatch:
 
 
 def _time_errors(name: str, rows: list[Row]) -> list[FieldError]:
-    """Puts the times of tasks into UTC; those that leave the years 1000 to 9999 by that are errors."""
+    """Turns the times of tasks into datetimes in UTC; what is none, or leaves the years 1000 to 9999, is an error."""
     errors: list[FieldError] = []
     for index, row in enumerate(rows):
         for column in ("start_time", "end_time"):
-            time = row.get(column)
-            if time is None:
-                continue
-            if time.tzinfo is None:
-                row[column] = time.replace(tzinfo=UTC)
-                continue
-            try:
-                row[column] = time = time.astimezone(UTC)
-            except OverflowError:
-                time = None
-            if time is None or time.year < 1000:
-                errors.append({"loc": [name, index, column], "msg": _TIME_MESSAGE})
+            text = row.get(column)
+            if text is not None:
+                try:
+                    row[column] = _in_utc(text)
+                except (ValueError, OverflowError):
+                    errors.append({"loc": [name, index, column], "msg": _TIME_MESSAGE})
     return errors
+
+
+def _in_utc(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        return datetime.fromisoformat(text + "+00:00")  # a quarter of what time.replace(tzinfo=UTC) takes
+    if time.tzinfo is not UTC:
+        time = time.astimezone(UTC)
+        if time.year < 1000:
+            raise ValueError("too early")
+    return time
 
 
 def _object_errors(name: str, rows: list[Row]) -> list[FieldError]:

@@ -15,14 +15,17 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
 from tornado_persist import __version__, config, log
+from tornado_persist.backlog import Backlog
 from tornado_persist.buffer import Buffer
 from tornado_persist.config import Settings
 from tornado_persist.datadir import DataDir
+from tornado_persist.deadletter import DeadLetters
 from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
 from tornado_persist.flusher import Flusher
 from tornado_persist.ingest import Ingest
-from tornado_persist.metrics import Metrics
-from tornado_persist.models import Parser
+from tornado_persist.journal import Checkpoint, Journal
+from tornado_persist.metrics import Metrics, Totals
+from tornado_persist.models import KINDS, Parser
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.runner import SinkRunner
@@ -57,7 +60,7 @@ class Service:
 
         Raises:
             ConfigError: the data directory cannot be written, or the sink cannot do what is asked of it.
-            StartError: the data directory is in use, or the port is taken.
+            StartError: the data directory is in use, the journal cannot be worked with, or the port is taken.
         """
         data_dir = DataDir(self._settings.data_dir)
         data_dir.make()
@@ -76,27 +79,52 @@ class Service:
 
     async def _serve(self, serving: Callable[[str], None]) -> None:
         settings = self._settings
-        sockets = _bind(settings)
-        self._buffer = Buffer()
-        self._runner = SinkRunner(make_sink(settings))
+        sink = make_sink(settings)
+        # The port is opened after the recovery, which may be long; that it is taken is better known before.
+        for probe in _bind(settings):
+            probe.close()
+        journal = self._journal = Journal(
+            settings.path("journal"),
+            settings.path("damaged"),
+            sync=settings.journal.sync,
+            segment_bytes=settings.journal.segment_bytes,
+            max_bytes=settings.journal.max_bytes,
+        )
+        checkpoint = await asyncio.to_thread(journal.open)
+        dead_letters = DeadLetters(settings.path("rejected.jsonl"))
+        _cut_dead_letters(dead_letters, checkpoint.state)
         metrics = Metrics(datetime.now(UTC))
+        metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
+        buffer = Buffer()
+        backlog = self._backlog = Backlog(journal, buffer, metrics, max_rows=settings.buffer.max_rows)
+        await self._recover(checkpoint)
+        sockets = _bind(settings)
+        journal.start()
+        self._runner = SinkRunner(sink, checkpoint.state.get("position"))
         self._flusher = Flusher(
-            self._buffer,
+            buffer,
+            backlog,
+            journal,
+            dead_letters,
             self._runner,
             metrics,
             interval=settings.buffer.flush_interval,
             capacity=settings.buffer.capacity,
+            released=checkpoint.seq,
+            state=checkpoint.state,
         )
         self._ingest = Ingest(
             Parser(max_batch=settings.server.max_batch, unknown_fields=settings.records.unknown_fields),
-            self._buffer,
-            metrics,
+            journal,
+            backlog,
+            buffer,
             added=self._flusher.poke,
             find_sessions=self._flusher.find_sessions if settings.records.require_session else None,
         )
         self._api = Api(
             self._ingest,
             self._flusher,
+            journal,
             metrics,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
@@ -106,6 +134,7 @@ class Service:
         # The handlers keep the limits of bodies, so that they can answer with 413; Tornado would only hang up.
         server = HTTPServer(self._api, max_body_size=2**62)
         server.add_sockets(sockets)
+        self._flusher.poke()
         watch = PeriodicCallback(self._flusher.sink_healthy, WATCH_INTERVAL * 1000)
         watch.start()
 
@@ -115,22 +144,36 @@ class Service:
         logger.info("serving", url=url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
         serving(url)
         await self._stop.wait()
-        logger.info("shutting down", waiting=len(self._buffer))
+        logger.info("shutting down", waiting=self._pending())
         watch.stop()
         server.stop()
         await self._drain(settings.server.shutdown_timeout)
         await server.close_all_connections()
 
+    async def _recover(self, checkpoint: Checkpoint) -> None:
+        began = time.monotonic()
+        await self._backlog.recover(checkpoint.seq)
+        waiting = self._pending()
+        if waiting:
+            logger.info("recovered", rows=waiting, ms=round((time.monotonic() - began) * 1000))
+
+    def _pending(self) -> int:
+        return sum(map(self._backlog.pending, KINDS))
+
     async def _drain(self, timeout: float) -> None:
-        """Answer what is in flight, then flush; half of the time is for slow clients at most."""
+        """Answer what is in flight, then flush; half of the time is for slow clients at most.
+
+        What the sink does not take in time stays in the journal, for the next start.
+        """
         deadline = time.monotonic() + timeout
         await self._api.finish_requests(timeout / 2)
         self._ingest.close("The service is shutting down")
         await self._flusher.drain(deadline - time.monotonic() - CLOSING_TIME)
         await self._runner.close(max(0.0, deadline - time.monotonic()))
-        if len(self._buffer):
-            raise StartError(f"{len(self._buffer)} rows could not be written before the shutdown and are lost")
-        logger.info("stopped")
+        await self._flusher.finish(max(CLOSING_TIME, deadline - time.monotonic()))
+        if not await asyncio.to_thread(self._journal.close, max(CLOSING_TIME, deadline - time.monotonic())):
+            logger.error("the journal could not be closed in time")
+        logger.info("stopped", left_in_journal=self._pending())
 
     # Reload.
 
@@ -166,6 +209,7 @@ class Service:
         if new.buffer.flush_interval != self._settings.buffer.flush_interval:
             self._flusher.set_interval(new.buffer.flush_interval)
         self._flusher.capacity = new.buffer.capacity
+        self._backlog.max_rows = new.buffer.max_rows
         self._flusher.poke()
         self._api.flush_timeout = new.buffer.flush_timeout
         level = self._settings.log.model_copy(update={"level": new.log.level})
@@ -202,6 +246,17 @@ def make_sink(settings: Settings) -> Sink[Any]:
     if settings.records.require_session and sink_class.find_sessions is Sink.find_sessions:
         raise ConfigError("records.require_session", f"sink {settings.sink} cannot look sessions up")
     return sink_class(settings.sink_settings(), settings.data_dir)
+
+
+def _cut_dead_letters(dead_letters: DeadLetters, state: dict[str, Any]) -> None:
+    """Rows refused after the cursor was written are in the journal still, and will be refused again."""
+    known = state.get("rejected_bytes")
+    try:
+        surplus = dead_letters.cut(known) if known is not None else 0
+    except OSError as exc:
+        raise StartError(f"{dead_letters.path} cannot be written: {exc.strerror}") from None
+    if surplus:
+        logger.info("rejected rows that will be tried again cut off", file=str(dead_letters.path), bytes=surplus)
 
 
 def _bind(settings: Settings) -> list[Any]:

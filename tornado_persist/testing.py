@@ -17,15 +17,17 @@ The author of a sink says how to get one and how to read back what it stored::
 
 ``read`` gives rows as Python values: text, integers, floats, dicts for JSON objects, aware UTC datetimes, ``None`` for
 null, every field of the model with ``created_at`` and ``updated_at``. Override :meth:`SinkContract.fault` too if a
-write can be made to fail, and :attr:`SinkContract.durable` if a new object starts empty.
+write can be made to fail, and :attr:`SinkContract.durable` and :attr:`SinkContract.shared` where they do not hold.
 
 This module does not import pytest, so that the sinks in it serve benchmarks as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+import json
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -33,7 +35,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
-from tornado_persist.errors import BatchRejected, SinkError, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.models import (
     DEFAULTS,
     KEYS,
@@ -147,7 +149,7 @@ class FlakySink(MemorySink):
     """A memory sink that goes wrong on command. The commands may come from any thread.
 
     It holds its user to the interface: after a write that raised ``SinkUnavailable`` it wants ``close`` and ``open``,
-    and says so with a ``RuntimeError``.
+    and says so with a ``RuntimeError``. After ``SinkConflict`` it does not.
     """
 
     name: ClassVar[str] = "flaky"
@@ -158,6 +160,8 @@ class FlakySink(MemorySink):
         self.down = False
         #: A batch with one of these keys is rejected.
         self.refused: set[str] = set()
+        #: A batch with one of these keys fails with a code that nobody knows (``SinkUnavailable``, ``suspect``).
+        self.suspected: set[str] = set()
         #: The methods called, in order.
         self.calls: list[str] = []
         #: Set while a write is held, see :meth:`hold`.
@@ -168,7 +172,7 @@ class FlakySink(MemorySink):
         self._broken = False
 
     def fail_next(self, count: int = 1, error: type[BaseException] | BaseException = SinkUnavailable) -> None:
-        """Make the next ``count`` writes raise ``error``, and write nothing."""
+        """Make the next ``count`` writes raise ``error`` (``SinkConflict``, for one), and write nothing."""
         make = error if isinstance(error, type) else lambda: copy.copy(error)
         self._failures += [make() for _ in range(count)]
 
@@ -199,10 +203,15 @@ class FlakySink(MemorySink):
             self._need_up()
             if self._failures:
                 raise self._failures.pop(0)
-            for kind in KINDS:
-                for row in batch.rows(kind):
-                    if row[KEYS[kind]] in self.refused:
-                        raise BatchRejected(f"{kind} {row[KEYS[kind]]} is refused", code="refused")
+            keys = [row[KEYS[kind]] for kind in KINDS for row in batch.rows(kind)]
+            for key in keys:
+                if key in self.refused:
+                    raise BatchRejected(f"{key} is refused", code="refused")
+            for key in keys:
+                if key in self.suspected:
+                    raise SinkUnavailable(f"something is odd about {key}", code="odd", suspect=True)
+        except SinkConflict:
+            raise
         except SinkUnavailable:
             self._broken = True
             raise
@@ -225,6 +234,32 @@ class FlakySink(MemorySink):
     def _need_up(self) -> None:
         if self.down:
             raise SinkUnavailable("the flaky sink is down", code="down")
+
+
+class AppendSink(FlakySink):
+    """A flaky sink whose writes add up: :attr:`batches` shows a batch twice that was written twice.
+
+    It has a position, so that a test can tell whether what comes again after a crash is there once. The crash itself
+    is a new runner over the same object, for a new object starts empty.
+    """
+
+    name: ClassVar[str] = "append"
+
+    def position(self) -> dict[str, Any]:
+        self.calls.append("position")
+        self._need_up()
+        self._need_open()
+        return {"sink": self.name, "batches": len(self.batches)}
+
+    def rewind(self, position: dict[str, Any]) -> None:
+        self.calls.append("rewind")
+        self._need_up()
+        self._need_open()
+        if position.get("sink") == self.name:
+            del self.batches[position["batches"] :]
+            self.stored = nothing()
+            for batch in self.batches:
+                merge(self.stored, batch)
 
 
 # Texts that some sink could garble: on its way through a statement, a COPY stream, JSON, or a line of a file.
@@ -267,6 +302,8 @@ class SinkContract:
 
     #: Whether a new object of the same class and settings finds what an older one stored.
     durable: ClassVar[bool] = True
+    #: Whether two objects may write to the same place at the same time.
+    shared: ClassVar[bool] = True
 
     def read(self, sink: Any) -> Stored:
         """Everything that the sink has stored; see the module's docstring."""
@@ -484,9 +521,7 @@ class SinkContract:
             _skip("this sink is not durable")
         first = Batch([session("s", metadata={"a": 1})], [task("t", target_text="x")])
         sink.write(first)
-        sink.close()
-        newer = type(sink)(sink.settings, sink.data_dir)
-        newer.open()
+        newer = self._again(sink)
         try:
             self._check(newer, Batch([session("s", at=T0 + SECOND)], [task("t", at=T0 + SECOND)]), after=[first])
         finally:
@@ -505,6 +540,87 @@ class SinkContract:
         self._check(sink, after=[before])
         self._check(sink, Batch(sessions, good), Batch([], [task("refused")]), after=[before])
 
+    def test_two_writers_of_the_same_rows_both_get_through(self, sink: Any) -> None:
+        if not (self.durable and self.shared):
+            _skip("this sink has one writer at a time")
+        other = type(sink)(sink.settings, sink.data_dir)
+        other.open()
+        # The rows in opposite orders, and those of one set of fields before those of another: an invitation to
+        # deadlocks. Each writer leaves its own time on every row, so that the last one's batch shows whole.
+        keys = [f"t{i}" for i in range(200)]
+        errors: list[Exception] = []
+        batches: dict[Any, list[Batch]] = {sink: [], other: []}
+        for number in range(3):
+            for writer, rest in ((sink, 0), (other, 1)):
+                at = T0 + (2 * number + rest) * SECOND
+                rows = [task(key, at=at, **({"context": "x"} if i % 2 == rest else {})) for i, key in enumerate(keys)]
+                batches[writer].append(Batch([], rows[:: -1 if rest else 1]))
+        start = threading.Barrier(2)
+
+        def write(writer: Any) -> None:
+            for batch in batches[writer]:
+                try:
+                    start.wait(60)
+                    _write_through(writer, batch)
+                except Exception as exc:
+                    errors.append(exc)
+                    start.abort()
+                    return
+
+        threads = [threading.Thread(target=write, args=[writer]) for writer in batches]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            other.close()
+        if errors:
+            raise errors[0]
+        found = self.read(sink)["task"]
+        same(set(found), set(keys))
+        times = {row["updated_at"] for row in found.values()}
+        if times not in [{writes[-1].tasks[0]["updated_at"]} for writes in batches.values()]:
+            raise AssertionError(f"the rows are not those of one of the last batches: {sorted(times)}")
+
+    # The position of a sink that appends
+
+    def test_a_position_is_a_json_object_or_none(self, sink: Any) -> None:
+        for batch in (Batch(), Batch([session("s")], [task("t")])):
+            sink.write(batch)
+            position = sink.position()
+            same(json.loads(json.dumps(position)), position)
+            if position is not None and not isinstance(position, dict):
+                raise AssertionError(f"position() gives no JSON object: {position!r}")
+
+    def test_a_rewound_sink_is_as_it_was_at_the_position(self, sink: Any) -> None:
+        before = Batch([session("s", total_tasks=1)], [task("t", target_text="x"), task("u")])
+        after = Batch([session("s", at=T0 + SECOND), session("new")], [task("t", target_text=None), task("new")])
+        try:
+            for first in ([], [before]):
+                for batch in first:
+                    sink.write(batch)
+                position = json.loads(json.dumps(sink.position()))
+                if position is None:
+                    _skip("this sink has no position")
+                sink.write(after)
+                sink.write(Batch([], [task("newer")]))
+                sink = self._again(sink)
+                sink.rewind(position)
+                self._check(sink, after=first)
+                sink.rewind(position)  # twice, as when the service crashes at once
+                self._check(sink, after, after=first)
+                sink.rewind(position)
+                self._check(sink, after=first)
+        finally:
+            sink.close()
+
+    def test_the_position_of_another_place_is_ignored(self, sink: Any) -> None:
+        first = Batch([session("s")], [task("t")])
+        sink.write(first)
+        sink.rewind({"place": "another"})
+        self._check(sink, Batch([], [task("u")]), after=[first])
+
     # find_sessions
 
     def test_find_sessions_gives_those_that_are_stored(self, sink: Any) -> None:
@@ -522,6 +638,13 @@ class SinkContract:
     def test_find_sessions_takes_many_ids(self, sink: Any) -> None:
         sink.write(Batch([session(f"s{i}") for i in range(100)]))
         same(_find(sink, [f"s{i}" for i in range(40_000)]), {f"s{i}" for i in range(100)})
+
+    def _again(self, sink: Any) -> Any:
+        """Close the sink, and open it as a new process would, as far as it is durable."""
+        sink.close()
+        newer = type(sink)(sink.settings, sink.data_dir) if self.durable else sink
+        newer.open()
+        return newer
 
     def _check(self, sink: Any, *batches: Batch, after: Iterable[Batch] = ()) -> None:
         """Write the batches, and compare what is stored with the merge rule's, where ``after`` was there before."""
@@ -583,6 +706,14 @@ def _skip(reason: str) -> NoReturn:
     import pytest
 
     pytest.skip(reason)
+
+
+def _write_through(sink: Any, batch: Batch) -> None:
+    for _ in range(100):
+        with contextlib.suppress(SinkConflict):
+            sink.write(batch)
+            return
+    raise AssertionError("a hundred conflicts, one after the other")
 
 
 def _error(sink: Any, batch: Batch) -> SinkError:

@@ -24,6 +24,7 @@ from tornado_persist.testing import (
     JSON_OBJECTS,
     KEYS_ALIKE,
     TEXTS,
+    AppendSink,
     MemorySink,
     SinkContract,
     Stored,
@@ -55,11 +56,22 @@ class TestMemory(SinkContract):
             yield
 
 
+class TestAppend(TestMemory):
+    @pytest.fixture
+    def sink(self) -> Iterator[MemorySink]:
+        sink = AppendSink()
+        sink.open()
+        yield sink
+        sink.close()
+
+
 def _refuse(stored: Stored, batch: Batch) -> None:
     raise BatchRejected
 
 
 class TestJSONL(SinkContract):
+    shared = False
+
     @pytest.fixture
     def sink(self, tmp_path: Path) -> Iterator[JSONLSink]:
         sink = JSONLSink(JSONLSink.Settings(), tmp_path)

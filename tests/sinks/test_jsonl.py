@@ -186,8 +186,15 @@ def test_opening_a_read_only_file_fails_with_its_name(tmp_path: Path, monkeypatc
 
 
 def test_a_closed_sink_is_unavailable(sink: JSONLSink) -> None:
+    position = sink.position()
     sink.close()
-    for call in (sink.ping, lambda: sink.write(Batch([session()])), lambda: sink.find_sessions(["s"])):
+    for call in (
+        sink.ping,
+        sink.position,
+        lambda: sink.write(Batch([session()])),
+        lambda: sink.find_sessions(["s"]),
+        lambda: sink.rewind(position),
+    ):
         with pytest.raises(SinkUnavailable, match="not open"):
             call()
 
@@ -355,6 +362,216 @@ def test_a_batch_that_is_replayed_after_half_of_it_was_written_gives_the_same_st
     assert once["session"]["s"] == complete("session", batch.sessions[0])
     sink.write(batch)
     assert read_jsonl(sink.directory) == once
+
+
+# The position
+
+
+def again(sink: JSONLSink) -> JSONLSink:
+    """The sink as the next process opens it."""
+    sink.close()
+    newer = JSONLSink(sink.settings, sink.data_dir)
+    newer.open()
+    return newer
+
+
+def test_the_position_is_the_length_of_both_files_at_the_commit(sink: JSONLSink) -> None:
+    for batch in (Batch(), Batch([session("s")]), Batch([session("s")], [task("t")])):
+        sink.write(batch)
+        position = json.loads(json.dumps(sink.position()))
+        assert position["directory"] == str(sink.directory)
+        for kind in ("session", "task"):
+            assert position["files"][kind]["bytes"] == sink.path(kind).stat().st_size
+
+
+def test_the_position_leaves_out_a_torn_line_and_cuts_nothing(sink: JSONLSink) -> None:
+    sink.write(Batch([], [task("t")]))
+    expected = sink.position()
+    with sink.path("task").open("ab") as file:
+        file.write(b'{"task_id":')
+    size = sink.path("task").stat().st_size
+    newer = again(sink)
+    assert newer.position() == expected
+    assert newer.path("task").stat().st_size == size
+    newer.close()
+
+
+def test_the_position_leaves_out_what_is_still_to_be_cut_off(sink: JSONLSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink.write(Batch([session("s")], [task("t")]))
+    expected = sink.position()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full(errno.EIO))
+        patch.setattr(os, "ftruncate", full(errno.EIO))
+        with pytest.raises(SinkUnavailable):
+            sink.write(Batch([session("s2")], [task("t2")]))
+    assert len(lines(sink, "task")) == 2
+    assert sink.position() == expected
+
+
+def test_a_rewind_cuts_off_durably_what_was_written_later_and_says_so(
+    sink: JSONLSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink.write(Batch([session("s1")], [task("t1")]))
+    position = sink.position()
+    before = {kind: sink.path(kind).read_bytes() for kind in ("session", "task")}
+    sink.write(Batch([], [task("t2"), task("t3")]))
+    with sink.path("task").open("ab") as file:
+        file.write(b'{"task_id":"torn')
+    surplus = sink.path("task").stat().st_size - len(before["task"])
+    newer = again(sink)
+    calls: list[str] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            calls.append(name)
+            return real(*args)
+
+        return call
+
+    for name in ("ftruncate", "fsync"):
+        monkeypatch.setattr(os, name, noted(name))
+    with structlog.testing.capture_logs() as events:
+        newer.rewind(position)
+        newer.write(Batch([], [task("t2")]))
+    assert calls[:2] == ["ftruncate", "fsync"]
+    assert [event.pop("event") for event in events] == ["lines cut off to write them again"]
+    assert events == [
+        {"log_level": "warning", "sink": "jsonl", "file": str(newer.path("task")), "bytes": surplus},
+    ]
+    assert newer.path("session").read_bytes() == before["session"]
+    assert [row["task_id"] for row in lines(newer, "task")] == ["t1", "t2"]
+    newer.close()
+
+
+def test_a_rewind_to_the_end_does_and_says_nothing(sink: JSONLSink) -> None:
+    sink.write(Batch([session("s")], [task("t")]))
+    before = read_jsonl(sink.directory)
+    newer = again(sink)
+    with structlog.testing.capture_logs() as events:
+        newer.rewind(newer.position())
+    assert events == []
+    assert read_jsonl(newer.directory) == before
+    newer.close()
+
+
+def test_a_rewind_to_the_beginning_empties_the_files(sink: JSONLSink) -> None:
+    position = sink.position()
+    sink.write(Batch([session("s")], [task("t")]))
+    newer = again(sink)
+    newer.rewind(position)
+    assert read_jsonl(newer.directory) == {"session": {}, "task": {}}
+    newer.close()
+
+
+def _rotated_by_rename(path: Path) -> None:
+    path.rename(path.with_suffix(".1"))
+
+
+def _rotated_by_copy(path: Path) -> None:
+    path.with_suffix(".1").write_bytes(path.read_bytes())
+    os.truncate(path, 0)
+
+
+def _removed(path: Path) -> None:
+    path.unlink()  # the next file may well get its inode
+
+
+@pytest.mark.parametrize("rotate", [_rotated_by_rename, _rotated_by_copy, _removed])
+@pytest.mark.parametrize("rows", [1, 100], ids=["shorter", "longer"])
+def test_a_rewind_leaves_a_file_that_was_rotated_since_with_a_warning(
+    sink: JSONLSink, rotate: Callable[[Path], None], rows: int
+) -> None:
+    sink.write(Batch([], [task("old", context="x" * 2000)]))
+    position = sink.position()
+    rotate(sink.path("task"))
+    sink.write(Batch([], [task(f"t{i}") for i in range(rows)]))
+    content = sink.path("task").read_bytes()
+    newer = again(sink)
+    with structlog.testing.capture_logs() as events:
+        newer.rewind(position)
+    assert newer.path("task").read_bytes() == content
+    (event,) = events
+    assert event["log_level"] == "warning"
+    assert event["file"] == str(newer.path("task"))
+    assert event["event"].startswith("file is not as it was left")
+    newer.close()
+
+
+def test_a_rewind_leaves_a_file_that_took_the_place_of_an_empty_one(sink: JSONLSink) -> None:
+    position = sink.position()
+    _rotated_by_rename(sink.path("task"))
+    sink.write(Batch([], [task("t")]))
+    newer = again(sink)
+    with structlog.testing.capture_logs() as events:
+        newer.rewind(position)
+    assert [event["bytes"] for event in events] == [newer.path("task").stat().st_size]
+    assert len(lines(newer, "task")) == 1
+    newer.close()
+
+
+@pytest.mark.parametrize("length", [0, 5])
+def test_a_rewind_leaves_a_file_that_became_shorter_with_a_warning(sink: JSONLSink, length: int) -> None:
+    sink.write(Batch([], [task("t")]))
+    position = sink.position()
+    os.truncate(sink.path("task"), length)
+    newer = again(sink)
+    with structlog.testing.capture_logs() as events:
+        newer.rewind(position)
+    assert [event["log_level"] for event in events] == ["warning"]
+    assert newer.path("task").stat().st_size == length
+    newer.close()
+
+
+def test_a_rewind_finds_its_file_again_after_it_was_restored_from_a_copy(sink: JSONLSink) -> None:
+    sink.write(Batch([], [task("t1")]))
+    position = sink.position()
+    sink.write(Batch([], [task("t2")]))
+    sink.close()
+    copy = sink.directory / "copy"
+    copy.write_bytes(sink.path("task").read_bytes())
+    copy.rename(sink.path("task"))
+    newer = again(sink)
+    newer.rewind(position)
+    assert [row["task_id"] for row in lines(newer, "task")] == ["t1"]
+    newer.close()
+
+
+def test_a_position_in_another_directory_is_ignored(sink: JSONLSink, tmp_path: Path) -> None:
+    position = sink.position()
+    sink.close()
+    sink.directory.rename(tmp_path / "moved")
+    moved = JSONLSink(JSONLSink.Settings(dir="moved"), tmp_path)
+    moved.open()
+    moved.write(Batch([], [task("t")]))
+    with structlog.testing.capture_logs() as events:
+        moved.rewind(position)
+        moved.rewind({"directory": 5})
+    assert events == []
+    assert len(lines(moved, "task")) == 1
+    moved.close()
+
+
+def test_a_rewind_that_the_disk_refuses_is_an_outage(sink: JSONLSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    position = sink.position()
+    sink.write(Batch([], [task("t")]))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", full(errno.EIO))
+        with pytest.raises(SinkUnavailable) as failure:
+            sink.rewind(position)
+    assert failure.value.code == "EIO"
+    sink.rewind(position)
+    assert lines(sink, "task") == []
+
+
+def test_find_sessions_forgets_what_a_rewind_cuts_off(sink: JSONLSink) -> None:
+    sink.write(Batch([session("s1")]))
+    position = sink.position()
+    sink.write(Batch([session("s2")]))
+    assert sink.find_sessions(["s1", "s2"]) == {"s1", "s2"}
+    sink.rewind(position)
+    assert sink.find_sessions(["s1", "s2"]) == {"s1"}
 
 
 # Questions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from sqlalchemy import make_url
 
 from tests.servers import Postgres, database_of
 from tests.sinks.readers import read_postgres
-from tornado_persist.errors import BatchRejected, SinkError, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.models import Batch
 from tornado_persist.sinks import postgres
 from tornado_persist.sinks.postgres import PostgresSettings, PostgresSink
+from tornado_persist.sinks.sql import Blame
 from tornado_persist.testing import session, task
 
 Run = Callable[[str], None]
@@ -346,8 +348,8 @@ def test_what_depends_on_the_schema_is_an_outage(
 ) -> None:
     owner(change)
     error = failure(sink, Batch([session("s")], [task("a", context="x"), task("b", context="y")]))
-    assert isinstance(error, SinkUnavailable)
-    assert error.code == code
+    assert type(error) is SinkUnavailable
+    assert (error.code, error.suspect) == (code, False)
     assert "Hello" not in str(error)
     with psycopg.connect(postgres_url) as connection:
         assert connection.execute("SELECT count(*) FROM translation_sessions").fetchone() == (0,)
@@ -396,8 +398,8 @@ def test_somebody_elses_lock_is_an_outage_and_not_a_wait_for_ever(sink: Postgres
     with psycopg.connect(postgres_url) as connection:
         connection.execute("LOCK TABLE translation_tasks")
         error = failure(sink, Batch(tasks=[task("a")]))
-        assert isinstance(error, SinkUnavailable)
-        assert error.code == "55P03"
+        assert type(error) is SinkUnavailable
+        assert (error.code, error.suspect) == ("55P03", False)
     sink.write(Batch(tasks=[task("a")]))
 
 
@@ -425,7 +427,9 @@ def test_a_server_that_is_gone_is_an_outage_and_a_wrong_password_too(
         sink = make(url)
         sink.open()
         server.kill()
-        assert isinstance(failure(sink, Batch([session("s")])), SinkUnavailable)
+        error = failure(sink, Batch([session("s")]))
+        assert type(error) is SinkUnavailable
+        assert not error.suspect
         sink.close()
         with pytest.raises(SinkUnavailable, match="refused"):
             sink.open()
@@ -444,3 +448,112 @@ def test_a_server_that_is_gone_is_an_outage_and_a_wrong_password_too(
 def test_a_database_that_does_not_exist_is_an_outage(make: Callable[..., PostgresSink], postgres_url: str) -> None:
     with pytest.raises(SinkUnavailable, match="no_such"):
         make(postgres_url.replace(database_of(postgres_url), "no_such")).open()
+
+
+# Whose fault it is: another writer's, or nobody knows
+
+
+def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
+    make: Callable[..., PostgresSink],
+    postgres_server: Postgres,
+    postgres_url: str,
+    admin: Callable[[str], list[tuple[Any, ...]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(postgres._SESSION, "lock_timeout", "60s")
+    name = database_of(postgres_url)
+    # The one who looks for the deadlock gives way: that is to be the sink.
+    admin(f"ALTER DATABASE \"{name}\" SET deadlock_timeout = '10ms'")
+    sink = make()
+    sink.open()
+    batch = Batch([], [task("a"), task("b", context="x")])
+    sink.write(batch)
+    connection, upsert = sink._connection, sink._upsert
+    with psycopg.connect(
+        host=str(postgres_server.directory), port=postgres_server.port, user="postgres", dbname=name
+    ) as other:
+        other.execute("SET deadlock_timeout = '60s'")
+        lock = "UPDATE translation_tasks SET status = 'failed' WHERE task_id = %s"
+        other.execute(lock, ["b"])
+        waiting = threading.Thread(target=other.execute, args=(lock, ["a"]))
+
+        def upsert_and_be_waited_for(*args: Any) -> None:
+            upsert(*args)
+            if not waiting.ident:
+                waiting.start()
+                deadline = time.monotonic() + 30
+                while not admin("SELECT 1 FROM pg_locks WHERE NOT granted") and time.monotonic() < deadline:
+                    time.sleep(0.01)
+
+        monkeypatch.setattr(sink, "_upsert", upsert_and_be_waited_for)
+        error = failure(sink, batch)
+        waiting.join()
+    assert isinstance(error, SinkConflict)
+    assert (error.code, error.suspect) == ("40P01", False)
+    assert {row["status"] for row in read_postgres(postgres_url)["task"].values()} == {"failed"}
+    sink.write(batch)
+    assert sink._connection is connection
+    assert {row["status"] for row in read_postgres(postgres_url)["task"].values()} == {"pending"}
+
+
+RAISE_CODE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.context = 'bad' THEN RAISE EXCEPTION 'that is odd' USING ERRCODE = '{}'; END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER x BEFORE INSERT OR UPDATE ON translation_tasks FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "suspect"),
+    [
+        ("40001", SinkConflict, False),
+        ("AB123", SinkUnavailable, True),
+        ("45000", SinkUnavailable, True),
+        ("P0002", SinkUnavailable, True),
+        ("44000", SinkUnavailable, True),
+        ("54001", SinkUnavailable, True),
+        ("XX000", SinkUnavailable, True),
+        ("XX001", SinkUnavailable, False),
+        ("40003", SinkUnavailable, False),
+        ("53100", SinkUnavailable, False),
+        ("57014", SinkUnavailable, False),
+        ("0A000", SinkUnavailable, False),
+    ],
+)
+def test_a_code_of_a_triggers_own_is_a_conflict_or_an_outage_or_suspect(
+    sink: PostgresSink, owner: Run, postgres_url: str, code: str, expected: type[SinkUnavailable], suspect: bool
+) -> None:
+    owner(RAISE_CODE.format(code))
+    connection = sink._connection
+    error = failure(sink, Batch([session("s")], [task("a"), task("b", context="bad")]))
+    assert type(error) is expected
+    assert (error.code, error.suspect, str(error)) == (code, suspect, "that is odd")
+    assert read_postgres(postgres_url) == {"session": {}, "task": {}}
+    sink.write(Batch([session("s")], [task("a")]))
+    assert sink._connection is connection
+
+
+def test_an_index_entry_too_large_is_suspect(sink: PostgresSink, owner: Run) -> None:
+    owner("CREATE INDEX x ON translation_tasks (source_text)")
+    noise = "".join(chr(0x4E00 + i * 7919 % 20000) for i in range(20_000))
+    error = failure(sink, Batch([], [task("a"), task("b", source_text=noise)]))
+    assert isinstance(error, SinkUnavailable)
+    assert (error.code, error.suspect) == ("54000", True)
+    assert noise[:10] not in str(error)
+
+
+@pytest.mark.parametrize("code", ["AB123", "40001", "P0001"])
+def test_a_ping_suspects_no_row_and_knows_no_conflict(sink: PostgresSink, owner: Run, code: str) -> None:
+    owner(RAISE_CODE.format(code).replace("NEW.context = 'bad'", "true").replace("EACH ROW", "EACH STATEMENT"))
+    with pytest.raises(SinkUnavailable) as caught:
+        sink.ping()
+    assert type(caught.value) is SinkUnavailable
+    assert (caught.value.code, caught.value.suspect) == (code, False)
+
+
+def test_an_error_without_a_code_is_an_outage(sink: PostgresSink) -> None:
+    fault = sink._fault(psycopg.OperationalError("the connection is closed"))
+    assert (fault.blame, fault.code) == (Blame.SERVER, "")

@@ -12,9 +12,10 @@ import pytest
 from pydantic import ValidationError
 
 from tests.sinks.readers import read_sqlite
-from tornado_persist.errors import BatchRejected, SinkError, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.models import Batch
 from tornado_persist.sinks import sqlite
+from tornado_persist.sinks.sql import Blame
 from tornado_persist.sinks.sqlite import SQLiteSettings, SQLiteSink
 from tornado_persist.testing import session, task
 
@@ -155,6 +156,7 @@ def test_a_table_dropped_meanwhile_is_an_outage_that_opening_mends(sink: SQLiteS
         sink.ping()
     error = failure(sink, Batch([session("s")], [task("t")]))
     assert isinstance(error, SinkUnavailable)
+    assert not error.suspect
     assert "translation_tasks" in str(error)
     assert read_sqlite_sessions(sink) == []
     sink.close()
@@ -227,8 +229,8 @@ def test_a_file_locked_by_another_is_an_outage(sink: SQLiteSink) -> None:
     with other(sink) as connection:
         connection.execute("BEGIN IMMEDIATE")
         error = failure(sink, Batch([session("s")]))
-        assert isinstance(error, SinkUnavailable)
-        assert error.code == "SQLITE_BUSY"
+        assert type(error) is SinkUnavailable
+        assert (error.code, error.suspect) == ("SQLITE_BUSY", False)
         connection.execute("ROLLBACK")
     sink.write(Batch([session("s")]))
     assert read_sqlite_sessions(sink) == ["s"]
@@ -241,7 +243,7 @@ def test_a_full_disk_is_an_outage(sink: SQLiteSink) -> None:
     driver.execute(f"PRAGMA max_page_count = {pages + 2}").close()
     error = failure(sink, Batch([session("s")], [task("t", context="x" * 100_000)]))
     assert isinstance(error, SinkUnavailable)
-    assert error.code == "SQLITE_FULL"
+    assert (error.code, error.suspect) == ("SQLITE_FULL", False)
     assert read_sqlite_sessions(sink) == []
 
 
@@ -263,7 +265,60 @@ def test_a_new_column_that_must_be_filled_is_the_schemas_fault(sink: SQLiteSink)
     sink.open()
     error = failure(sink, Batch(tasks=[task("a")]))
     assert isinstance(error, SinkUnavailable)
+    assert not error.suspect
     assert "region" in str(error)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE translation_tasks DROP COLUMN context",
+        "CREATE TRIGGER x BEFORE INSERT ON translation_tasks BEGIN INSERT INTO nowhere VALUES (1); END",
+        "CREATE TRIGGER x BEFORE INSERT ON translation_tasks BEGIN SELECT nowhere; END",
+        "DROP TABLE translation_tasks; CREATE VIEW translation_tasks AS SELECT 1 AS task_id",
+        "DROP TABLE translation_tasks; CREATE TABLE translation_tasks (task_id TEXT)",
+    ],
+)
+def test_what_does_not_fit_the_schema_is_an_outage(sink: SQLiteSink, change: str) -> None:
+    with other(sink) as connection:
+        connection.executescript(change)
+    error = failure(sink, Batch([session("s")], [task("a"), task("b", context="x")]))
+    assert type(error) is SinkUnavailable
+    assert (error.code, error.suspect) == ("SQLITE_ERROR", False)
+    assert read_sqlite_sessions(sink) == []
+
+
+# Whose fault it is: another writer's, or nobody knows
+
+
+def test_an_error_of_a_function_in_the_schema_is_suspect(sink: SQLiteSink) -> None:
+    with other(sink) as connection:
+        connection.execute("CREATE INDEX x ON translation_tasks (json_extract(context, '$.a'))")
+    error = failure(sink, Batch([session("s")], [task("a", context="{}"), task("b", context="no JSON")]))
+    assert isinstance(error, SinkUnavailable)
+    assert (error.code, error.suspect, str(error)) == ("SQLITE_ERROR", True, "malformed JSON")
+    assert read_sqlite_sessions(sink) == []
+    sink.write(Batch([session("s")], [task("a", context="{}")]))
+
+
+def test_a_snapshot_that_another_writer_made_stale_is_a_conflict(
+    sink: SQLiteSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = sqlite3.OperationalError("database is locked")
+    stale.sqlite_errorcode, stale.sqlite_errorname = sqlite3.SQLITE_BUSY_SNAPSHOT, "SQLITE_BUSY_SNAPSHOT"
+
+    def fail(*args: object) -> None:
+        raise stale
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "_upsert", fail)
+        assert isinstance(failure(sink, Batch([session("s")])), SinkConflict)
+    sink.write(Batch([session("s")]))
+
+
+def test_an_error_of_the_driver_without_a_code_is_an_outage(sink: SQLiteSink) -> None:
+    fault = sink._fault(sqlite3.ProgrammingError("Cannot operate on a closed database."))
+    assert (fault.blame, fault.code) == (Blame.SERVER, "")
 
 
 def test_a_file_that_is_no_database_is_an_outage(tmp_path: Path) -> None:

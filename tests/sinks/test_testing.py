@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
 from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
-from tornado_persist.testing import FlakySink, MemorySink, SinkContract, Stored, session, task
+from tornado_persist.testing import AppendSink, FlakySink, MemorySink, SinkContract, Stored, session, task
 
 
 class ContractOfMemory(SinkContract):  # not Test...: pytest must not collect it
@@ -130,6 +130,66 @@ def test_the_contract_notices_a_sink_that_alters_the_batch() -> None:
         ContractOfMemory().test_a_batch_is_not_altered_by_writing_it(sink)
 
 
+class SharedSink(MemorySink):
+    """Objects with the same settings have the same rows."""
+
+    def __init__(self, settings: Any = None, data_dir: Any = None) -> None:
+        super().__init__(settings, data_dir)
+        self.stored = self.settings.__dict__.setdefault("stored", self.stored)
+
+
+def test_the_contract_notices_two_writers_who_mix_their_rows() -> None:
+    class Hasty(SharedSink):
+        def write(self, batch: Batch) -> None:
+            middle = len(batch.tasks) // 2
+            self.settings.__dict__.setdefault("turns", threading.Barrier(2)).wait(10)
+            super().write(Batch([], batch.tasks[:middle]))  # the second half falls under the table
+
+    class Contract(ContractOfMemory):
+        durable = True
+
+    for kind, fine in ((SharedSink, True), (Hasty, False)):
+        sink = kind()
+        sink.open()
+        test = Contract().test_two_writers_of_the_same_rows_both_get_through
+        if fine:
+            test(sink)
+        else:
+            with pytest.raises(AssertionError, match="of one of the last batches"):
+                test(sink)
+
+
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_the_contract_notices_a_rewind_that_goes_too_far_or_not_far_enough(surplus: int) -> None:
+    class Wrong(AppendSink):
+        def rewind(self, position: dict[str, Any]) -> None:
+            super().rewind({**position, "batches": max(0, position.get("batches", 0) + surplus)})
+
+    class Contract(ContractOfMemory):
+        durable = False
+
+    for kind in (AppendSink, Wrong):
+        sink = kind()
+        sink.open()
+        test = Contract().test_a_rewound_sink_is_as_it_was_at_the_position
+        if kind is AppendSink:
+            test(sink)
+        else:
+            with pytest.raises(AssertionError):
+                test(sink)
+
+
+def test_the_contract_notices_a_position_that_is_no_json() -> None:
+    class Tuple(MemorySink):
+        def position(self) -> dict[str, Any]:
+            return {"at": (1, 2)}
+
+    sink = Tuple()
+    sink.open()
+    with pytest.raises(AssertionError, match="at"):
+        ContractOfMemory().test_a_position_is_a_json_object_or_none(sink)
+
+
 @pytest.fixture
 def flaky() -> FlakySink:
     sink = FlakySink()
@@ -176,6 +236,45 @@ def test_a_flaky_sink_rejects_batches_with_a_refused_key(flaky: FlakySink) -> No
     assert failure.value.code == "refused"
     assert flaky.stored == {"session": {}, "task": {}}
     flaky.write(Batch([session("s")], [task("good")]))
+
+
+def test_a_flaky_sink_suspects_batches_with_a_key(flaky: FlakySink) -> None:
+    flaky.suspected = {"odd"}
+    with pytest.raises(SinkUnavailable) as failure:
+        flaky.write(Batch([session("s")], [task("good"), task("odd")]))
+    assert (failure.value.code, failure.value.suspect) == ("odd", True)
+    assert flaky.stored == {"session": {}, "task": {}}
+    flaky.close()
+    flaky.open()
+    flaky.write(Batch([session("s")], [task("good")]))
+
+
+def test_a_flaky_sink_goes_on_after_a_conflict(flaky: FlakySink) -> None:
+    flaky.fail_next(2, SinkConflict)
+    for _ in range(2):
+        with pytest.raises(SinkConflict):
+            flaky.write(Batch([session()]))
+    flaky.write(Batch([session()]))
+    assert flaky.calls == ["open", "write", "write", "write"]
+
+
+def test_an_append_sink_shows_what_was_written_twice_and_goes_back() -> None:
+    sink = AppendSink()
+    with pytest.raises(SinkUnavailable):
+        sink.position()
+    sink.open()
+    first, second = Batch([session("s", total_tasks=1)]), Batch([session("s", total_tasks=2)])
+    sink.write(first)
+    position = sink.position()
+    for _ in range(2):
+        sink.write(second)
+    assert sink.batches == [first, second, second]
+    sink.rewind(position)
+    sink.write(second)
+    assert sink.batches == [first, second]
+    sink.rewind(position)
+    assert sink.stored["session"]["s"]["total_tasks"] == 1
+    assert sink.calls[-2:] == ["write", "rewind"]
 
 
 def test_a_flaky_sink_holds_a_write_until_it_is_released(flaky: FlakySink) -> None:

@@ -6,20 +6,17 @@ import gzip
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.ioloop import IOLoop
 
+from tests.rig import Rig
 from tests.rows import body, session, task
 from tornado_persist import __version__
-from tornado_persist.buffer import Buffer
-from tornado_persist.flusher import Flusher
-from tornado_persist.ingest import Ingest
-from tornado_persist.metrics import Metrics
-from tornado_persist.models import PLURALS, Kind, Parser
-from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.models import PLURALS, Kind
 from tornado_persist.testing import FlakySink
 from tornado_persist.web.app import PREFIX, Api
 
@@ -44,17 +41,17 @@ def sink() -> FlakySink:
 
 
 @pytest.fixture
-def app(io_loop: IOLoop, sink: FlakySink) -> Iterator[Api]:
-    async def build() -> tuple[Api, SinkRunner]:
-        buffer, metrics, runner = Buffer(), Metrics(datetime.now(UTC)), SinkRunner(sink)
-        flusher = Flusher(buffer, runner, metrics, interval=30, capacity=1000)
-        ingest = Ingest(Parser(max_batch=100), buffer, metrics, added=flusher.poke)
-        return Api(ingest, flusher, metrics, max_body_bytes=LIMIT, flush_timeout=0.5), runner
+def parts(io_loop: IOLoop, sink: FlakySink, tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path, sink)
+    io_loop.run_sync(lambda: rig.start(interval=30, max_batch=100, max_bytes=1 << 20))
+    yield rig
+    rig.assert_conserved()
+    io_loop.run_sync(rig.stop)
 
-    api, runner = io_loop.run_sync(build)
-    yield api
-    sink.release()
-    io_loop.run_sync(lambda: runner.close(5))
+
+@pytest.fixture
+def app(parts: Rig) -> Api:
+    return Api(parts.ingest, parts.flusher, parts.journal, parts.metrics, max_body_bytes=LIMIT, flush_timeout=0.5)
 
 
 @pytest.fixture
@@ -159,7 +156,7 @@ async def test_the_tour_of_the_specification(fetch: Fetch, sink: FlakySink) -> N
     assert answer(await fetch("POST", f"{PREFIX}/tasks/batch", body("task", row)))["count"] == 1
     flushed = answer(await fetch("POST", f"{PREFIX}/flush"))
     assert flushed.pop("duration_ms") >= 0
-    assert flushed == {"status": "flushed", "sessions_written": 0, "tasks_written": 1}
+    assert flushed == {"status": "flushed", "sessions_written": 0, "tasks_written": 1, "rows_rejected": 0}
     assert list(sink.stored["task"]) == ["test_001"]
 
 
@@ -181,6 +178,7 @@ async def test_a_flush_that_fails_is_503_with_all_its_fields(fetch: Fetch, sink:
         "status": "error",
         "sessions_written": 0,
         "tasks_written": 0,
+        "rows_rejected": 0,
         "detail": "the flaky sink is down",
     }
     assert int(response.headers["Retry-After"]) > 0
@@ -227,6 +225,12 @@ async def test_stats_has_every_documented_field_with_its_type(fetch: Fetch) -> N
         "total_flush_count": 1,
         "average_batch_size": 3,
     }
+    assert waiting["accounting"] == {"accepted": 4, "written": 0, "merged": 1, "rejected": 0, "pending": 3}
+    assert stats["accounting"] == {"accepted": 4, "written": 3, "merged": 1, "rejected": 0, "pending": 0}
+    assert (waiting["journal"]["records"], waiting["journal"]["sync"]) == (2, "always")
+    assert waiting["journal"]["bytes"] > 0
+    assert waiting["journal"]["oldest_seconds"] > 0
+    assert stats["journal"] == {"bytes": 0, "records": 0, "oldest_seconds": 0.0, "sync": "always"}
 
 
 @pytest.mark.gen_test
@@ -383,3 +387,31 @@ async def test_no_request_is_counted_as_at_work_after_its_answer(fetch: Fetch, a
     for method, path in [*ENDPOINTS, ("GET", "/nope"), ("DELETE", "/")]:
         await fetch(method, path)
     assert app.requests == set()
+
+
+@pytest.mark.gen_test
+async def test_with_the_journal_full_batches_are_503_and_ready_says_so_until_there_is_room(
+    fetch: Fetch, sink: FlakySink
+) -> None:
+    sink.down = True
+    big = body("task", task(source_text="x" * 60_000))
+    responses = [await fetch("POST", f"{PREFIX}/tasks/batch", big) for _ in range(30)]
+    accepted = [response for response in responses if response.code == 200]
+    assert 10 < len(accepted) < 30
+    assert "full" in refusal(responses[-1], 503)["detail"]
+    assert int(responses[-1].headers["Retry-After"]) > 0
+    assert "full" in answer(await fetch("GET", "/health/ready"), 503)["detail"]
+    sink.down = False
+    assert answer(await fetch("POST", f"{PREFIX}/flush"))["status"] == "flushed"
+    assert answer(await fetch("GET", "/health/ready")) == {"status": "ready"}
+    assert answer(await fetch("POST", f"{PREFIX}/tasks/batch", big))["count"] == 1
+
+
+@pytest.mark.gen_test
+async def test_a_refused_row_is_counted_in_the_answer_to_the_flush(fetch: Fetch, sink: FlakySink) -> None:
+    sink.refused = {"bad"}
+    await fetch("POST", f"{PREFIX}/tasks/batch", body("task", task("good"), task("bad")))
+    flushed = answer(await fetch("POST", f"{PREFIX}/flush"))
+    assert (flushed["status"], flushed["tasks_written"], flushed["rows_rejected"]) == ("flushed", 1, 1)
+    accounting = answer(await fetch("GET", f"{PREFIX}/stats"))["accounting"]
+    assert accounting == {"accepted": 2, "written": 1, "merged": 0, "rejected": 1, "pending": 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -55,7 +55,7 @@ class Sink(ABC, Generic[SettingsT]):
         new row and never changed afterwards. Writing the same batch twice leaves what writing it once does.
 
         Raises:
-            SinkUnavailable: nothing was written, and the same batch may go through later.
+            SinkUnavailable: nothing was written, and the same batch may go through later (SinkConflict: at once).
             BatchRejected: nothing was written, and a row of this batch is to blame.
         """
 
@@ -74,6 +74,25 @@ class Sink(ABC, Generic[SettingsT]):
     @abstractmethod
     def describe(self) -> str:
         """One line for people, after ``open``: product, version and place, never a password."""
+
+    def position(self) -> dict[str, Any] | None:
+        """Where the next write goes, as JSON, or None (the default) for a sink whose writes are idempotent.
+
+        A sink that appends returns it, so that :meth:`rewind` can undo, after a crash, writes that will be repeated.
+
+        Raises:
+            SinkUnavailable: it cannot be told now.
+        """
+        return None
+
+    def rewind(self, position: dict[str, Any]) -> None:
+        """Forget all that was written after :meth:`position` returned this; called after ``open``, before a write.
+
+        A position of another place (another directory, say) is to be ignored.
+
+        Raises:
+            SinkUnavailable: it cannot be done now.
+        """
 
     def find_sessions(self, session_ids: Collection[str]) -> set[str]:
         """Those of ``session_ids`` that the sink has. Only ``records.require_session`` needs it.

@@ -8,11 +8,16 @@ holds its default.
 The files are UTF-8, each line ends in ``\\n`` and holds no other one; U+2028, U+2029 and U+0085 may stand in a string,
 so split at ``\\n`` alone. Files may be renamed (rotated) or truncated while the service runs: the next write goes to
 what has the name then.
+
+After a crash no line is there twice: what was written after the position that the service remembers is cut off, since
+it will be written again. So only one service may write to a directory. There is one gap: lines that were written
+after that position to a file that was then, before the crash, rotated. They stay in the rotated file and come again.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -21,9 +26,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
 from tornado_persist import log
@@ -35,6 +40,7 @@ logger = log.get(__name__)
 
 _PIECE = 512  # rows encoded and written at a time: what is held twice in memory is this much of a batch
 _BLOCK = 65536  # bytes read at a time when looking for the last line's beginning
+_TAIL = 4096  # bytes before a position by which its file is known again: the last lines, with keys and times
 
 
 class JSONLSettings(SinkSettings):
@@ -42,6 +48,26 @@ class JSONLSettings(SinkSettings):
 
     #: Where the two files lie; a relative path is below ``data_dir``.
     dir: str = Field(default="jsonl", min_length=1, pattern=r"^[^\x00]+$")
+
+
+class _Mark(BaseModel):
+    """How far a file went, and by what it is known again.
+
+    Not by device and inode: a device may have another number after a reboot, the inode of a file that was removed goes
+    to the next one, and a rotation that copies and truncates keeps it. What stood before the position does tell: no
+    other file has these lines, with these times, at this place. Only of an empty file the inode must do.
+    """
+
+    bytes: int = Field(ge=0)
+    inode: int
+    tail: str
+
+
+class _Position(BaseModel):
+    """Where the next write goes."""
+
+    directory: str
+    files: dict[Kind, _Mark]
 
 
 @dataclass(slots=True)
@@ -143,6 +169,52 @@ class JSONLSink(Sink[JSONLSettings]):
         if self._known is not None:
             self._known.update(row["session_id"] for row in batch.sessions)
 
+    def position(self) -> dict[str, Any]:
+        """Where both files end once what a failed write or a crash has left there is cut off; nothing is cut here."""
+        self._follow()
+        marks: dict[Kind, _Mark] = {}
+        for kind in KINDS:
+            file = self._files[kind]
+            with _disk_errors(file.path):
+                end = self._to_cut.get(file.identity)
+                end = _end_of_lines(file) if end is None else min(end, file.size)
+                marks[kind] = _Mark(bytes=end, inode=file.identity[1], tail=_tail(file, end))
+        return _Position(directory=str(self.directory.absolute()), files=marks).model_dump()
+
+    def rewind(self, position: dict[str, Any]) -> None:
+        """Cut off what was written after ``position``, durably.
+
+        A file that is not the one of ``position`` any more, or has become shorter, stays as it is, with a warning: it
+        was rotated or changed by another hand, and the lines in it may be all that is left of some that are needed.
+        Those of them that were written after the position come a second time; folding them gives the same.
+        """
+        try:
+            wanted = _Position.model_validate(position)
+        except ValidationError:  # of another kind of sink
+            return
+        self._follow()
+        if wanted.directory != str(self.directory.absolute()):
+            return
+        self._known = None
+        for kind, mark in wanted.files.items():
+            file = self._files[kind]
+            path = str(file.path)
+            with _disk_errors(file.path):
+                surplus = file.size - mark.bytes
+                known = surplus >= 0 and _tail(file, mark.bytes) == mark.tail
+                if not known or (mark.bytes == 0 and file.identity[1] != mark.inode):
+                    logger.warning(
+                        "file is not as it was left: lines that are written again may be there twice",
+                        sink="jsonl",
+                        file=path,
+                        bytes=file.size,
+                        expected=mark.bytes,
+                    )
+                elif surplus > 0:
+                    os.ftruncate(file.fd, mark.bytes)
+                    os.fsync(file.fd)
+                    logger.warning("lines cut off to write them again", sink="jsonl", file=path, bytes=surplus)
+
     def find_sessions(self, session_ids: Collection[str]) -> set[str]:
         """Those that ``sessions.jsonl`` has, which must be read once for that; sessions rotated away do not count."""
         self._follow()
@@ -232,21 +304,31 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _cut_torn_line(file: _File) -> None:
     """Cut what follows the last newline: a line that a crash left unfinished, so its write was never reported done."""
-    size = end = file.size
-    if file.whole or size == 0:
-        return
+    keep, size = _end_of_lines(file), file.size
+    if keep < size:
+        os.ftruncate(file.fd, keep)
+        logger.warning("torn line cut off", sink="jsonl", file=str(file.path), bytes=size - keep)
     file.whole = True
-    keep = 0
+
+
+def _end_of_lines(file: _File) -> int:
+    """The offset after the last newline."""
+    end = file.size
+    if file.whole:
+        return end
     while end > 0:
         start = max(0, end - _BLOCK)
         newline = os.pread(file.fd, end - start, start).rfind(b"\n")
         if newline >= 0:
-            keep = start + newline + 1
-            break
+            return start + newline + 1
         end = start
-    if keep < size:
-        os.ftruncate(file.fd, keep)
-        logger.warning("torn line cut off", sink="jsonl", file=str(file.path), bytes=size - keep)
+    return 0
+
+
+def _tail(file: _File, end: int) -> str:
+    """A digest of what stands before ``end``."""
+    start = max(0, end - _TAIL)
+    return hashlib.blake2b(os.pread(file.fd, end - start, start), digest_size=16).hexdigest()
 
 
 def _read_session_ids(path: Path) -> set[str]:

@@ -14,10 +14,11 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.sinks.encoder import Encoder
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
-    Encoder,
+    Blame,
     Fault,
     SQLSettings,
     SQLSink,
@@ -63,6 +64,32 @@ _ROWS = {
     *(1365, 1526),  # division by zero; no partition
     *(3140, 3141, 3144, 3150, 3151, 3156, 3157),  # JSON
     1644,  # SIGNAL
+}
+#: Another writer has won: a deadlock, a row that changed since the snapshot (MariaDB), a transaction that the other
+#: members of a group or cluster refuse. And a lock that nobody gave up in time: where the server does not look for
+#: deadlocks (innodb_deadlock_detect) that is all one hears of them. It undoes the statement alone, we the rest.
+_CONFLICTS = {1213, 1020, 3101, 1205}
+#: Error numbers of the server and the schema. What is in no list nobody knows: numbers that a trigger makes up, those
+#: that some value of a row may cause, such as 1118 and 1713 (a row too large), 1153, 1172 and 1242 (a trigger's query),
+#: and those that a smaller batch may not cause, such as 1197 and 1206.
+_SERVER = {
+    # The client's own: connecting, and losing the connection.
+    *range(2000, 3000),
+    # Connections, sessions, accounts: too many, refused, ended.
+    *(*range(1040, 1046), 1047, 1053, *range(1077, 1082), 1094, *range(1129, 1134), 1135, 1152),
+    *(*range(1154, 1162), 1184, 1189, 1190, 1203, 1226, 1227, 1251, 1317, 1448, 1449, 1461, 1524, 1820, 1835, 1862),
+    *(1927, 1964, 1969, 3024, 3032, 3118, 3159, 3168, 3169, 4031, 4150, 4151),
+    # Files, memory and space, and what broke there (1020 and 1022 are in the other lists).
+    *range(1004, 1040),
+    *(1114, 1119, 1126, 1127, *range(1180, 1184), 1194, 1195, 1436, 1459, 1548, 1558, 1637, 1712, 1728, 1812, 1813),
+    *(1814, 1877, 1878, 1932, 1939, 3675, 4084, 4139, 4182, 4185),
+    # Read-only, or busy with something that forbids writing.
+    *(1099, 1100, 1175, 1192, 1207, 1223, 1290, 1598, 1785, 1786, 1792, 1836, 1874, 3098, 3100, 4047, 4145),
+    # Rights, and what the schema lacks or forbids.
+    *(1046, 1049, 1050, 1051, 1052, 1054, 1060, 1061, 1064, 1072, 1091, 1093, 1102, 1103, 1104, 1109, 1115, 1128, 1136),
+    *(1141, 1142, 1143, 1144, 1146, 1147, 1148, 1149, 1193, 1235, 1253, 1267, 1270, 1271, 1273, 1286, 1288, 1298, 1304),
+    *(1305, 1318, 1347, 1348, 1356, 1360, 1364, 1370, 1394, 1412, 1419, 1422, 1423, 1429, 1442, 1443, 1471, 1501, 1615),
+    3105,
 }
 
 
@@ -197,13 +224,22 @@ class MySQLSink(SQLSink[MySQLSettings]):
         return f"{product} {version} at {place(self._url)}"
 
     def _fault(self, error: Exception) -> Fault:
-        number = error.args[0] if error.args else None
+        # What PyMySQL says of itself has no number, or 0.
+        number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
         message = str(error.args[-1]) if error.args else type(error).__name__
         # "Duplicate entry '...' for key", "Incorrect string value: '...' for column": without the value.
         message = re.sub(r" '.*' for (?=key |column )", " for ", message, count=1, flags=re.DOTALL)
         if number == 1048 and any(f"'{key}'" in message for key in KEYS.values()):
             message = "a key is null, or another row has the same values in a unique index"
-        return Fault(number in _ROWS, str(number or ""), message or "the connection is closed")
+        return Fault(_blame(number), str(number or ""), message or "the connection is closed")
+
+
+def _blame(number: int) -> Blame:
+    if number in _ROWS:
+        return Blame.ROWS
+    if number in _CONFLICTS:
+        return Blame.CONFLICT
+    return Blame.SERVER if not number or number in _SERVER else Blame.UNKNOWN
 
 
 def _parse(url: SecretStr) -> URL:

@@ -14,10 +14,11 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.sinks.encoder import Encoder
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
-    Encoder,
+    Blame,
     Fault,
     SQLSettings,
     SQLSink,
@@ -50,8 +51,24 @@ _SESSION = {
     "idle_session_timeout": "0",
 }
 
-#: SQLSTATEs of the classes 22 and 23 that no row can be blamed for: a sequence that has run out.
-_SCHEMA = {"2200H"}
+#: SQLSTATEs, each whole or by its class: an entry of five characters goes before one of two. What is not here nobody
+#: knows: the codes that a trigger makes up, and those that some value of a row may cause as well as the schema, such as
+#: 54000 (an index entry too large), 44000 (a view's CHECK OPTION), 21000 and P0002 (a trigger's query), or XX000, by
+#: which extensions say whatever is wrong.
+_BLAME = {
+    # A value of the wrong form; a constraint; RAISE in a trigger.
+    **dict.fromkeys(("22", "23", "P0001"), Blame.ROWS),
+    # A deadlock is found by the server; who waits longer than LOCK_TIMEOUT (55P03) waits for one that still goes on.
+    **dict.fromkeys(("40001", "40P01"), Blame.CONFLICT),
+    # A sequence has run out; damaged pages.
+    **dict.fromkeys(("2200H", "XX001", "XX002"), Blame.SERVER),
+    # The connection, the state of the transaction, who we are.
+    **dict.fromkeys(("03", "08", "0B", "24", "25", "26", "28", "2D", "34", "3B", "40"), Blame.SERVER),
+    # What the schema lacks or forbids; foreign servers.
+    **dict.fromkeys(("0A", "0L", "0P", "2B", "3D", "3F", "42", "55", "HV"), Blame.SERVER),
+    # Resources, an operator, the system and its files.
+    **dict.fromkeys(("53", "57", "58", "72", "F0"), Blame.SERVER),
+}
 _NOT_NULL = "23502"
 
 
@@ -153,14 +170,15 @@ class PostgresSink(SQLSink[PostgresSettings]):
     def _fault(self, error: Exception) -> Fault:
         assert isinstance(error, psycopg.Error)
         code = error.sqlstate or ""
-        rows = (code[:2] in ("22", "23") or code == "P0001") and code not in _SCHEMA
+        blame = _BLAME.get(code) or _BLAME.get(code[:2], Blame.UNKNOWN) if code else Blame.SERVER
         if code == _NOT_NULL:
             # Of a column that no row of ours can fill, it is the schema's fault.
             tables = [table for table in TABLES.values() if table.name == error.diag.table_name]
-            rows = not tables or (error.diag.column_name or "") in tables[0].c
+            if tables and (error.diag.column_name or "") not in tables[0].c:
+                blame = Blame.SERVER
         # The primary message alone: the detail shows the row. The value that some append goes, too.
         message = re.sub(r': ".*"$', "", error.diag.message_primary or str(error), flags=re.DOTALL)
-        return Fault(rows, code, " ".join(message.split()))
+        return Fault(blame, code, " ".join(message.split()))
 
 
 def _parse(url: SecretStr) -> URL:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from tornado_persist import log
-from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
 from tornado_persist.models import Batch
 from tornado_persist.sinks.base import Sink
 
@@ -32,8 +32,10 @@ class SinkRunner:
     ``SinkUnavailable``.
     """
 
-    def __init__(self, sink: Sink[Any]) -> None:
+    def __init__(self, sink: Sink[Any], rewind_to: dict[str, Any] | None = None) -> None:
+        """``rewind_to``: the position for :meth:`Sink.rewind`, when the sink is first opened."""
         self.sink = sink
+        self._rewind_to = rewind_to
         #: What ``sink.describe()`` said when it was last opened.
         self.description = sink.name
         #: Why the sink is down; empty while it is up.
@@ -63,6 +65,10 @@ class SinkRunner:
         """:meth:`Sink.write`, with its exceptions."""
         await self._call(self.sink.write, batch)
 
+    async def position(self) -> dict[str, Any] | None:
+        """:meth:`Sink.position`, with its exceptions."""
+        return await self._call(self.sink.position)
+
     async def find_sessions(self, session_ids: Collection[str]) -> set[str]:
         """:meth:`Sink.find_sessions`, with its exceptions."""
         return await self._call(self.sink.find_sessions, session_ids)
@@ -77,14 +83,19 @@ class SinkRunner:
             if self._ping is None or self._ping.done():
                 self._ping = asyncio.create_task(self._ping_quietly())
             await asyncio.wait([self._ping], timeout=wait)
+        if self._stalled and self._up is not False:
+            self._note(up=False, error=f"it has not answered for {STALLED_AFTER:g} seconds")
         return self.up
 
     @property
     def up(self) -> bool:
         """Whether the last call went through and none hangs."""
-        busy_since = self._busy_since
-        stalled = busy_since is not None and time.monotonic() - busy_since > STALLED_AFTER
-        return bool(self._up) and not stalled
+        return bool(self._up) and not self._stalled
+
+    @property
+    def _stalled(self) -> bool:
+        busy_since = self._busy_since  # the thread may be done with it between two looks
+        return busy_since is not None and time.monotonic() - busy_since > STALLED_AFTER
 
     async def close(self, timeout: float) -> None:
         """Close the sink; after ``timeout`` seconds leave a call that hangs to itself. Never raises.
@@ -111,7 +122,7 @@ class SinkRunner:
             raise SinkUnavailable("the sink is closed")
         try:
             result: T = await self._submit(self._guarded, (function, args))
-        except BatchRejected:
+        except (BatchRejected, SinkConflict):
             self._note(up=True)
             raise
         except SinkUnavailable as exc:
@@ -161,10 +172,13 @@ class SinkRunner:
         try:
             if not self._opened:
                 self.sink.open()
+                if self._rewind_to is not None:
+                    self.sink.rewind(self._rewind_to)
+                    self._rewind_to = None
                 self._opened = True
                 self.description = self.sink.describe()
             return function(*args)
-        except BatchRejected:
+        except (BatchRejected, SinkConflict):
             raise
         except SinkUnavailable:
             self._close_sink()

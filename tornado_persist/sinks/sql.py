@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import datetime
-from itertools import islice
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from enum import Enum
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from pydantic import ConfigDict
 from sqlalchemy import (
-    JSON,
     URL,
-    Column,
     Connection,
     Engine,
-    Float,
-    Integer,
     Table,
     false,
     inspect,
@@ -30,10 +25,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
-from tornado_persist.errors import BatchRejected, SinkError, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
 from tornado_persist.sinks.base import Sink, SinkSettings
-from tornado_persist.sinks.tables import METADATA, TABLES, TimeType, dump_json
+from tornado_persist.sinks.encoder import batched
+from tornado_persist.sinks.tables import METADATA, TABLES
 
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
@@ -42,8 +38,6 @@ CONNECT_TIMEOUT = 5
 LOCK_TIMEOUT = 5
 #: Keys in one look-up.
 _LOOKUP = 500
-#: Rows that are encoded at a time: enough to spread the cost, few enough to stay in the cache.
-_BLOCK = 500
 
 
 class SQLSettings(SinkSettings):
@@ -59,10 +53,19 @@ class SQLSettings(SinkSettings):
 SQLSettingsT = TypeVar("SQLSettingsT", bound=SQLSettings)
 
 
+class Blame(Enum):
+    """Who is at fault."""
+
+    ROWS = "a row: what depends on its values alone"
+    SERVER = "the server or the schema"
+    CONFLICT = "another writer, who has won; the transaction is over, and can be tried again at once"
+    UNKNOWN = "nobody knows: a code that is in none of the lists"
+
+
 class Fault(NamedTuple):
     """What a driver's error comes down to."""
 
-    rows: bool  #: a row is to blame, not the server or the schema
+    blame: Blame
     code: str  #: the driver's own
     message: str  #: without the row's contents where that can be had
 
@@ -87,7 +90,7 @@ class SQLSink(Sink[SQLSettingsT]):
 
     @abstractmethod
     def _fault(self, error: Exception) -> Fault:
-        """Judge one of the driver's errors by its code."""
+        """Judge one of the driver's errors by its code; one without a code is an outage (a connection that broke)."""
 
     @abstractmethod
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
@@ -114,7 +117,7 @@ class SQLSink(Sink[SQLSettingsT]):
     def open(self) -> None:
         self.close()
         try:
-            with self._faults(rejects=False):
+            with self._faults():
                 self._engine = self._create_engine()
                 self._connection = connection = self._engine.connect()
                 self._set_up(connection)
@@ -130,7 +133,7 @@ class SQLSink(Sink[SQLSettingsT]):
             raise
 
     def write(self, batch: Batch) -> None:
-        with self._faults(rejects=True):
+        with self._faults(writing=True):
             connection = self._connected()
             with self._transaction(connection):
                 self._begin_write(connection)
@@ -139,7 +142,7 @@ class SQLSink(Sink[SQLSettingsT]):
                         self._upsert(connection, kind, fields, rows)
 
     def ping(self) -> None:
-        with self._faults(rejects=False):
+        with self._faults():
             connection = self._connected()
             with self._transaction(connection, commit=False):
                 for table in TABLES.values():
@@ -161,7 +164,7 @@ class SQLSink(Sink[SQLSettingsT]):
     def find_sessions(self, session_ids: Collection[str]) -> set[str]:
         key = TABLES["session"].c.session_id
         found: set[str] = set()
-        with self._faults(rejects=False):
+        with self._faults():
             connection = self._connected()
             with self._transaction(connection, commit=False):
                 for some in batched(session_ids, _LOOKUP):
@@ -220,8 +223,8 @@ class SQLSink(Sink[SQLSettingsT]):
             return [table for table in TABLES.values() if not inspector.has_table(table.name)]
 
     @contextlib.contextmanager
-    def _faults(self, *, rejects: bool) -> Iterator[None]:
-        """The one place where a driver's errors become ours; with ``rejects`` off there is no row to blame.
+    def _faults(self, *, writing: bool = False) -> Iterator[None]:
+        """The one place where a driver's errors become ours; without ``writing`` all of them are plain outages.
 
         What no driver raises is a bug, and passes.
         """
@@ -233,7 +236,7 @@ class SQLSink(Sink[SQLSettingsT]):
             error = self._translate(cause)
             if error is None:
                 raise
-            if isinstance(error, BatchRejected) and not rejects:
+            if not writing and (type(error) is not SinkUnavailable or error.suspect):
                 error = SinkUnavailable(str(error), code=error.code)
             if error is cause:
                 raise error from error.__cause__
@@ -244,8 +247,7 @@ class SQLSink(Sink[SQLSettingsT]):
             case SinkError():
                 return cause
             case self.driver_error():
-                fault = self._fault(cause)
-                return (BatchRejected if fault.rows else SinkUnavailable)(fault.message, code=fault.code)
+                return _error(self._fault(cause))
             case OverflowError():
                 return BatchRejected("a number is beyond what the database can hold")
             case UnicodeEncodeError():
@@ -258,10 +260,21 @@ class SQLSink(Sink[SQLSettingsT]):
                 return None
 
 
+def _error(fault: Fault) -> SinkError:
+    match fault.blame:
+        case Blame.ROWS:
+            return BatchRejected(fault.message, code=fault.code)
+        case Blame.CONFLICT:
+            return SinkConflict(fault.message, code=fault.code)
+        case _:
+            return SinkUnavailable(fault.message, code=fault.code, suspect=fault.blame is Blame.UNKNOWN)
+
+
 def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[list[str], list[Row]]]:
     """The rows by the set of fields they carry, each group sorted by key; the fields in the table's order.
 
-    Writers that take their locks in one order do not deadlock.
+    Writers that take their locks in one order do not deadlock. Those of rows with different fields still may: one
+    statement comes before the other.
     """
     groups: dict[frozenset[str], list[Row]] = {}
     for row in rows:
@@ -303,80 +316,3 @@ def place(url: URL) -> str:
     host = url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost"
     port = f":{url.port}" if url.port else ""
     return f"{host}{port}/{url.database or ''}"
-
-
-T = TypeVar("T")
-
-
-def batched(items: Collection[T], size: int) -> Iterator[list[T]]:
-    """``items`` in lists of at most ``size``."""
-    iterator = iter(items)
-    while some := list(islice(iterator, size)):
-        yield some
-
-
-class Encoder(ABC):
-    """Spells values for a text protocol, a column of some hundred rows at a time.
-
-    By column and not by row, because most columns need no look at the single value: one search through all of a
-    column's texts tells that nothing in them has to be escaped, and most times are the same few.
-    """
-
-    #: How null is spelt.
-    null: ClassVar[str]
-    #: What stands around a text, a time and JSON.
-    quote: ClassVar[str]
-    #: The characters that :meth:`escape` replaces.
-    special: ClassVar[str]
-
-    def __init__(self, table: Table) -> None:
-        self._spellings = {column.name: self._spelling(column) for column in table.c}
-
-    def blocks(self, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[Iterator[tuple[str, ...]]]:
-        """The values of ``rows`` in the order of ``fields``, as texts; some hundred rows at a time."""
-        for block in batched(rows, _BLOCK):
-            yield zip(*(self._spellings[name]([row[name] for row in block]) for name in fields), strict=True)
-
-    @abstractmethod
-    def escape(self, text: str) -> str: ...
-
-    @abstractmethod
-    def time(self, value: datetime) -> str:
-        """Without quotes."""
-
-    def number(self, value: float) -> str:
-        return str(value)
-
-    def _spelling(self, column: Column[Any]) -> Callable[[list[Any]], list[str]]:
-        match column.type:
-            case TimeType():
-                return self._times
-            case JSON():
-                return self._objects
-            case Float() | Integer():
-                return self._numbers
-            case _:
-                return self._texts
-
-    def _texts(self, values: list[str | None]) -> list[str]:
-        everything = "".join([value for value in values if value is not None])
-        if any(character in everything for character in self.special):
-            values = [None if value is None else self.escape(value) for value in values]
-        null, quote = self.null, self.quote
-        if not quote:
-            return [null if value is None else value for value in values]
-        return [null if value is None else f"{quote}{value}{quote}" for value in values]
-
-    def _objects(self, values: list[Any]) -> list[str]:
-        return self._texts([None if value is None else dump_json(value) for value in values])
-
-    def _times(self, values: list[datetime | None]) -> list[str]:
-        spelt: dict[datetime | None, str] = {None: self.null}
-        for value in values:
-            if value not in spelt:
-                assert value is not None
-                spelt[value] = f"{self.quote}{self.time(value)}{self.quote}"
-        return [spelt[value] for value in values]
-
-    def _numbers(self, values: list[float | None]) -> list[str]:
-        return [self.null if value is None else self.number(value) for value in values]

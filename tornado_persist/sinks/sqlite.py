@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,24 @@ from sqlalchemy.dialects.sqlite import insert
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.models import KEYS, Kind, Row
-from tornado_persist.sinks.sql import LOCK_TIMEOUT, Fault, SQLSettings, SQLSink, updated
+from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSettings, SQLSink, updated
 from tornado_persist.sinks.tables import TABLES
 
-#: Result codes that depend on the row; triggers' RAISE is among the constraints.
+#: Primary result codes that depend on the row; triggers' RAISE is among the constraints.
 _ROWS = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH}
+#: The other ones that say what is wrong. SQLITE_ERROR does not.
+_SERVER = {
+    *(sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_ABORT, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
+    *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR),
+    *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTFOUND, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_EMPTY, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_MISUSE),
+    *(sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_NOTADB),
+}
+#: How the messages of SQLITE_ERROR read when a statement does not fit the schema. Other ones come from functions, in
+#: triggers and in indexes on expressions ("malformed JSON"), and may depend on the row.
+_SCHEMA = re.compile(
+    r"no such |near |cannot |unable to |unsafe use of |ON CONFLICT clause |table \S+ (has no column|may not)"
+)
 
 
 class SQLiteSettings(SQLSettings):
@@ -86,14 +100,27 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         return f"SQLite {sqlite3.sqlite_version} at {self.path}"
 
     def _fault(self, error: Exception) -> Fault:
-        code = getattr(error, "sqlite_errorcode", 0)
+        code = getattr(error, "sqlite_errorcode", None)
         message = str(error)
-        rows = code & 0xFF in _ROWS
-        if code == sqlite3.SQLITE_CONSTRAINT_NOTNULL:
-            # "NOT NULL constraint failed: table.column": of a column that no row of ours can fill, the schema's fault.
-            table, _, column = message.rpartition(": ")[2].partition(".")
-            rows = any(column in known.c for known in TABLES.values() if known.name == table)
-        return Fault(rows, getattr(error, "sqlite_errorname", ""), message)
+        return Fault(_blame(code, message), getattr(error, "sqlite_errorname", ""), message)
+
+
+def _blame(code: int | None, message: str) -> Blame:
+    if code is None:
+        return Blame.SERVER  # the driver's own: a closed database
+    if code == sqlite3.SQLITE_BUSY_SNAPSHOT:
+        return Blame.CONFLICT
+    primary = code & 0xFF
+    if code == sqlite3.SQLITE_CONSTRAINT_NOTNULL:
+        # "NOT NULL constraint failed: table.column": of a column that no row of ours can fill, the schema's fault.
+        table, _, column = message.rpartition(": ")[2].partition(".")
+        ours = any(column in known.c for known in TABLES.values() if known.name == table)
+        return Blame.ROWS if ours else Blame.SERVER
+    if primary in _ROWS:
+        return Blame.ROWS
+    if primary in _SERVER or (primary == sqlite3.SQLITE_ERROR and _SCHEMA.match(message)):
+        return Blame.SERVER
+    return Blame.UNKNOWN
 
 
 def _driver(connection: Connection) -> Any:

@@ -11,6 +11,7 @@ from tornado_persist import log
 from tornado_persist.errors import NotAccepting
 from tornado_persist.flusher import Flusher
 from tornado_persist.ingest import Ingest
+from tornado_persist.journal import Journal
 from tornado_persist.metrics import Metrics
 from tornado_persist.web import handlers
 from tornado_persist.web.base import Handler, NotFound
@@ -24,11 +25,19 @@ class Api(Application):
     """The HTTP interface of one service."""
 
     def __init__(
-        self, ingest: Ingest, flusher: Flusher, metrics: Metrics, *, max_body_bytes: int, flush_timeout: float
+        self,
+        ingest: Ingest,
+        flusher: Flusher,
+        journal: Journal,
+        metrics: Metrics,
+        *,
+        max_body_bytes: int,
+        flush_timeout: float,
     ) -> None:
         """``flush_timeout``: seconds that ``POST /flush`` waits at most."""
         self.ingest = ingest
         self.flusher = flusher
+        self.journal = journal
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.flush_timeout = flush_timeout

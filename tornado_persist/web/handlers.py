@@ -23,14 +23,14 @@ class Health(GetHandler):
     """``GET /health``: whether the service and its database are well."""
 
     async def get(self) -> None:
-        flusher = self.application.flusher
-        database = await flusher.sink_healthy()
+        pending = self.application.ingest.pending
+        database = await self.application.flusher.sink_healthy()
         payload = {
             "status": "healthy" if database and self.application.accepting else "unhealthy",
             "database": "healthy" if database else "unhealthy",
             "buffer": {
-                "sessions_count": flusher.waiting("session"),
-                "tasks_count": flusher.waiting("task"),
+                "sessions_count": pending("session"),
+                "tasks_count": pending("task"),
                 "last_flush": shown(self.application.metrics.last_flush),
             },
         }
@@ -114,6 +114,7 @@ def _flush_payload(flushed: Flushed) -> dict[str, Any]:
         "status": "flushed",
         "sessions_written": flushed.sessions,
         "tasks_written": flushed.tasks,
+        "rows_rejected": flushed.rejected,
         "duration_ms": flushed.duration_ms,
     }
 
@@ -124,12 +125,13 @@ class Stats(GetHandler):
     async def get(self) -> None:
         flusher, metrics = self.application.flusher, self.application.metrics
         now = datetime.now(UTC)
-        waiting = {f"{PLURALS[kind]}_count": flusher.waiting(kind) for kind in PLURALS}
-        total = sum(waiting.values())
+        totals, journal = metrics.totals, self.application.journal.stats()
+        pending = {kind: self.application.ingest.pending(kind) for kind in PLURALS}
+        total = sum(pending.values())
         self.reply(
             {
                 "buffer": {
-                    **waiting,
+                    **{f"{PLURALS[kind]}_count": rows for kind, rows in pending.items()},
                     "total_count": total,
                     "capacity": flusher.capacity,
                     "usage_percent": round(100 * total / flusher.capacity, 1),
@@ -141,11 +143,24 @@ class Stats(GetHandler):
                     "average_flush_duration_ms": metrics.average_flush_ms(),
                 },
                 "performance": {
-                    "total_sessions_written": metrics.written["session"],
-                    "total_tasks_written": metrics.written["task"],
+                    "total_sessions_written": metrics.written("session"),
+                    "total_tasks_written": metrics.written("task"),
                     "total_flush_count": metrics.flush_count,
                     "average_batch_size": metrics.average_batch_size(),
                     "uptime_seconds": int((now - metrics.started).total_seconds()),
+                },
+                "accounting": {
+                    "accepted": sum(totals.accepted.values()),
+                    "written": sum(totals.written.values()),
+                    "merged": sum(totals.merged.values()),
+                    "rejected": sum(totals.rejected.values()),
+                    "pending": total,
+                },
+                "journal": {
+                    "bytes": journal.bytes,
+                    "records": journal.records,
+                    "oldest_seconds": round((now - journal.oldest).total_seconds(), 3) if journal.oldest else 0.0,
+                    "sync": journal.sync,
                 },
             }
         )

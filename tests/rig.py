@@ -1,0 +1,116 @@
+"""The parts between the HTTP interface and a sink in memory, put together on a real journal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests import rows
+from tornado_persist.backlog import Backlog
+from tornado_persist.buffer import Buffer
+from tornado_persist.deadletter import DeadLetters
+from tornado_persist.flusher import Flusher
+from tornado_persist.ingest import FindSessions, Ingest
+from tornado_persist.journal import Journal
+from tornado_persist.metrics import Metrics, Totals
+from tornado_persist.models import KINDS, Kind, Parser
+from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.testing import FlakySink
+
+
+class Rig:
+    """What :class:`tornado_persist.service.Service` puts together, without its HTTP side and its signals."""
+
+    def __init__(self, data_dir: Path, sink: FlakySink) -> None:
+        self.data_dir = data_dir
+        self.sink = sink
+
+    async def start(
+        self,
+        *,
+        interval: float = 3600,
+        capacity: int = 1000,
+        max_rows: int = 100_000,
+        max_batch: int = 1000,
+        find_sessions: FindSessions | None = None,
+        **journal: Any,
+    ) -> None:
+        self.journal = Journal(self.data_dir / "journal", self.data_dir / "damaged", **journal)
+        checkpoint = await asyncio.to_thread(self.journal.open)
+        self.dead_letters = DeadLetters(self.data_dir / "rejected.jsonl")
+        self.metrics = Metrics(datetime.now(UTC))
+        self.metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
+        self.buffer = Buffer()
+        self.backlog = Backlog(self.journal, self.buffer, self.metrics, max_rows=max_rows)
+        await self.backlog.recover(checkpoint.seq)
+        self.journal.start()
+        self.runner = SinkRunner(self.sink, checkpoint.state.get("position"))
+        self.flusher = Flusher(
+            self.buffer,
+            self.backlog,
+            self.journal,
+            self.dead_letters,
+            self.runner,
+            self.metrics,
+            interval=interval,
+            capacity=capacity,
+            released=checkpoint.seq,
+            state=checkpoint.state,
+        )
+        self.ingest = Ingest(
+            Parser(max_batch=max_batch),
+            self.journal,
+            self.backlog,
+            self.buffer,
+            added=self.flusher.poke,
+            find_sessions=find_sessions,
+        )
+
+    async def stop(self) -> None:
+        """End all parts, without a flush."""
+        self.sink.release()
+        await self.flusher.drain(0)
+        await self.runner.close(5)
+        await self.flusher.finish(5)
+        await asyncio.to_thread(self.journal.close, 5)
+
+    async def add(self, *keys: str, kind: Kind = "task", **fields: Any) -> None:
+        """Accept one batch with these keys, all with the same ``fields``."""
+        await self.ingest.accept(kind, rows.body(kind, *(rows.row(kind, key, **fields) for key in keys)))
+
+    def stored(self, kind: Kind = "task") -> list[str]:
+        """The keys in the sink, in the order in which they came there."""
+        return list(self.sink.stored[kind])
+
+    def pending(self) -> int:
+        return sum(map(self.backlog.pending, KINDS))
+
+    def assert_conserved(self) -> None:
+        """Promise 4."""
+        totals = self.metrics.totals
+        for kind in KINDS:
+            settled = totals.written[kind] + totals.merged[kind] + totals.rejected[kind]
+            assert totals.accepted[kind] == settled + self.backlog.pending(kind), (kind, totals)
+
+
+@asynccontextmanager
+async def rig(data_dir: Path, sink: FlakySink | None = None, **options: Any) -> AsyncIterator[Rig]:
+    """A running :class:`Rig`; at the end of a good test its rows must add up."""
+    it = Rig(data_dir, sink or FlakySink())
+    await it.start(**options)
+    try:
+        yield it
+        it.assert_conserved()
+    finally:
+        await it.stop()
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition()`` is true, 10 seconds at most."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)

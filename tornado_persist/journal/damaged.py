@@ -1,0 +1,102 @@
+"""Where bytes go that are damaged: copied aside once, reported once."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tornado_persist import log
+from tornado_persist.journal.files import fsync_directory, read_at, reason, write_all
+from tornado_persist.journal.scanner import WINDOW, Damage
+
+logger = log.get(__name__)
+
+
+class DamagedDirectory:
+    """Keeps copies of damaged bytes, for whoever wants to look into them.
+
+    A copy is named by its segment and offset. As long as it is there, the same damage is known: a second start, and
+    reading after the scan at open, find the same bytes and say nothing.
+    """
+
+    def __init__(self, path: Path, on_damage: Callable[[Damage], None] | None = None) -> None:
+        """``on_damage`` is called with what was not known yet, in the thread that found it."""
+        self.path = path
+        self._on_damage = on_damage
+
+    def keep(self, segment: Path, damage: Damage) -> bool:
+        """Copy the bytes aside, durably, and report them; False when they could not be copied."""
+        error: str | None = None
+        saved: Path | None = None
+        try:
+            saved = self._copy(segment, damage)
+            if saved is None:
+                return True
+        except OSError as exc:
+            error = reason(exc)
+        facts = {"seq": damage.seq, "kind": damage.kind, "rows": damage.rows, "not_saved": error}
+        logger.error(
+            "journal record damaged",
+            segment=damage.segment,
+            offset=damage.offset,
+            bytes=damage.size,
+            reason=damage.reason,
+            saved=str(saved) if saved else None,
+            **{name: value for name, value in facts.items() if value is not None},
+        )
+        if self._on_damage is not None:
+            self._on_damage(damage)
+        return error is None
+
+    def move(self, file: Path) -> Path:
+        """Take a whole file out of the journal; where it is now. Raises OSError."""
+        for target in self._names(file.name):
+            if not target.exists():
+                file.rename(target)
+                fsync_directory(self.path)
+                fsync_directory(file.parent)
+                return target
+        raise AssertionError("there is always a next name")
+
+    def _copy(self, segment: Path, damage: Damage) -> Path | None:
+        """None when there is such a copy already."""
+        source = os.open(segment, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for target in self._names(f"{segment.stem}-{damage.offset}"):
+                if not target.exists():
+                    break
+                if _same(source, damage, target):
+                    return None
+            # Under its own name only when it is whole: a crash must not leave half a copy that then counts as known.
+            unfinished = self.path / "unfinished"
+            fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            try:
+                for offset in range(0, damage.size, WINDOW):
+                    size = min(WINDOW, damage.size - offset)
+                    write_all(fd, [read_at(source, damage.offset + offset, size)])
+                os.fsync(fd)
+            except OSError:
+                unfinished.unlink()
+                raise
+            finally:
+                os.close(fd)
+            unfinished.rename(target)
+            fsync_directory(self.path)
+            return target
+        finally:
+            os.close(source)
+
+    def _names(self, stem: str) -> Iterator[Path]:
+        """``stem.bin``, then ``stem.1.bin``...: a journal that began anew may come to the same segment and offset."""
+        return (self.path / (f"{stem}.{n}.bin" if n else f"{stem}.bin") for n in itertools.count())
+
+
+def _same(source: int, damage: Damage, copy: Path) -> bool:
+    with copy.open("rb") as file:
+        for offset in range(0, damage.size, WINDOW):
+            size = min(WINDOW, damage.size - offset)
+            if read_at(source, damage.offset + offset, size) != file.read(size):
+                return False
+        return not file.read(1)

@@ -1,0 +1,111 @@
+"""The format of one record: a header of 40 bytes, then the body of a request as it was received.
+
+=======  ======  ==================================================================
+offset   type    field (little-endian)
+=======  ======  ==================================================================
+0        4s      magic
+4        u8      version of the format
+5        u8      kind: 1 session, 2 task
+6        2       zero
+8        u32     rows in the body
+12       u64     sequence number
+20       i64     accept time, microseconds since 1970 in UTC
+28       u32     length of the body in bytes
+32       u32     CRC-32 over all of the above
+36       u32     CRC-32 over all of the above and the body
+=======  ======  ==================================================================
+
+**Two checksums**, because they answer two questions. The header's own says whether its length can be believed: if so, a
+damaged body costs exactly that record, and the next one is where it always was. If not, the next record is found by
+its magic, and believed once its header's checksum holds.
+
+**The magic begins with 0xFF**, a byte that UTF-8 never uses. A body is JSON that was validated as UTF-8, so no body
+holds the magic, by chance or by malice: what looks like a header while searching cannot be somebody's data.
+
+A later version may give other meanings to the body and the kind, but the header keeps its length and checksums, so that
+this version can tell such a record from a damaged one.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from zlib import crc32
+
+from tornado_persist.models import Kind
+
+MAGIC = b"\xffTPJ"
+VERSION = 1
+HEADER_SIZE = 40  # bytes
+MAX_BODY = 2**32 - 1  # bytes
+
+CODES: dict[Kind, int] = {"session": 1, "task": 2}
+KIND_OF: dict[int, Kind] = {code: kind for kind, code in CODES.items()}
+
+_FIELDS = struct.Struct("<4sBB2xIQqI")
+_HEADER = struct.Struct("<4sBB2xIQqIII")
+_FIELDS_SIZE = _FIELDS.size
+_CRC = struct.Struct("<I")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One accepted batch: its place in the order of acceptance, its accept time (UTC), and its body."""
+
+    seq: int
+    kind: Kind
+    at: datetime
+    rows: int
+    body: bytes
+
+
+class Header(NamedTuple):
+    """What stands before a body; ``at`` in microseconds since 1970."""
+
+    magic: bytes
+    version: int
+    kind: int
+    rows: int
+    seq: int
+    at: int
+    length: int
+    header_crc: int
+    crc: int
+
+
+def microseconds(at: datetime) -> int:
+    """An aware time as the header holds it."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def moment(at: int) -> datetime:
+    """A header's time as an aware ``datetime`` in UTC."""
+    return _EPOCH + timedelta(microseconds=at)
+
+
+def encode(seq: int, kind: int, at: int, rows: int, body: bytes) -> bytes:
+    """The header for a body."""
+    fields = _FIELDS.pack(MAGIC, VERSION, kind, rows, seq, at, len(body))
+    head = fields + _CRC.pack(crc32(fields))
+    return head + _CRC.pack(crc32(body, crc32(head)))
+
+
+def decode(data: bytes, start: int) -> Header | None:
+    """The header at ``start``, or None where there is no whole one or its checksum fails."""
+    if start + HEADER_SIZE > len(data):
+        return None
+    header = Header(*_HEADER.unpack_from(data, start))
+    if header.magic != MAGIC or crc32(data[start : start + _FIELDS_SIZE]) != header.header_crc:
+        return None
+    return header
+
+
+def intact(data: bytes, start: int, header: Header) -> bool:
+    """Whether the body that follows the header at ``start`` is the one it was written for."""
+    body = start + HEADER_SIZE
+    head_crc = crc32(data[start + _FIELDS_SIZE : body - _CRC.size], header.header_crc)  # goes on from a known one
+    return crc32(memoryview(data)[body : body + header.length], head_crc) == header.crc

@@ -1,0 +1,122 @@
+"""What becomes of rows on their way into the sink: each is written, or refused and put aside."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from tornado_persist import log
+from tornado_persist.buffer import Buffer
+from tornado_persist.deadletter import DeadLetters, Refusal
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
+from tornado_persist.metrics import Metrics
+from tornado_persist.models import KINDS, Batch, Kind
+from tornado_persist.sinks.runner import SinkRunner
+
+logger = log.get(__name__)
+
+#: Tries of the same write after another writer stood in its way, before it counts as a failure.
+CONFLICTS = 5
+#: Failures with a code that nobody knows, one after the other, until single rows are suspected.
+SUSPICION = 3
+#: Single rows that fail with such a code, none having been written, until it is an outage after all.
+SUSPECTS = 16
+
+
+class Settler:
+    """Writes parts of what was taken from the buffer, and isolates the rows that the sink does not take."""
+
+    def __init__(self, buffer: Buffer, dead_letters: DeadLetters, metrics: Metrics) -> None:
+        self._buffer = buffer
+        self._dead_letters = dead_letters
+        self._metrics = metrics
+
+    async def settle(self, chunk: Batch, runner: SinkRunner, failures: int) -> None:
+        """Write the chunk; if the sink rejects it, halve it until the rows at fault stand alone.
+
+        k such rows among n cost about k log n writes more. ``failures``: how many flushes in a row have failed with a
+        code that nobody knows.
+
+        Raises:
+            SinkUnavailable: what is neither written nor refused by then is untouched.
+            OSError: the refused rows could not be put aside.
+        """
+        refused: list[Refusal] = []
+        suspects: list[Refusal] = []
+        last: SinkUnavailable | None = None
+        wrote = False
+        parts = [chunk]
+        try:
+            while parts:
+                part = parts.pop()
+                try:
+                    await self._write(part, runner)
+                    wrote = True
+                except BatchRejected as exc:
+                    if not _halve(part, parts):
+                        refused.append(_refusal(part, runner, exc))
+                except SinkUnavailable as exc:
+                    # A code that nobody knows: the rows are at fault only if others go through while these fail.
+                    if not exc.suspect or failures < SUSPICION:
+                        raise
+                    last = exc
+                    if not _halve(part, parts):
+                        suspects.append(_refusal(part, runner, exc))
+                    if not wrote and len(suspects) >= SUSPECTS:
+                        raise
+            if last is not None and not wrote:
+                raise last
+            for suspect in suspects:
+                # Once more, now that others go through: the outage may have ended in the midst of this.
+                if await self._fails_alone(suspect, runner):
+                    refused.append(suspect)
+        finally:
+            if refused:
+                await self._put_aside(refused)
+
+    async def _fails_alone(self, suspect: Refusal, runner: SinkRunner) -> bool:
+        alone = Batch([suspect.row]) if suspect.kind == "session" else Batch(tasks=[suspect.row])
+        try:
+            await self._write(alone, runner)
+        except BatchRejected:
+            return True
+        except SinkUnavailable as exc:
+            if not exc.suspect:
+                raise
+            return True
+        return False
+
+    async def _write(self, part: Batch, runner: SinkRunner) -> None:
+        for attempt in range(CONFLICTS):
+            try:
+                await runner.write(part)
+                break
+            except SinkConflict:
+                if attempt == CONFLICTS - 1:
+                    raise
+        self._buffer.release(part)
+        for kind in KINDS:
+            self._metrics.totals.written[kind] += len(part.rows(kind))
+
+    async def _put_aside(self, refused: list[Refusal]) -> None:
+        await asyncio.to_thread(self._dead_letters.append, refused)
+        for kind in KINDS:
+            rows = [refusal.row for refusal in refused if refusal.kind == kind]
+            self._buffer.release(Batch(rows) if kind == "session" else Batch(tasks=rows))
+            self._metrics.totals.rejected[kind] += len(rows)
+        file, first = str(self._dead_letters.path), refused[0]
+        logger.error("rows rejected", rows=len(refused), file=file, code=first.code, error=first.message)
+
+
+def _refusal(part: Batch, runner: SinkRunner, exc: SinkError) -> Refusal:
+    kind: Kind = "session" if part.sessions else "task"
+    return Refusal(kind, part.rows(kind)[0], runner.sink.name, exc.code, str(exc), datetime.now(UTC))
+
+
+def _halve(part: Batch, parts: list[Batch]) -> bool:
+    """Put both halves on the stack, the first one on top; False for a single row."""
+    if len(part) == 1:
+        return False
+    middle = len(part) // 2
+    parts += [part.part(middle, len(part)), part.part(0, middle)]
+    return True
