@@ -69,7 +69,8 @@ class FakeDisk:
         return self._writev(fd, buffers)
 
     def ftruncate(self, fd: int, length: int) -> None:
-        if self.uncuttable and os.fstat(fd).st_ino == self._broken_inode:
+        # Where a segment has no good record it is emptied as a new one is made: that must come through at last.
+        if self.uncuttable and length and os.fstat(fd).st_ino == self._broken_inode:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         self._ftruncate(fd, length)
 
@@ -238,8 +239,9 @@ class Machine(RuleBasedStateMachine):
         del self.records[seq]
         assert self.reopen(self.driver.directory.parent) == self.records
         assert set(os.listdir(self.driver.damaged_dir)) > known  # noqa: PTH208
-        (line,) = [line for line in self.events if line["event"] == "journal record damaged"]
-        assert line["offset"] <= offset < line["offset"] + line["bytes"]
+        # Void records that came after it may be set aside too, but nothing that counts.
+        lines = [line for line in self.events if line["event"] == "journal record damaged"]
+        assert [line["offset"] <= offset < line["offset"] + line["bytes"] for line in lines].count(True) == 1
         self.events.clear()
 
     def after(self, picture: Picture, how: float, possible: dict[int, bytes]) -> None:

@@ -323,6 +323,22 @@ def test_the_cut_is_durable_before_anything_else_is_written(
     events.one("journal tail cut off")
 
 
+def test_what_a_killed_process_left_is_made_durable(
+    tmp_path: Path, segments: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Journal(tmp_path / "journal", tmp_path / "damaged").open()
+    assert segments[2].stat().st_ino in synced
+    assert (tmp_path / "journal").stat().st_ino in synced
+
+
 def test_other_bytes_at_the_end_are_damage_and_stay(tmp_path: Path, segments: list[Path], events: Events) -> None:
     with segments[2].open("ab") as file:
         file.write(b"\0" * 50 + b"!" + b"\0" * 50)

@@ -216,12 +216,11 @@ class Journal:
     def _tend(self) -> None:
         """In the writer's thread, about every second: what nobody else may come back to."""
         again = self._unwritten is not None and time.monotonic() >= self._try_at
-        if (again or self._ledger.problem) and self._releasing.acquire(blocking=False):
+        if (again or self._ledger.put_off) and self._releasing.acquire(blocking=False):
             try:
                 if again and self._unwritten is not None:
                     self._release(self._unwritten)
                 else:
-                    # A segment that the writer had in hand at the last release, and that it then failed to write to.
                     self._drop_released()
             finally:
                 self._releasing.release()

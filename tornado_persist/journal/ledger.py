@@ -47,6 +47,8 @@ class Ledger:
         #: All up to this one are released, holes included.
         self.released = 0
         self.bytes = 0
+        #: A segment is wholly released, but the writer has it in hand: take it later.
+        self.put_off = False
         self._busy = False
         self._full_for = 0
         self._holes: list[tuple[int, int]] = []
@@ -158,11 +160,14 @@ class Ledger:
         """Take the segments that are wholly released out of the books; their files may be deleted, in this order."""
         gone: list[Segment] = []
         with self._lock:
-            while self.segments:
+            self.put_off = False
+            while self.segments and self.segments[0].last <= self.released:
                 segment = self.segments[0]
-                busy = segment is self.active and (self._busy or not segment.end)
+                if segment is self.active and not segment.end:
+                    break
                 # A dirty one's refused records would be back, should the deletion not outlast a power cut.
-                if segment.last > self.released or busy or segment.dirty:
+                if segment.dirty or (segment is self.active and self._busy):
+                    self.put_off = True
                     break
                 if segment is self.active:
                     self.active = None

@@ -85,17 +85,12 @@ class Segment:
             self.synced, self.synced_last = end, last
 
     def cut(self) -> None:
-        """Durably remove what is past ``end``, or the whole file where that is all. Raises OSError.
+        """Durably remove what is past ``end``. Raises OSError.
 
         On a file opened anew: the descriptor that failed may say that all is well at its second fsync, though the pages
         were dropped at the first (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).
         """
         self.close()
-        if not self.end:
-            self.path.unlink(missing_ok=True)
-            fsync_directory(self.path.parent)
-            self.dirty = False
-            return
         fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(fd, self.end)

@@ -91,6 +91,8 @@ class Writer:
         #: Why nothing can be written; empty while all is well.
         self.fault = ""
         self._failure: _Failure | None = None
+        # Refused records lie in some segment, void by the name of the next one alone.
+        self._voided = False
         self._told_full = False
         self._synced_at = 0.0
         self._queue: queue.SimpleQueue[Append | None] = queue.SimpleQueue()
@@ -297,17 +299,25 @@ class Writer:
         except OSError as exc:
             self.fault = _sentence(exc)
             if new is not None:
-                new.close()
-                if old is None or not old.dirty or old.path != new.path:  # that one is still to be cut
-                    with contextlib.suppress(OSError):
-                        new.path.unlink()
+                self._drop_empty(new)
             return
         if old is not None and old.dirty:
             old.dirty, old.leftovers = False, True
+            self._voided = True
         self._settle(failure)
         self._failure = None
         self.fault = ""
         logger.info("journal can be written again", seconds=round(time.monotonic() - failure.since, 1))
+
+    def _drop_empty(self, segment: Segment) -> None:
+        """Delete a segment without a record, unless its name may be what keeps refused records from coming back.
+
+        Then the next start deletes it, once it has cut those off.
+        """
+        segment.close()
+        if not self._voided and not (self._failure is not None and self._failure.refused):
+            with contextlib.suppress(OSError):
+                segment.path.unlink()
 
     def _finish(self) -> None:
         """The last sync, before the process ends."""
@@ -319,10 +329,10 @@ class Writer:
                 continue
             except OSError as exc:
                 logger.error("journal may not be on the disk", segment=segment.path.name, error=reason(exc))
-            segment.close()
-            if not segment.end:
-                with contextlib.suppress(OSError):
-                    segment.path.unlink()
+            if segment.end:
+                segment.close()
+            else:
+                self._drop_empty(segment)
         with contextlib.suppress(queue.Empty):
             while (late := self._queue.get_nowait()) is not None:
                 self._refuse([late], CLOSED)
