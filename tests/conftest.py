@@ -23,6 +23,25 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak",
+        nargs="?",
+        type=int,
+        const=200,
+        default=0,
+        metavar="COUNT",
+        help="the long form of the tests with faults: so many rounds (200) of each instead of 20",
+    )
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest) -> int:
+    """Rounds of a test that repeats itself: 20, or as many as ``--soak`` says."""
+    count: int = request.config.getoption("--soak") or 20
+    return count
+
+
 def pytest_report_header() -> list[str]:
     return [f"servers: {describe('postgres')}; {describe('mariadbd')}"]
 

@@ -90,6 +90,10 @@ class Server(ABC):
     @abstractmethod
     def _drop(self, name: str) -> None: ...
 
+    @abstractmethod
+    def end_writers(self, url: str) -> int:
+        """End the connections to the database of ``url`` that have written something and not committed it; how many."""
+
     @property
     @abstractmethod
     def version(self) -> str:
@@ -347,6 +351,13 @@ class Postgres(Server):
     def _drop(self, name: str) -> None:
         self.admin(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
+    def end_writers(self, url: str) -> int:
+        ended = self.admin(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE datname = '{database_of(url)}' AND backend_xid IS NOT NULL"
+        )
+        return ended.count((True,))
+
     @property
     def version(self) -> str:
         return f"PostgreSQL {self.admin('SHOW server_version')[0][0]}"
@@ -422,6 +433,19 @@ class MariaDB(Server):
         pattern = name.replace("_", r"\_")
         with contextlib.suppress(pymysql.err.Error):  # a test may have revoked it already
             self.admin(f"REVOKE ALL ON `{pattern}`.* FROM '{USER}'@'%'")
+
+    def end_writers(self, url: str) -> int:
+        ended = 0
+        for (connection,) in self.admin(
+            # What is said of transactions is up to a tenth of a second old.
+            "SELECT id FROM information_schema.processlist LEFT JOIN information_schema.innodb_trx"
+            " ON trx_mysql_thread_id = id"
+            f" WHERE db = '{database_of(url)}' AND (info LIKE 'INSERT%' OR trx_rows_modified > 0)"
+        ):
+            with contextlib.suppress(pymysql.err.Error):  # gone meanwhile
+                self.admin(f"KILL {connection}")
+                ended += 1
+        return ended
 
     @property
     def version(self) -> str:

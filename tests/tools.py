@@ -33,6 +33,13 @@ class Tool:
     packages: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
 
+#: Linux alone has it.
+STRACE: tuple[Tool, ...] = (
+    (Tool("strace", ("strace",), dict.fromkeys(("apt-get", "dnf", "apk"), (("strace",),))),)
+    if sys.platform == "linux"
+    else ()
+)
+
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "PostgreSQL server",
@@ -58,6 +65,7 @@ TOOLS: tuple[Tool, ...] = (
             "brew": (("mariadb",),),
         },
     ),
+    *STRACE,
 )
 
 #: Searched after ``PATH``. Servers are often installed where only their service looks; the highest version wins.

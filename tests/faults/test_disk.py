@@ -1,0 +1,216 @@
+"""Disks that are full or fail: what cannot be kept is refused, what was acknowledged stays, it goes on by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.load import Client, Load, balanced
+from tests.process import Persistd, wait_until
+from tests.rows import task
+from tests.sinks.readers import read_jsonl, read_sqlite
+from tests.tools import require
+from tornado_persist.models import Kind, Row
+
+#: Bytes of a small disk; less than the journal wants to see free before it goes on.
+ROOM = 512 << 10
+
+
+class Bulky(Client):
+    """Sends rows that fill a disk soon."""
+
+    def update(self, kind: Kind, key: str, **fields: Any) -> Row:
+        row = super().update(kind, key, **fields)
+        row["file_path" if kind == "session" else "source_text"] = "长" * (500 if kind == "session" else 5000)
+        return row
+
+
+class Database:
+    """An SQLite file on another disk than the service's data, and down for as long as something else has its place."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "elsewhere" / "persist.db"
+        self.config = f"[sinks.sqlite]\npath = '{self.path}'\n"
+        self.path.parent.touch()
+
+    def come_back(self) -> None:
+        if self.path.parent.is_file():
+            self.path.parent.unlink()
+
+
+class Disk(ABC):
+    """A small place for ``data_dir``."""
+
+    def __init__(self, data_dir: Path, database: Database) -> None:
+        self.data_dir = data_dir
+        self.database = database
+
+    #: A command that runs the service on it.
+    prefix: tuple[str, ...] = ()
+
+    @abstractmethod
+    def make_room(self, service: Persistd) -> None: ...
+
+
+class Limit(Disk):
+    """A limit to the size of each file, which fails a write as a full disk does."""
+
+    prefix = ("sh", "-c", f'ulimit -S -f {ROOM // 512}; exec "$@"', "sh")
+
+    def make_room(self, service: Persistd) -> None:
+        limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, limit)
+
+
+class FileSystem(Disk):
+    """A file system of its own. Room is made by the flush, once the database is back."""
+
+    def make_room(self, service: Persistd) -> None:
+        self.database.come_back()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return Database(tmp_path)
+
+
+@pytest.fixture(params=["limit", "file system"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path, database: Database) -> Iterator[Disk]:
+    data_dir = tmp_path / "data"
+    if request.param == "limit":
+        yield Limit(data_dir, database)
+        return
+    data_dir.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={8 * ROOM}", "tmpfs", str(data_dir)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount; the same with a limit to the size of files is tested in any case")
+    try:
+        yield FileSystem(data_dir, database)
+    finally:
+        subprocess.run(["umount", str(data_dir)], check=True)
+
+
+def refuses(service: Persistd) -> None:
+    """Not ready, alive, and it says when to come again."""
+    response = service.post("task", task("refused", source_text="长" * 5000))
+    assert response.status_code == 503
+    assert response.json()["status"] == "rejected"
+    assert int(response.headers["Retry-After"]) > 0
+    ready = service.http.get("/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+    assert response.json()["detail"] == ready.json()["detail"]
+    assert service.http.get("/health/live").status_code == 200
+
+
+def settled(service: Persistd, load: Load, database: Database) -> None:
+    """All is written by itself, it balances, and it is what the clients have in mind."""
+    wait_until(lambda: service.stats()["accounting"]["pending"] == 0, "the flush")
+    balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
+    load.record.check(read_sqlite(database.path))
+    assert "Traceback" not in service.log_text()
+
+
+def deleted_but_open(service: Persistd) -> list[str]:
+    """Files that have no name any more and still take up room, since the process has them open."""
+    links: list[str] = []
+    for entry in Path(f"/proc/{service.process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed just now
+            links.append(str(entry.readlink()))
+    return [link for link in links if link.endswith("(deleted)")]
+
+
+def test_a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room(
+    tmp_path: Path, disk: Disk, database: Database
+) -> None:
+    config = f"[buffer]\nflush_interval = 0.1\n{database.config}"
+    with Persistd(tmp_path, config, prefix=disk.prefix) as service:
+        load = Load(service, seed=1, make=Bulky)
+        with load:
+            load.wait_for(20, status=503)
+        refuses(service)
+        assert "No space left" in service.log_text() or "File too large" in service.log_text()
+
+        # A full disk is no reason not to start, and what waits is there.
+        service.kill()
+        service.start()
+        balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
+        with load:
+            load.wait_for(20, status=503)
+        refuses(service)
+
+        with load:
+            disk.make_room(service)
+            load.wait_for(100)
+        assert service.http.get("/health/ready").status_code == 200
+        database.come_back()
+        settled(service, load, database)
+        service.kill()
+        service.start()
+        service.flush()
+        settled(service, load, database)
+
+
+def test_released_journal_space_is_free_at_once(tmp_path: Path, database: Database) -> None:
+    with Persistd(tmp_path, f"[buffer]\nflush_interval = 3600\nmax_rows = 2\n{database.config}") as service:
+        for number in range(10):
+            service.post("task", task(f"t{number}"))
+        database.come_back()
+        service.flush()
+        wait_until(lambda: service.stats()["journal"]["bytes"] == 0, "the release")
+        assert [file.name for file in (service.data_dir / "journal").glob("*.seg")] == []
+        assert deleted_but_open(service) == []
+
+
+def test_a_full_journal_refuses_until_the_database_is_back(tmp_path: Path, database: Database) -> None:
+    limits = "[journal]\nsegment_bytes = 100_000\nmax_bytes = 300_000\n"
+    config = f"[buffer]\nflush_interval = 0.1\nmax_rows = 10\n{limits}{database.config}"
+    with Persistd(tmp_path, config) as service:
+        load = Load(service, seed=1, make=Bulky)
+        with load:
+            load.wait_for(20, status=503)
+        refuses(service)
+        assert "The journal is full" in service.http.get("/health/ready").json()["detail"]
+        assert service.stats()["journal"]["bytes"] <= 300_000
+        assert sum(file.stat().st_size for file in (service.data_dir / "journal").glob("*.seg")) <= 300_000
+        # The full journal is read back when it starts anew, and is as full as before.
+        service.kill()
+        service.start()
+        balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
+        with load:
+            load.wait_for(20, status=503)
+            database.come_back()
+            load.wait_for(100)
+        settled(service, load, database)
+        assert service.http.get("/health/ready").status_code == 200
+        assert service.wait_for_log("journal has room again")
+
+
+def test_a_batch_whose_sync_fails_is_refused_and_never_appears(tmp_path: Path) -> None:
+    # Only the journal calls fdatasync here. The 5th call fails and so does the 9th.
+    failing = [str(require("strace")), "-D", "-f", "-o", str(tmp_path / "trace"), "-e", "trace=fdatasync"]
+    failing += ["-e", "inject=fdatasync:error=EIO:when=5+4"]
+    config = "sink = 'jsonl'\n[buffer]\nflush_interval = 3600\n"
+    with Persistd(tmp_path, config, prefix=failing) as service:
+        load = Load(service, seed=1)
+        with load:
+            load.wait_for(3, status=503)
+            load.wait_for(5)
+        assert "EIO" in (tmp_path / "trace").read_text()
+        assert service.wait_for_log("journal cannot be written")["error"] == "Input/output error"
+        service.wait_for_log("journal can be written again")
+        service.kill()
+        service.start()
+        service.flush()
+        load.record.check(read_jsonl(service.data_dir / "jsonl"))
+        balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
+        assert load.record.unknown == 0, "so that what was refused is known not to be there"
+        assert "Traceback" not in service.log_text()
