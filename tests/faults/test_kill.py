@@ -207,7 +207,7 @@ def test_a_refused_row_is_put_aside_once_whenever_the_process_is_killed(
         refuse_failed_tasks(name, service, request)
         load = Load(service, seed=rng.randrange(10**9), rows=5, pause=0.02, make=SometimesBad)
         everywhere = replace(at, read=stored_or_refused)
-        killed_under_load(service, load, everywhere, rng, rounds // 2, after_a_refusal)
+        killed_under_load(service, load, everywhere, rng, max(5, rounds // 4), after_a_refusal)
         bad = refused(service.data_dir)
         assert bad
         assert {row["status"] for row in bad} == {"failed"}

@@ -1,0 +1,152 @@
+"""What is measured while the service takes rows: how many, and how soon it answers.
+
+Each workload takes a :class:`Field`, a :class:`Scale` and returns series. Every contender gets the same numbers in the
+same round, in turn, and the one that begins changes from round to round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bench.contenders import Contender, Field, in_turn
+from bench.load import SPACE, Load, Sample
+from bench.series import SERVICE, UNSYNCED, Series, notes
+
+#: Nothing is flushed before the end.
+HOLD = {"capacity": 10_000_000, "max_rows": 10_000_000, "flush_interval": 3600.0}
+Samples = dict[str, list[Sample]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is done."""
+
+    rounds: int
+    rows: int  #: of the runs for throughput
+    requests: int  #: of one row
+    seconds: float  #: at a fixed rate
+    rate_rounds: int
+    size_rounds: int
+    buffered: tuple[int, ...]
+    backlog: int  #: rows in an outage and for a replay
+    memory: tuple[int, ...]
+
+
+FULL = Scale(5, 100_000, 20_000, 10.0, 3, 3, (1000, 10_000, 100_000, 1_000_000), 200_000, (50_000, 100_000, 200_000))
+QUICK = Scale(3, 20_000, 4000, 3.0, 1, 1, (1000, 10_000, 100_000), 40_000, (20_000, 40_000))
+
+
+def rounds(contenders: list[Contender], count: int, load: Callable[[int], Load]) -> Samples:
+    """Run every contender ``count`` times, on ``load(round)``."""
+    samples: Samples = {contender.name: [] for contender in contenders}
+    for number in range(count):
+        for contender in in_turn(contenders, number):
+            samples[contender.name].append(contender.run(load(number)))
+    return samples
+
+
+def present(*contenders: Any) -> list[Contender]:
+    """Those that there are for this sink."""
+    return [contender for contender in contenders if contender is not None]
+
+
+def throughput(field: Field, workload: str, samples: Samples, unit: str = "rows/s") -> list[Series]:
+    """Rows a second until all were in the sink."""
+    return [
+        Series(field.sink, workload, "end to end", name, unit, [s.rows_per_second for s in some], notes(some))
+        for name, some in samples.items()
+    ]
+
+
+def rows(field: Field, scale: Scale) -> list[Series]:
+    """Rows that are new, and then the same rows with new values."""
+    unsynced = field.persistd(UNSYNCED, journal={"sync": "off"})
+    contenders = present(field.persistd(), unsynced, field.peer(), field.limit())
+    new: Samples = {contender.name: [] for contender in contenders}
+    again: Samples = {contender.name: [] for contender in contenders}
+    for number in range(scale.rounds):
+        for revision, samples in enumerate((new, again)):
+            for contender in in_turn(contenders, number):
+                samples[contender.name].append(contender.run(Load(0, scale.rows, revision).moved(number)))
+    return [*throughput(field, "distinct rows", new), *throughput(field, "updates", again)]
+
+
+def lives(field: Field, scale: Scale) -> list[Series]:
+    """Three updates of each task, all before the flush."""
+    contenders = present(field.persistd(buffer=HOLD), field.peer())
+    count = scale.rows * 3 // 5
+    samples = rounds(contenders, scale.rounds, Load(0, count, lives=True).moved)
+    return throughput(field, "whole lives", samples, "updates/s")
+
+
+def single(field: Field, scale: Scale) -> list[Series]:
+    """Requests of one row."""
+    unsynced = field.persistd(UNSYNCED, journal={"sync": "off"})
+    contenders = present(field.persistd(), unsynced, field.bare())
+    samples = rounds(contenders, scale.rounds, Load(0, scale.requests, batch=1).moved)
+    return [
+        Series(
+            *(field.sink, "single rows", "answered", name, "requests/s"),
+            [sample.requests_per_second for sample in some],
+            notes(some),
+        )
+        for name, some in samples.items()
+    ]
+
+
+def rates(field: Field, scale: Scale) -> list[Series]:
+    """Answer times while rows come at a fixed rate."""
+    contenders = present(field.persistd(), field.peer())
+    series = []
+    for step, rate in enumerate((20_000, 40_000)):
+        load = Load(step * 100 * SPACE, int(rate * scale.seconds), rate=rate)
+        samples = rounds(contenders, scale.rate_rounds, load.moved)
+        for name, some in samples.items():
+            beside = {note: value for note, value in notes(some).items() if not note.startswith("p")}
+            for measure in ("p50", "p99"):
+                values = [sample.latencies[measure] * 1000 for sample in some]
+                series.append(Series(field.sink, f"at {rate:,} rows/s", measure, name, "ms", values, beside))
+    return series
+
+
+def sizes(field: Field, scale: Scale) -> list[Series]:
+    """Batches of 1 to 1000 rows."""
+    service = field.persistd()
+    batches = (1, 10, 100, 500, 1000)
+    samples: dict[int, list[Sample]] = {batch: [] for batch in batches}
+    for number in range(scale.size_rounds):
+        for place, batch in enumerate(batches):
+            count = min(scale.rows, scale.requests // 4 * batch)
+            samples[batch].append(service.run(Load((place * 100 + number) * SPACE // 10, count, batch=batch)))
+    series = [
+        _cost(field, "batch size", f"{batch:,} in a batch", [sample.seconds for sample in some], some)
+        for batch, some in samples.items()
+    ]
+    return [*series, flatness(field, "batch size", "100 to 1,000 in a batch", series[2:])]
+
+
+def _cost(field: Field, workload: str, measure: str, seconds: list[float], samples: list[Sample]) -> Series:
+    values = [time / sample.rows * 1e6 for time, sample in zip(seconds, samples, strict=True)]
+    return Series(field.sink, workload, measure, SERVICE, "µs/row", values, notes(samples))
+
+
+def flatness(field: Field, workload: str, span: str, series: list[Series]) -> Series:
+    """How much dearer a row is in the dearest of ``series`` than in the cheapest."""
+    medians = [one.median for one in series]
+    return Series(field.sink, workload, f"dearest / cheapest, {span}", SERVICE, "×", [max(medians) / min(medians)])
+
+
+def buffered(field: Field, scale: Scale) -> list[Series]:
+    """Rows that wait in memory until one flush."""
+    service = field.persistd(buffer=HOLD)
+    series = []
+    for step, count in enumerate(scale.buffered):
+        samples: list[Sample] = []
+        # A thousand rows are over in a moment; several of them make a figure.
+        for number in range(max(1, min(20, 20_000 // count))):
+            samples.append(service.run(Load((step * 20 + number) * SPACE // 2, count)))
+        series.append(_cost(field, "buffered", f"{count:,} rows", [sample.seconds for sample in samples], samples))
+    span = f"{scale.buffered[0]:,} to {scale.buffered[-1]:,} rows"
+    return [*series, flatness(field, "buffered", span, series)]
