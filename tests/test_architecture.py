@@ -7,10 +7,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tornado_persist"
 
-# What each part may import of the others; errors, log and the bare package are everybody's.
+# What each part may import of the others; errors, log, files and the bare package are everybody's.
 ALLOWED = {
     "errors": set[str](),
     "log": set[str](),
+    "files": set[str](),
     "models": set[str](),
     "metrics": {"models"},
     "buffer": {"models"},
@@ -33,7 +34,7 @@ ALLOWED = {
     "testing": {"models", "sinks"},
     "__main__": {"cli"},
 }
-EVERYBODYS = {"errors", "log"}
+EVERYBODYS = {"errors", "log", "files"}
 # The flusher knows a sink by its runner alone, config and service by the registry and the interface.
 SINK_MODULES = {
     "flusher": {"runner"},

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tornado_persist.files import fsync_directory
 from tornado_persist.models import Kind, Row
 
 
@@ -87,7 +88,7 @@ class DeadLetters:
                     os.ftruncate(fd, before)
                 raise
             if before == 0:
-                _fsync_directory(self.path.parent)
+                fsync_directory(self.path.parent)
         finally:
             os.close(fd)
 
@@ -96,11 +97,3 @@ def _time(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"no JSON for {type(value).__name__}")
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

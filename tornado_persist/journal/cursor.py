@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from tornado_persist.journal.files import fsync_directory, write_all
+from tornado_persist.files import fsync_directory, write_all
 
 #: Bytes of the file, padding included; one whose state needs more is as large as that takes.
 SIZE = 16384

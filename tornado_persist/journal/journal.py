@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tornado_persist import log
+from tornado_persist.files import reason
 from tornado_persist.journal.cursor import Checkpoint, Cursor
 from tornado_persist.journal.damaged import DamagedDirectory
-from tornado_persist.journal.files import reason
 from tornado_persist.journal.ledger import Ledger, Stats
 from tornado_persist.journal.reader import Reader
 from tornado_persist.journal.record import CODES, MAX_BODY, Record, microseconds

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tornado_persist import log
 from tornado_persist.errors import StartError
+from tornado_persist.files import fsync_directory, make_directory, reason
 from tornado_persist.journal.cursor import Checkpoint, Cursor, CursorDamaged
 from tornado_persist.journal.damaged import DamagedDirectory
-from tornado_persist.journal.files import fsync_directory, make_directory, reason
 from tornado_persist.journal.ledger import Ledger
 from tornado_persist.journal.scanner import Damage, Entry, Scanner, Tail
 from tornado_persist.journal.segment import Segment, first_of, segment_path

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tornado_persist.errors import StartError
-from tornado_persist.journal.files import read_at
+from tornado_persist.files import read_at
 from tornado_persist.journal.record import HEADER_SIZE, KIND_OF, MAGIC, VERSION, Header, decode, intact
 from tornado_persist.models import Kind
 

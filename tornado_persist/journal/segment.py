@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from tornado_persist.journal.files import fsync_directory, read_at, write_all
+from tornado_persist.files import fsync_directory, read_at, write_all
 from tornado_persist.journal.scanner import WINDOW
 
 _NAME = re.compile(r"(\d{20})\.seg")

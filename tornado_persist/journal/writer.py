@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from tornado_persist import log
 from tornado_persist.errors import NotAccepting
-from tornado_persist.journal.files import reason
+from tornado_persist.files import reason
 from tornado_persist.journal.ledger import Ledger
 from tornado_persist.journal.record import HEADER_SIZE, encode
 from tornado_persist.journal.segment import Segment

@@ -33,6 +33,7 @@ from pydantic_core import to_json
 
 from tornado_persist import log
 from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.files import fsync_directory, make_directory
 from tornado_persist.models import KINDS, PLURALS, Batch, Kind, Row
 from tornado_persist.sinks.base import Sink, SinkSettings
 
@@ -115,7 +116,7 @@ class JSONLSink(Sink[JSONLSettings]):
         self.close()
         try:
             with _disk_errors(self.directory):
-                _make_directory(self.directory)
+                make_directory(self.directory)
             for kind in KINDS:
                 self._open_file(kind)
         except BaseException:
@@ -259,7 +260,7 @@ class JSONLSink(Sink[JSONLSettings]):
                 os.fsync(fd)
                 # The entry lies in the directory that a symbolic link points into. Also for a file that was there
                 # already: who made it may have crashed before this.
-                _fsync_directory(path.resolve().parent)
+                fsync_directory(path.resolve().parent)
             except BaseException:
                 os.close(fd)
                 raise
@@ -343,27 +344,6 @@ def _read_session_ids(path: Path) -> set[str]:
     if damaged:
         logger.warning("lines without a session passed over", sink="jsonl", file=str(path), lines=damaged)
     return known
-
-
-def _make_directory(directory: Path) -> None:
-    """Make the directory and its missing parents, each durable in its own parent."""
-    missing = [directory, *directory.parents]
-    while missing and missing[-1].exists():
-        missing.pop()
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _fsync_directory(path.parent)
-
-
-def _fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:  # some file systems have no fsync for directories
-            raise
-    finally:
-        os.close(fd)
 
 
 def _os_error(number: int) -> OSError:

@@ -1,4 +1,4 @@
-"""What the journal asks of the file system, in calls that either finish or raise ``OSError``."""
+"""What is asked of the file system where data have to last, in calls that either finish or raise ``OSError``."""
 
 from __future__ import annotations
 
