@@ -323,16 +323,18 @@ async def test_switching_gives_up_a_write_that_hangs_in_the_old_sink(tmp_path: P
 @pytest.mark.gen_test
 async def test_what_is_settled_is_released_from_the_journal(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
-        await it.add("a")
+        await it.add("a", "a")
         await it.add("b")
         await it.flusher.flush(5)
         await it.add("c")
         assert (it.journal.released, it.flusher.settled_through, it.journal.last) == (2, 2, 3)
     async with rig(tmp_path, it.sink) as again:
         assert (again.pending(), again.buffer.count("task")) == (1, 1)
-        assert (again.metrics.totals.accepted["task"], again.metrics.totals.written["task"]) == (3, 2)
+        assert (again.metrics.totals.accepted["task"], again.metrics.totals.written["task"]) == (4, 2)
         assert again.metrics.written("task") == 0, "performance counts since the process started"
-        await again.flusher.flush(5)
+        with capture_logs() as logs:
+            await again.flusher.flush(5)
+        assert [log["merged"] for log in logs if log["event"] == "flush"] == [0]
         assert again.stored() == ["a", "b", "c"]
 
 

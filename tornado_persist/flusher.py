@@ -78,7 +78,8 @@ class Flusher:
         self._backoff = Backoff()
         self._retry: asyncio.TimerHandle | None = None
         self._suspicions = 0
-        self._merged_before = 0
+        # Rows merged so far, at the last line that the log got about a flush.
+        self._merged_before = sum(metrics.totals.merged.values())
         self._timer: PeriodicCallback | None = None
         self._ending = False
         self.set_interval(interval)
@@ -186,9 +187,10 @@ class Flusher:
         self._stop_timer()
         self._set_retry(None)
         deadline = time.monotonic() + timeout
+        pauses = Backoff(most=1.0)  # of its own: there is not the time for long ones
         while any(map(self._backlog.pending, KINDS)) and (left := deadline - time.monotonic()) > 0:
             if (await self.flush(left)).error:
-                await asyncio.sleep(max(0.0, min(self._backoff.failed(), deadline - time.monotonic())))
+                await asyncio.sleep(max(0.0, min(pauses.failed(), deadline - time.monotonic())))
 
     async def finish(self, timeout: float) -> None:
         """After :meth:`drain`: wait for a flush that is still in progress, ``timeout`` seconds at most."""
