@@ -61,8 +61,12 @@ class DataDir:
             self._fd = None
 
     def write_pid(self) -> None:
-        """Say who has the directory; to be called with the lock, once signals are handled."""
-        self.pid_file.write_text(f"{os.getpid()}\n")
+        """Say who has the directory; to be called with the lock, once signals are handled.
+
+        On a full disk nobody is told: the journal needs no new room to drain, so that must not end the start.
+        """
+        with contextlib.suppress(OSError):
+            self.pid_file.write_text(f"{os.getpid()}\n")
 
     def locked(self) -> bool:
         """Whether a service, another than this object's, has the directory."""
