@@ -209,6 +209,7 @@ class Writer:
             self._fail(segment, part, exc)
         else:
             self._told_full = False
+            ledger.settle()  # before the answer: who has it may release the segment, and then it can go at once
             self._call(_accept, [append.future for append in part], first)
         finally:
             ledger.settle()
