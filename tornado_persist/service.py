@@ -191,7 +191,7 @@ class Service:
             if self._stop.is_set():
                 return
             try:
-                new = config.load(self._file)
+                new = await asyncio.to_thread(config.load, self._file)
             except ConfigError as exc:
                 logger.error("configuration not reloaded", error=str(exc))
                 return
