@@ -61,6 +61,8 @@ setup(
     install_requires=[
         "tornado>=6.4",
         "pydantic>=2.10",
+        "annotated-types>=0.6",
+        "msgspec>=0.19",
         "pydantic-settings>=2.7",
         "SQLAlchemy>=2.0.36",
         "psycopg[binary]>=3.2.2",

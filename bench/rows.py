@@ -31,8 +31,8 @@ def task(number: int, revision: int = 0) -> Row:
         "confidence": 0.5 + (number + revision) % 50 / 100,
         "error_message": None,
         "retry_count": revision,
-        "start_time": f"2025-09-30T16:35:{number % 60:02}",
-        "end_time": f"2025-09-30T16:36:{number % 60:02}",
+        "start_time": f"2025-09-30T16:35:{number % 60:02}.{number * 7919 % 1_000_000:06}",
+        "end_time": f"2025-09-30T16:36:{number % 60:02}.{number * 7907 % 1_000_000:06}",
         "duration_ms": 60_000 + revision,
     }
 

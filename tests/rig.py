@@ -17,7 +17,8 @@ from tornado_persist.flusher import Flusher
 from tornado_persist.ingest import FindSessions, Ingest
 from tornado_persist.journal import Journal
 from tornado_persist.metrics import Metrics, Totals
-from tornado_persist.models import KINDS, Kind, Parser
+from tornado_persist.models import KINDS, Kind
+from tornado_persist.parser import Parser
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.testing import FlakySink
 

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.rows import session, task
 from tornado_persist.buffer import Buffer
 from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
+from tornado_persist.times import stamp
 
-T0 = datetime(2026, 1, 1, tzinfo=UTC)
-T1 = T0 + timedelta(seconds=1)
-T2 = T0 + timedelta(seconds=2)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+T0, T1, T2 = (stamp(START + timedelta(seconds=second)) for second in range(3))
 
 
 def only_task(buffer: Buffer) -> Row:
@@ -128,7 +128,7 @@ class BufferAndModel(RuleBasedStateMachine):
         super().__init__()
         self.buffer = Buffer()
         self.taken: Batch | None = None
-        self.now = T0
+        self.now = START
         self.sink: dict[tuple[Kind, str], Row] = {}
         self.model: dict[tuple[Kind, str], Row] = {}
         self.accepted = self.merged = self.written = 0
@@ -136,12 +136,13 @@ class BufferAndModel(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(KINDS), updates=st.lists(st.tuples(st.sampled_from("abc"), FIELDS), max_size=4))
     def add(self, kind: Kind, updates: list[tuple[str, dict[str, Any]]]) -> None:
         self.now += timedelta(seconds=1)
+        at = stamp(self.now)
         rows = [{KEYS[kind]: key, **fields} for key, fields in updates]
         for row in rows:
-            stored = self.model.setdefault((kind, row[KEYS[kind]]), {"created_at": self.now})
-            stored.update(row, updated_at=self.now)
+            stored = self.model.setdefault((kind, row[KEYS[kind]]), {"created_at": at})
+            stored.update(row, updated_at=at)
         self.accepted += len(rows)
-        self.merged += self.buffer.add(kind, [dict(row) for row in rows], self.now)
+        self.merged += self.buffer.add(kind, [dict(row) for row in rows], at)
 
     @precondition(lambda self: self.taken is None)
     @rule()

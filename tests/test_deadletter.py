@@ -14,28 +14,31 @@ import pytest
 from tests.rows import session, task
 from tornado_persist.deadletter import DeadLetters, Refusal
 from tornado_persist.models import Kind, Row
+from tornado_persist.times import stamp
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def refusal(kind: Kind, row: Row) -> Refusal:
-    return Refusal(kind, {**row, "created_at": AT, "updated_at": AT}, "postgres", "23514", "check failed", AT)
+    return Refusal(
+        kind, {**row, "created_at": stamp(AT), "updated_at": stamp(AT)}, "postgres", "23514", "check failed", AT
+    )
 
 
 def test_a_line_has_the_row_as_it_was_sent_and_why_it_was_refused(tmp_path: Path) -> None:
     letters = DeadLetters(tmp_path / "rejected.jsonl")
-    row = task("键", target_text=None, start_time=AT, source_text="a\nb")
+    row = task("键", target_text=None, start_time=stamp(AT), source_text="a\nb")
     letters.append([refusal("task", row), refusal("session", session("s", metadata={"a": [1]}))])
     first, second = map(json.loads, letters.path.read_text(encoding="utf-8").splitlines())
     assert first == {
         "kind": "task",
-        "row": {**row, "start_time": "2026-01-01T00:00:00+00:00"},
-        "created_at": "2026-01-01T00:00:00+00:00",
-        "updated_at": "2026-01-01T00:00:00+00:00",
+        "row": row,
+        "created_at": "2026-01-01T00:00:00.000000+00:00",
+        "updated_at": "2026-01-01T00:00:00.000000+00:00",
         "sink": "postgres",
         "code": "23514",
         "message": "check failed",
-        "at": "2026-01-01T00:00:00+00:00",
+        "at": "2026-01-01T00:00:00.000000+00:00",
     }
     assert second["row"]["metadata"] == {"a": [1]}
 

@@ -8,14 +8,15 @@ batch is merged live only if nothing before it is left out, so the buffer's orde
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
 
 from tornado_persist import log
 from tornado_persist.buffer import Buffer
 from tornado_persist.errors import BatchRefused
 from tornado_persist.journal import Journal, Record
 from tornado_persist.metrics import Metrics
-from tornado_persist.models import Kind, Parser, Row
+from tornado_persist.models import Kind, Row
+from tornado_persist.parser import Parser
+from tornado_persist.times import stamp
 
 logger = log.get(__name__)
 
@@ -50,7 +51,7 @@ class Backlog:
         outside = self._metrics.totals.accepted[kind] - self.merged_rows[kind]
         return outside + self._buffer.count(kind)
 
-    def admit(self, seq: int, kind: Kind, rows: list[Row], at: datetime) -> None:
+    def admit(self, seq: int, kind: Kind, rows: list[Row], at: str) -> None:
         """Count a batch that the journal has made durable, and merge it if there is room."""
         in_turn = not self.left_out()
         self.accepted_through = seq
@@ -96,9 +97,9 @@ class Backlog:
             # Only a journal of another version can hold such a one.
             logger.error("a journal record cannot be read", seq=record.seq, rows=record.rows, error=str(exc))
             rows = []
-        self._merge(record.seq, record.kind, rows, record.at)
+        self._merge(record.seq, record.kind, rows, stamp(record.at))
 
-    def _merge(self, seq: int, kind: Kind, rows: list[Row], at: datetime) -> None:
+    def _merge(self, seq: int, kind: Kind, rows: list[Row], at: str) -> None:
         self._metrics.totals.merged[kind] += self._buffer.add(kind, rows, at)
         self.merged_rows[kind] += len(rows)
         self.merged_through = seq

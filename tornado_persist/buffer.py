@@ -8,7 +8,6 @@ whatever came since.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 
 from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
 
@@ -20,10 +19,11 @@ class Buffer:
         self._waiting: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
         self._taken: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
 
-    def add(self, kind: Kind, rows: Iterable[Row], at: datetime) -> int:
-        """Merge rows accepted at ``at`` by the merge rule: a field given replaces, a field left out stays.
+    def add(self, kind: Kind, rows: Iterable[Row], at: str) -> int:
+        """Merge rows by the merge rule: a field given replaces, a field left out stays.
 
-        Takes ownership of the row objects. Returns how many rows were merged into one that waited already.
+        ``at`` is when they were accepted, as rows hold times. Takes ownership of the row objects. Returns how many rows
+        were merged into one that waited already.
         """
         key_field = KEYS[kind]
         waiting = self._waiting[kind]

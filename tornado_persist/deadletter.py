@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from tornado_persist.files import fsync_directory
 from tornado_persist.models import Kind, Row
+from tornado_persist.times import stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Refusal:
             "sink": self.sink,
             "code": self.code,
             "message": self.message,
-            "at": self.at,
+            "at": stamp(self.at),
         }
-        return json.dumps(entry, ensure_ascii=False, default=_time).encode() + b"\n"
+        return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
 class DeadLetters:
@@ -91,9 +91,3 @@ class DeadLetters:
                 fsync_directory(self.path.parent)
         finally:
             os.close(fd)
-
-
-def _time(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"no JSON for {type(value).__name__}")

@@ -10,7 +10,9 @@ from tornado_persist.backlog import Backlog
 from tornado_persist.buffer import Buffer
 from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
 from tornado_persist.journal import Journal
-from tornado_persist.models import Kind, Parser, Row
+from tornado_persist.models import Kind, Row
+from tornado_persist.parser import Parser
+from tornado_persist.times import stamp
 
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 
@@ -20,10 +22,10 @@ KNOWN_SESSIONS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A batch was taken: so many rows, at this time (UTC)."""
+    """A batch was taken: so many rows, at this time, as rows hold times."""
 
     count: int
-    at: datetime
+    at: str
 
 
 class Ingest:
@@ -80,10 +82,11 @@ class Ingest:
         if self._find_sessions is not None:
             await self._require_sessions(kind, rows, self._find_sessions)
             self.check()  # the service may have begun to shut down meanwhile
-        at = datetime.now(UTC)
+        now = datetime.now(UTC)
+        at = stamp(now)
         if rows:
             # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
-            seq = await self._journal.append(kind, at, len(rows), body)
+            seq = await self._journal.append(kind, now, len(rows), body)
             self._backlog.admit(seq, kind, rows, at)
             self._added()
         return Accepted(len(rows), at)

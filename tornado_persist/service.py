@@ -25,7 +25,8 @@ from tornado_persist.flusher import Flusher
 from tornado_persist.ingest import Ingest
 from tornado_persist.journal import Checkpoint, Journal
 from tornado_persist.metrics import Metrics, Totals
-from tornado_persist.models import KINDS, Parser
+from tornado_persist.models import KINDS
+from tornado_persist.parser import Parser
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.runner import SinkRunner

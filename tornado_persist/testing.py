@@ -15,9 +15,10 @@ The author of a sink says how to get one and how to read back what it stored::
         def read(self, sink):  # not by the sink's own code, lest a mistake in both cancel out
             return {"session": {row["session_id"]: row for row in ...}, "task": {...}}
 
-``read`` gives rows as Python values: text, integers, floats, dicts for JSON objects, aware UTC datetimes, ``None`` for
-null, every field of the model with ``created_at`` and ``updated_at``. Override :meth:`SinkContract.fault` too if a
-write can be made to fail, and :attr:`SinkContract.durable` and :attr:`SinkContract.shared` where they do not hold.
+``read`` gives rows as Python values: text, integers, floats, dicts for JSON objects, times as aware datetimes in UTC or
+as the texts that rows hold, ``None`` for null, every field of the model with ``created_at`` and ``updated_at``.
+Override :meth:`SinkContract.fault` too if a write can be made to fail, and :attr:`SinkContract.durable` and
+:attr:`SinkContract.shared` where they do not hold.
 
 This module does not import pytest, so that the sinks in it serve benchmarks as well.
 """
@@ -50,6 +51,7 @@ from tornado_persist.models import (
     Task,
 )
 from tornado_persist.sinks.base import Sink, SinkSettings
+from tornado_persist.times import stamp
 
 #: What a sink holds: its rows by kind and key.
 Stored: TypeAlias = dict[Kind, dict[str, Row]]
@@ -84,22 +86,35 @@ def nothing() -> Stored:
 
 
 def session(session_id: str = "s", /, *, at: Any = T0, **fields: Any) -> Row:
-    """A session as sinks are given them: what is required, ``fields``, and the datetime ``at`` for both its times."""
+    """A session as sinks are given them: what is required, ``fields``, and ``at`` for both its times.
+
+    A time may be given as an aware ``datetime``; in the row it is a text.
+    """
     file = {"filename": "test.xlsx", "file_path": "/uploads/test.xlsx", "status": "pending", "llm_provider": "openai"}
-    return {"session_id": session_id, **file, "created_at": at, "updated_at": at, **fields}
+    return _spelt({"session_id": session_id, **file, "created_at": at, "updated_at": at, **fields})
 
 
 def task(task_id: str = "t", /, *, at: Any = T0, **fields: Any) -> Row:
-    """A task as sinks are given them: what is required, ``fields``, and the datetime ``at`` for both its times."""
+    """A task as sinks are given them: what is required, ``fields``, and ``at`` for both its times; see session()."""
     ids = {"task_id": task_id, "session_id": "s", "batch_id": "b"}
     cell = {"sheet_name": "Sheet1", "row_index": 1, "column_name": "Text", "source_text": "Hello", "status": "pending"}
-    return {**ids, **cell, "created_at": at, "updated_at": at, **fields}
+    return _spelt({**ids, **cell, "created_at": at, "updated_at": at, **fields})
+
+
+def _spelt(row: Row) -> Row:
+    return {name: _in_row(value) for name, value in row.items()}
+
+
+def _in_row(value: Any) -> Any:
+    """A ``datetime`` in UTC as rows hold it, anything else as it is."""
+    return stamp(value) if isinstance(value, datetime) and value.utcoffset() == timedelta(0) else value
 
 
 def same(found: object, expected: object) -> None:
     """Compare as the contract does, types included, and raise an ``AssertionError`` that names the first differences.
 
-    A float of JSON may come back as an integer of the same value; a long text is shown by its ends.
+    A float of JSON may come back as an integer of the same value, and a time as a ``datetime``; a long text is shown by
+    its ends.
     """
     differences = list(itertools.islice(_differences(found, expected, ""), 5))
     if differences:
@@ -371,7 +386,7 @@ class SinkContract:
         sink.write(Batch([session("s")], [task("t")]))
         sink.write(Batch([session("s", at=later)], [task("t", at=later)]))
         for row in (self.read(sink)["session"]["s"], self.read(sink)["task"]["t"]):
-            same((row["created_at"], row["updated_at"]), (T0, later))
+            same([row["created_at"], row["updated_at"]], [stamp(T0), stamp(later)])
 
     def test_a_merged_row_brings_both_its_times(self, sink: Any) -> None:
         self._check(sink, Batch([], [task("t", created_at=T0 - SECOND, updated_at=T0 + SECOND)]))
@@ -579,7 +594,7 @@ class SinkContract:
             raise errors[0]
         found = self.read(sink)["task"]
         same(set(found), set(keys))
-        times = {row["updated_at"] for row in found.values()}
+        times = {_in_row(row["updated_at"]) for row in found.values()}
         if times not in [{writes[-1].tasks[0]["updated_at"]} for writes in batches.values()]:
             raise AssertionError(f"the rows are not those of one of the last batches: {sorted(times)}")
 
@@ -742,6 +757,7 @@ def _differences(found: object, expected: object, where: str) -> Iterator[str]:
 
 
 def _equal(found: object, expected: object) -> bool:
+    found = _in_row(found)
     if isinstance(found, bool) or isinstance(expected, bool):
         return found is expected  # to Python True is 1
     if isinstance(found, int | float) and isinstance(expected, float):

@@ -282,7 +282,7 @@ class Load:
         if status is None:
             self.record.unanswered(kind, rows)
             return False
-        at = datetime.fromisoformat(payload["timestamp"]) if status == 200 else None
+        at = payload["timestamp"] if status == 200 else None
         self.record.answered(kind, rows, status, at)
         assert status in (200, 503), f"{status}: {payload}"
         if status == 503:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -179,8 +178,7 @@ def refused(data_dir: Path) -> list[Row]:
     path = data_dir / "rejected.jsonl"
     entries = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
     return [
-        complete("task", entry["row"])
-        | {name: datetime.fromisoformat(entry[name]) for name in ("created_at", "updated_at")}
+        complete("task", entry["row"]) | {name: entry[name] for name in ("created_at", "updated_at")}
         for entry in entries
     ]
 

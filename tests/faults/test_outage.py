@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -271,7 +270,7 @@ def refuse_and_allow(
     expected = nothing()
 
     def send(kind: Kind, *rows: Row) -> None:
-        at = datetime.fromisoformat(service.post(kind, *rows).json()["timestamp"])
+        at = service.post(kind, *rows).json()["timestamp"]
         whole = [{**one, "created_at": at, "updated_at": at} for one in rows]
         merge(expected, Batch(whole) if kind == "session" else Batch(tasks=whole))
 

@@ -16,6 +16,7 @@ import pymysql
 
 from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
 from tornado_persist.testing import FIELDS, Stored, merge, nothing
+from tornado_persist.times import stamp
 
 TABLES: Mapping[Kind, str] = {"session": "translation_sessions", "task": "translation_tasks"}
 OBJECTS = ("game_info", "metadata")
@@ -65,8 +66,7 @@ def read_jsonl(directory: Path) -> Stored:
             row = json.loads(line)
             for name in TIMES:
                 if row.get(name) is not None:
-                    assert row[name].endswith("+00:00")
-                    row[name] = datetime.fromisoformat(row[name])
+                    assert row[name] == stamp(datetime.fromisoformat(row[name]))
             merge(stored, Batch([row], []) if kind == "session" else Batch([], [row]))
     return stored
 
@@ -93,5 +93,5 @@ def _python(row: Row) -> Row:
         if isinstance(time, str):
             time = datetime.fromisoformat(time)
         if time is not None:
-            row[name] = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+            row[name] = stamp(time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC))
     return row

@@ -50,13 +50,13 @@ def full(number: int = errno.ENOSPC) -> Callable[..., Any]:
 
 def test_a_line_holds_the_fields_that_were_sent_and_the_two_times(sink: JSONLSink) -> None:
     later = datetime(2025, 10, 1, tzinfo=UTC)
-    sink.write(Batch([], [task("t", target_text=None, end_time=T0, created_at=T0, updated_at=later)]))
+    sink.write(Batch([], [task("t", target_text=None, end_time=T0, at=T0, updated_at=later)]))
     (content,) = lines(sink, "task")
     assert content == {
         **task("t", target_text=None),
         "end_time": "2025-09-30T16:35:00.123456+00:00",
         "created_at": "2025-09-30T16:35:00.123456+00:00",
-        "updated_at": "2025-10-01T00:00:00+00:00",
+        "updated_at": "2025-10-01T00:00:00.000000+00:00",
     }
 
 

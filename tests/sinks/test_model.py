@@ -18,6 +18,7 @@ from tornado_persist.models import KEYS, KINDS, MAX_INT32, MAX_INT64, Kind, Row
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.testing import T0, MemorySink, Stored, complete, nothing, same
+from tornado_persist.times import stamp
 
 
 class Subject(NamedTuple):
@@ -64,7 +65,7 @@ values = st.recursive(
     max_leaves=5,
 )
 objects = st.dictionaries(texts, values, max_size=3)
-times = st.datetimes(datetime(1000, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))
+times = st.datetimes(datetime(1000, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)).map(stamp)
 statuses = st.sampled_from(["pending", "processing", "completed", "failed"])
 # Few, so that they meet again; a prefix that is new for each example keeps the examples apart.
 keys = st.sampled_from(["k", "K", "k\u0301", "é"])
@@ -113,7 +114,7 @@ def test_a_sink_behind_the_buffer_holds_what_a_dict_does(subject: Subject, steps
     model, buffer = nothing(), Buffer()
     for number, step in enumerate([*steps, "write"]):
         if isinstance(step, Accept):
-            at = T0 + timedelta(seconds=number)
+            at = stamp(T0 + timedelta(seconds=number))
             rows = [{**row, KEYS[step.kind]: prefix + row[KEYS[step.kind]]} for row in step.rows]
             for row in rows:
                 accept(model[step.kind], step.kind, row, at)
@@ -137,7 +138,7 @@ def test_a_sink_behind_the_buffer_holds_what_a_dict_does(subject: Subject, steps
 examples = itertools.count()
 
 
-def accept(model: dict[str, Row], kind: Kind, row: Row, at: datetime) -> None:
+def accept(model: dict[str, Row], kind: Kind, row: Row, at: str) -> None:
     """The merge rule once more, written for one row at a time and no batches."""
     key = row[KEYS[kind]]
     stored = model.setdefault(key, complete(kind, {KEYS[kind]: key, "created_at": at}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Required, get_origin, get_type_hints
 
 import pytest
@@ -11,7 +10,7 @@ from sqlalchemy.schema import CreateTable
 
 from tornado_persist.errors import BatchRejected
 from tornado_persist.models import DEFAULTS, KEYS, KINDS, Kind, Session, Task
-from tornado_persist.sinks.tables import TABLES, TimeType, dump_json
+from tornado_persist.sinks.tables import TABLES, dump_json
 
 MODELS: dict[Kind, Any] = {"session": Session, "task": Task}
 TIMES = ["created_at", "updated_at"]
@@ -88,13 +87,6 @@ def test_each_database_has_its_types(dialect: Dialect, text: str, json: str, tim
     assert f"source_text {text} NOT NULL" in ddl("task", dialect)
     assert f"start_time {time}" in ddl("task", dialect)
     assert f"game_info {json}" in ddl("session", dialect)
-
-
-def test_sqlite_times_have_one_width_so_that_they_sort() -> None:
-    time = TimeType()
-    whole = time.process_bind_param(datetime(2025, 9, 30, 16, 35, tzinfo=UTC), SQLITE)
-    assert whole == "2025-09-30T16:35:00.000000+00:00"
-    assert time.process_result_value(whole, SQLITE) == datetime(2025, 9, 30, 16, 35, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("value", [{"x": float("nan")}, {"x": 10**5000}], ids=["nan", "huge"])

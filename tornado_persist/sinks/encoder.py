@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import datetime
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice, repeat
+from operator import itemgetter
 from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import JSON, Column, Float, Integer, Table
@@ -13,8 +13,8 @@ from sqlalchemy import JSON, Column, Float, Integer, Table
 from tornado_persist.models import Row
 from tornado_persist.sinks.tables import TimeType, dump_json
 
-#: Rows that are encoded at a time: enough to spread the cost, few enough to stay in the cache.
-_BLOCK = 500
+#: Rows to encode at a time: enough to spread the cost, few enough to stay in the cache.
+BLOCK = 500
 
 T = TypeVar("T")
 
@@ -27,10 +27,10 @@ def batched(items: Collection[T], size: int) -> Iterator[list[T]]:
 
 
 class Encoder(ABC):
-    """Spells values for a text protocol, a column of some hundred rows at a time.
+    """Spells rows for a text protocol, column by column.
 
     By column and not by row, because most columns need no look at the single value: one search through all of a
-    column's texts tells that nothing in them has to be escaped, and most times are the same few.
+    column's texts tells that nothing in them has to be escaped, and where none is null, they are taken as they are.
     """
 
     #: How null is spelt.
@@ -39,55 +39,93 @@ class Encoder(ABC):
     quote: ClassVar[str]
     #: The characters that :meth:`escape` replaces.
     special: ClassVar[str]
+    #: What stands before, between and after the values of a row.
+    opening: ClassVar[str]
+    separator: ClassVar[str]
+    closing: ClassVar[str]
 
     def __init__(self, table: Table) -> None:
         self._spellings = {column.name: self._spelling(column) for column in table.c}
 
-    def blocks(self, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[Iterator[tuple[str, ...]]]:
-        """The values of ``rows`` in the order of ``fields``, as texts; some hundred rows at a time."""
-        for block in batched(rows, _BLOCK):
-            yield zip(*(self._spellings[name]([row[name] for row in block]) for name in fields), strict=True)
+    def encode(self, fields: Sequence[str], rows: Collection[Row]) -> list[str]:
+        """Each row as a text, its values in the order of ``fields``; to be called for ``BLOCK`` rows at a time."""
+        # A row has a key and two times at least, so that itemgetter gives tuples.
+        columns = zip(*map(itemgetter(*fields), rows), strict=True)
+        return self._join([self._spellings[name](values) for name, values in zip(fields, columns, strict=True)])
+
+    def values(self, fields: Sequence[str], row: Row) -> list[str]:
+        """The values of one row, each by itself, quotes and all."""
+        texts = []
+        for name in fields:
+            values, bare = self._spellings[name]((row[name],))
+            texts.append(f"{self.quote}{values[0]}{self.quote}" if bare else values[0])
+        return texts
 
     @abstractmethod
     def escape(self, text: str) -> str: ...
 
-    @abstractmethod
-    def time(self, value: datetime) -> str:
-        """Without quotes."""
+    def time(self, value: str) -> str:
+        """A time, as rows hold it, without quotes."""
+        return value
 
     def number(self, value: float) -> str:
         return str(value)
 
-    def _spelling(self, column: Column[Any]) -> Callable[[list[Any]], list[str]]:
+    def _join(self, columns: list[_Spelt]) -> list[str]:
+        if not (self.quote or self.opening or self.closing):
+            return list(map(self.separator.join, zip(*[values for values, _ in columns], strict=True)))
+        # Quotes go with what stands between the columns: a third less than to put them around each value.
+        pieces: list[Iterable[str]] = []
+        between = self.opening
+        for values, bare in columns:
+            quote = self.quote if bare else ""
+            pieces += [repeat(between + quote), values]
+            between = quote + self.separator
+        pieces.append(repeat(between.removesuffix(self.separator) + self.closing))
+        return list(map("".join, zip(*pieces, strict=False)))
+
+    def _spelling(self, column: Column[Any]) -> Callable[[Sequence[Any]], _Spelt]:
         match column.type:
             case TimeType():
                 return self._times
             case JSON():
                 return self._objects
-            case Float() | Integer():
-                return self._numbers
+            case Float():
+                return self._floats
+            case Integer():
+                return self._integers
             case _:
                 return self._texts
 
-    def _texts(self, values: list[str | None]) -> list[str]:
-        everything = "".join([value for value in values if value is not None])
-        if any(character in everything for character in self.special):
-            values = [None if value is None else self.escape(value) for value in values]
-        null, quote = self.null, self.quote
-        if not quote:
-            return [null if value is None else value for value in values]
-        return [null if value is None else f"{quote}{value}{quote}" for value in values]
+    def _texts(self, values: Sequence[str | None]) -> _Spelt:
+        try:
+            everything = "".join(values)  # type: ignore[arg-type]
+        except TypeError:  # there are nulls
+            everything = "".join([value for value in values if value is not None])
+            escape = self.escape if self._has_special(everything) else str
+            null, quote = self.null, self.quote
+            return [null if value is None else f"{quote}{escape(value)}{quote}" for value in values], False
+        return (list(map(self.escape, values)) if self._has_special(everything) else values), True  # type: ignore[arg-type, return-value]
 
-    def _objects(self, values: list[Any]) -> list[str]:
+    def _has_special(self, text: str) -> bool:
+        return any(character in text for character in self.special)
+
+    def _objects(self, values: Sequence[Any]) -> _Spelt:
         return self._texts([None if value is None else dump_json(value) for value in values])
 
-    def _times(self, values: list[datetime | None]) -> list[str]:
-        spelt: dict[datetime | None, str] = {None: self.null}
-        for value in values:
-            if value not in spelt:
-                assert value is not None
-                spelt[value] = f"{self.quote}{self.time(value)}{self.quote}"
-        return [spelt[value] for value in values]
+    def _times(self, values: Sequence[str | None]) -> _Spelt:
+        null, quote, time = self.null, self.quote, self.time
+        if None in values:
+            return [null if value is None else f"{quote}{time(value)}{quote}" for value in values], False
+        return list(map(time, values)), True  # type: ignore[arg-type]
 
-    def _numbers(self, values: list[float | None]) -> list[str]:
-        return [self.null if value is None else self.number(value) for value in values]
+    def _floats(self, values: Sequence[float | None]) -> _Spelt:
+        return [self.null if value is None else self.number(value) for value in values], False
+
+    def _integers(self, values: Sequence[int | None]) -> _Spelt:
+        null = self.null
+        return [null if value is None else str(value) for value in values], False
+
+
+#: A column's values as texts, and whether each still lacks the quotes around it.
+_Spelt = tuple[Sequence[str], bool]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pymysql
 from pydantic import SecretStr, field_validator
@@ -14,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.models import KEYS, KINDS, Kind, Row
-from tornado_persist.sinks.encoder import Encoder
+from tornado_persist.sinks.encoder import BLOCK, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
@@ -32,8 +31,8 @@ _SCHEMES = ("mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql")
 
 #: Seconds for one answer. A statement here is small; who is silent that long is gone.
 _IO_TIMEOUT = 120
-#: Bytes of a statement that are worth the effort: longer ones do not get faster.
-_STATEMENT = 256 * 1024
+#: Bytes of a statement at most, so that no second copy of many long rows has to be held.
+_STATEMENT = 1 << 20
 #: Characters from which on a value goes by itself when its row is too long for one statement.
 _LONG = 256
 
@@ -175,7 +174,6 @@ class MySQLSink(SQLSink[MySQLSettings]):
                 )
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
-        driver = connection.connection.driver_connection
         columns = ", ".join(map(_quoted, fields))
         key = _quoted(KEYS[kind])
         # The duplicate may be one of some other unique index that somebody made: then this would update a row that is
@@ -185,33 +183,36 @@ class MySQLSink(SQLSink[MySQLSettings]):
         changes += "".join(f", {_quoted(name)} = VALUES({_quoted(name)})" for name in updated(kind, fields))
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
-        room = self._packet - len(head) - len(tail)
-        statement = Statement(driver, head, tail, min(room, _STATEMENT))
-        for block in _ENCODERS[kind].blocks(fields, rows):
-            for values in block:
-                row = f"({','.join(values)})".encode()
-                if len(row) <= room:
-                    statement.add(row)
-                else:
-                    self._upsert_long(statement, values, room)
-        statement.send()
+        insert = _Insert(connection.connection.driver_connection, _ENCODERS[kind], fields, head, tail)
+        for block in batched(rows, BLOCK):
+            self._send(insert, block, insert.encoder.encode(fields, block))
 
-    def _upsert_long(self, statement: Statement, values: Sequence[str], room: int) -> None:
+    def _send(self, insert: _Insert, rows: Sequence[Row], texts: Sequence[str]) -> None:
+        """Write ``rows``, spelt ``texts``, by one statement, or by as many as it takes."""
+        data = ",".join(texts).encode()
+        room = self._packet - len(insert.head) - len(insert.tail)
+        if len(data) <= min(room, _STATEMENT) or (len(rows) == 1 and len(data) <= room):
+            insert.driver.query(b"".join((insert.head, data, insert.tail)))
+        elif len(rows) == 1:
+            self._send_long(insert, insert.encoder.values(insert.fields, rows[0]), room)
+        else:
+            middle = len(rows) // 2
+            self._send(insert, rows[:middle], texts[:middle])
+            self._send(insert, rows[middle:], texts[middle:])
+
+    def _send_long(self, insert: _Insert, values: list[str], room: int) -> None:
         """A row that fits into no statement: its long values go first, each into a variable of the session."""
-        short = list(values)
         used = []
         for number, value in enumerate(values):
             if len(value) > _LONG:
-                short[number] = f"@persist_{number}"
+                values[number] = f"@persist_{number}"
                 used.append(f"@persist_{number} = NULL")
-                self._query(statement.driver, f"SET @persist_{number} = {value}".encode())
-        row = f"({','.join(short)})".encode()
+                self._query(insert.driver, f"SET @persist_{number} = {value}".encode())
+        row = f"({','.join(values)})".encode()
         if len(row) > room:
             raise _too_long(len(row))
-        statement.send()
-        statement.add(row)
-        statement.send()
-        self._query(statement.driver, f"SET {', '.join(used)}".encode())
+        insert.driver.query(b"".join((insert.head, row, insert.tail)))
+        self._query(insert.driver, f"SET {', '.join(used)}".encode())
 
     def _query(self, driver: Any, query: bytes) -> None:
         if len(query) > self._packet:
@@ -246,29 +247,14 @@ def _parse(url: SecretStr) -> URL:
     return parse_url(url.get_secret_value(), _SCHEMES).set(drivername="mysql+pymysql")
 
 
-class Statement:
-    """An INSERT that grows by rows until they fill it."""
+class _Insert(NamedTuple):
+    """What the statements of one upsert share."""
 
-    def __init__(self, driver: Any, head: bytes, tail: bytes, room: int) -> None:
-        """``room``: bytes for the rows."""
-        self.driver = driver
-        self._head, self._tail, self._room = head, tail, room
-        self._rows: list[bytes] = []
-        self._size = 0
-
-    def add(self, row: bytes) -> None:
-        """Send what is there already, if ``row`` does not fit behind it."""
-        if self._rows and self._size + len(row) > self._room:
-            self.send()
-        self._rows.append(row)
-        self._size += len(row) + 1
-
-    def send(self) -> None:
-        """Send the rows, if there are any."""
-        if self._rows:
-            self.driver.query(self._head + b",".join(self._rows) + self._tail)
-            self._rows.clear()
-            self._size = 0
+    driver: Any
+    encoder: Encoder
+    fields: Sequence[str]
+    head: bytes
+    tail: bytes
 
 
 class _Literals(Encoder):
@@ -277,13 +263,13 @@ class _Literals(Encoder):
     null = "NULL"
     quote = "'"
     special = "\\'"
+    opening, separator, closing = "(", ",", ")"
 
     def escape(self, text: str) -> str:
         return text.replace("\\", r"\\").replace("'", "''")
 
-    def time(self, value: datetime) -> str:
-        # DATETIME has no offset, and MariaDB refuses one.
-        return value.replace(tzinfo=None).isoformat(" ")
+    def time(self, value: str) -> str:
+        return value[:26]  # DATETIME has no offset, and MariaDB refuses one
 
     def number(self, value: float) -> str:
         # Without an exponent it would be a decimal number, and be rounded as one.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import JSON, URL, Connection, Engine, NullPool, create_engine, event
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.models import KEYS, Kind, Row
 from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSettings, SQLSink, updated
-from tornado_persist.sinks.tables import TABLES
+from tornado_persist.sinks.tables import TABLES, dump_json
 
 #: Primary result codes that depend on the row; triggers' RAISE is among the constraints.
 _ROWS = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH}
@@ -87,14 +87,14 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         return status.st_dev, status.st_ino
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
-        statement = insert(TABLES[kind])
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=[KEYS[kind]],
-                set_={name: statement.excluded[name] for name in updated(kind, fields)},
-            ),
-            rows,
-        )
+        columns = ", ".join(map(_quoted, fields))
+        changes = ", ".join(f"{_quoted(name)} = excluded.{_quoted(name)}" for name in updated(kind, fields))
+        # Tuples straight to the driver: through SQLAlchemy's executemany a row cost three times as much.
+        _driver(connection).executemany(
+            f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ({', '.join('?' * len(fields))})"
+            f" ON CONFLICT ({_quoted(KEYS[kind])}) DO UPDATE SET {changes}",
+            _values(kind, fields, rows),
+        ).close()
 
     def _describe(self, connection: Connection) -> str:
         return f"SQLite {sqlite3.sqlite_version} at {self.path}"
@@ -121,6 +121,21 @@ def _blame(code: int | None, message: str) -> Blame:
     if primary in _SERVER or (primary == sqlite3.SQLITE_ERROR and _SCHEMA.match(message)):
         return Blame.SERVER
     return Blame.UNKNOWN
+
+
+def _values(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterable[tuple[Any, ...]]:
+    """The rows as the driver takes them: JSON as text."""
+    objects = [name for name in fields if isinstance(TABLES[kind].c[name].type, JSON)]
+    if objects:
+        rows = [
+            {**row, **{name: dump_json(row[name]) for name in objects if row[name] is not None}}  # null stays null
+            for row in rows
+        ]
+    return map(itemgetter(*fields), rows)
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
 
 
 def _driver(connection: Connection) -> Any:

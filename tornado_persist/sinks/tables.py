@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -59,21 +58,8 @@ class KeyType(TypeDecorator[str]):
         return dialect.type_descriptor(mysql.VARCHAR(64, charset="utf8mb4", collation=collation))
 
 
-class JSONText(TypeDecorator[Any]):
-    """JSON in a text column."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else dump_json(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else json.loads(value)
-
-
-class TimeType(TypeDecorator[datetime]):
-    """A point in time, to the microsecond: aware and in UTC on our side, whatever the database keeps."""
+class TimeType(TypeDecorator[str]):
+    """A point in time, to the microsecond, in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -87,27 +73,6 @@ class TimeType(TypeDecorator[datetime]):
             case _:
                 return dialect.type_descriptor(DateTime(timezone=True))
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        if value is None:
-            return None
-        value = value.astimezone(UTC)
-        match dialect.name:
-            case "mysql" | "mariadb":
-                return value.replace(tzinfo=None)
-            case "sqlite":
-                # Of one width, so that the texts sort as the times do.
-                return value.isoformat(timespec="microseconds")
-            case _:
-                return value
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        aware: datetime = value if value.tzinfo else value.replace(tzinfo=UTC)
-        return aware.astimezone(UTC)
-
 
 METADATA = MetaData()
 
@@ -115,7 +80,7 @@ _TEXT = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 _OBJECT = (
     JSON(none_as_null=True)
     .with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-    .with_variant(JSONText(), "sqlite")
+    .with_variant(Text(), "sqlite")
 )
 # Key prefixes and off-page texts should not hang on the server's default row format.
 _MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_default_charset": "utf8mb4", "mysql_row_format": "DYNAMIC"}

@@ -14,6 +14,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from tornado_persist import __version__, log
 from tornado_persist.errors import BatchRefused, FieldError, InvalidBatch, NotAccepting, NotJSON
+from tornado_persist.times import stamp
 
 if TYPE_CHECKING:
     from tornado_persist.web.app import Api
@@ -165,7 +166,7 @@ class NotFound(Handler):
 
 def shown(at: datetime | None) -> str | None:
     """A time as it stands in answers: ISO 8601 with microseconds and ``+00:00``."""
-    return at.isoformat(timespec="microseconds") if at else None
+    return stamp(at) if at else None
 
 
 def _explain(status: int, exc: BaseException | None) -> tuple[int, str, list[FieldError]]:

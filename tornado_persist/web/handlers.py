@@ -75,7 +75,7 @@ class BatchHandler(Handler):
         if self._refused:
             raise self._refused
         accepted = await self.application.ingest.accept(self.kind, self.body())
-        self.reply({"status": "accepted", "count": accepted.count, "timestamp": shown(accepted.at)})
+        self.reply({"status": "accepted", "count": accepted.count, "timestamp": accepted.at})
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> dict[str, Any]:
         return {"detail": detail, "status": "rejected", "count": 0, "errors": errors}

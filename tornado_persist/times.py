@@ -1,0 +1,57 @@
+"""Times as rows hold them: text in UTC, of one width, ``2025-09-30T16:35:00.000000+00:00``.
+
+Texts and not datetimes, because a time only passes through here: every sink takes it as text in the end, and to make a
+``datetime`` of it and to spell that again cost 1.2 µs a time, a tenth of all that is done for a row of two. Of one
+width, so that the texts sort as the times do.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+#: ISO 8601 with a date and a time; ``datetime.fromisoformat`` alone would take week dates and any separator too. The
+#: DATETIME of MySQL begins with the year 1000.
+PATTERN = r"^[1-9]\d{3}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?$"
+
+_matches = re.compile(PATTERN, re.ASCII).fullmatch
+_parse = datetime.fromisoformat
+
+
+def in_utc(text: str) -> str:
+    """An ISO 8601 date and time, as rows hold it; one without an offset is in UTC already.
+
+    Raises:
+        ValueError: it is none, or it is before the year 1000 or after 9999 in UTC.
+    """
+    # The forms that programs write by themselves, told by their punctuation: 0.25 µs, a sixth of what the others take.
+    size = len(text)
+    if size == 19 and text[4::3] == "--T::" and text[0] != "0":
+        _parse(text)
+        return text + ".000000+00:00"
+    if size in (26, 32) and text[4:20:3] == "--T::." and text[20:26].isdecimal() and text[0] != "0":
+        if size == 26:
+            _parse(text)
+            return text + "+00:00"
+        if text[26:] == "+00:00":
+            _parse(text)
+            return text
+    return _slowly(text)
+
+
+def _slowly(text: str) -> str:
+    if not _matches(text):
+        raise ValueError("not an ISO 8601 date and time")
+    time = _parse(text)
+    try:
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("beyond the year 9999") from None
+    if time.year < 1000:
+        raise ValueError("before the year 1000")
+    return stamp(time)
+
+
+def stamp(time: datetime) -> str:
+    """An aware time in UTC, as rows hold it."""
+    return time.isoformat(timespec="microseconds")
