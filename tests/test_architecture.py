@@ -27,7 +27,19 @@ ALLOWED = {
     "sinks": {"sinks", "models"},
     "config": {"sinks"},
     "ingest": {"backlog", "buffer", "journal", "models", "parser", "times"},
-    "flusher": {"settler", "backlog", "backoff", "buffer", "deadletter", "journal", "metrics", "models", "sinks"},
+    "releaser": {"deadletter", "journal", "sinks"},
+    "flusher": {
+        "settler",
+        "releaser",
+        "backlog",
+        "backoff",
+        "buffer",
+        "deadletter",
+        "journal",
+        "metrics",
+        "models",
+        "sinks",
+    },
     "web": {"web", "flusher", "ingest", "journal", "metrics", "models", "times"},
     "service": {
         *("web", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
@@ -42,6 +54,7 @@ EVERYBODYS = {"errors", "log", "files"}
 SINK_MODULES = {
     "flusher": {"runner"},
     "settler": {"runner"},
+    "releaser": {"runner"},
     "config": {"registry", "base"},
     "service": {"registry", "base", "runner"},
     "testing": {"base"},

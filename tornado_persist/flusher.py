@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tornado_persist.errors import FlushFailed, PersistError, SinkError, SinkUna
 from tornado_persist.journal import Journal
 from tornado_persist.metrics import Metrics
 from tornado_persist.models import KINDS
+from tornado_persist.releaser import Releaser
 from tornado_persist.settler import Settler
 from tornado_persist.sinks.runner import SinkRunner
 
@@ -60,19 +62,16 @@ class Flusher:
         """``interval`` in seconds, ``capacity`` in rows; ``released`` and ``state`` are of the journal's cursor."""
         self._buffer = buffer
         self._backlog = backlog
-        self._journal = journal
         self._dead_letters = dead_letters
+        self._releaser = Releaser(journal, dead_letters, released=released, state=state)
         self._settler = Settler(buffer, dead_letters, metrics)
         self._runner = runner
         self._metrics = metrics
         self.capacity = capacity
         #: Every record up to this one is settled: its rows are in the sink, or refused.
         self.settled_through = released
-        # The cursor as the journal was last told; what it cannot write it tries again by itself.
-        self._cursor = released, state
         # The one that the flush in progress writes to, whatever switch() does meanwhile.
         self._current = runner
-        self._anchored: SinkRunner | None = None
         self._flight: asyncio.Task[Flushed] | None = None
         self._background: asyncio.Task[None] | None = None
         self._backoff = Backoff()
@@ -116,9 +115,9 @@ class Flusher:
 
     async def _flush_in_background(self) -> None:
         try:
-            await self.flush_once()
+            await self._join()
             while self._due() and self._retry is None and not self._ending:
-                await self.flush_once()
+                await self._join()
         except Exception:
             logger.exception("a bug in the flusher")
 
@@ -145,7 +144,16 @@ class Flusher:
     # The flush.
 
     async def flush_once(self) -> Flushed:
-        """Settle everything that waits in memory; joins a flush in progress. What could not be written waits again."""
+        """Settle everything that waits in memory; joins a flush in progress. What could not be written waits again.
+
+        When it returns the journal's space is given up, too.
+        """
+        flushed = await self._join()
+        await self._releaser.finish()
+        return flushed
+
+    async def _join(self) -> Flushed:
+        """A flush, without waiting for the cursor: 2 ms in which the next one writes already."""
         if self._flight is None or self._flight.done():
             self._flight = asyncio.create_task(self._fly())
         return await asyncio.shield(self._flight)
@@ -165,6 +173,9 @@ class Flusher:
                 error = await self._flush_through(self._backlog.accepted_through)
         except TimeoutError:
             error = FlushFailed(f"The flush takes more than {timeout:g} seconds; it goes on, and nothing is lost")
+        with contextlib.suppress(TimeoutError):  # the rows are where they belong
+            async with asyncio.timeout(max(0.0, timeout - (time.monotonic() - began))):
+                await self._releaser.finish()
         return Flushed(
             totals.written["session"] - before[0]["session"],
             totals.written["task"] - before[0]["task"],
@@ -176,7 +187,7 @@ class Flusher:
     async def _flush_through(self, seq: int) -> PersistError | None:
         while self.settled_through < seq:
             joined = self._flight is not None and not self._flight.done()
-            error = (await self.flush_once()).error
+            error = (await self._join()).error
             if error is not None and not joined:
                 return error
         return None
@@ -197,6 +208,7 @@ class Flusher:
         going = [task for task in (self._flight, self._background) if task is not None and not task.done()]
         if going:
             await asyncio.wait(going, timeout=timeout)
+        await self._releaser.finish()
 
     async def _fly(self) -> Flushed:
         self._current = self._runner
@@ -214,13 +226,13 @@ class Flusher:
         error: PersistError | None = None
         try:
             if len(batch):
-                await self._anchor()
+                await self._releaser.anchor(self._current)
             for start in range(0, len(batch), CHUNK_ROWS):
                 chunk = batch.part(start, start + CHUNK_ROWS)
                 await self._settler.settle(chunk, self._current, self._suspicions)
             if through > self.settled_through:
                 self.settled_through = through
-                await self._release(totals.settled(accepted))
+                await self._releaser.release(through, totals.settled(accepted), self._current)
         except (SinkError, FlushFailed) as exc:
             error = exc
         except OSError as exc:
@@ -264,44 +276,6 @@ class Flusher:
         logger.warning(
             "flush failed", **figures, waiting=waiting, retry_in=round(delay, 2), error=str(error), code=code
         )
-
-    # Releasing journal space.
-
-    async def _anchor(self) -> None:
-        """Before the first write to what is appended to, make known where it begins, so that a crash can go back.
-
-        That is the sink, if it appends, and the file of rejected rows, when it is new or somebody has shortened it.
-        """
-        length = await asyncio.to_thread(self._dead_letters.length)
-        if length < self._cursor[1].get("rejected_bytes", length + 1):
-            await self._make_known(rejected_bytes=length)
-        if self._anchored is not self._current:
-            await self._make_known(position=await self._current.position())
-            self._anchored = self._current
-
-    async def _make_known(self, **changes: Any) -> None:
-        seq, state = self._cursor
-        if {name: state.get(name) for name in changes} != changes and not await self._write_cursor(
-            seq, {**state, **changes}
-        ):
-            self._cursor = seq, state
-            raise FlushFailed("The journal's cursor cannot be written")
-
-    async def _release(self, totals: dict[str, Any]) -> None:
-        """Give up the journal's space for what is settled. Where that fails, the next flush does it for both."""
-        try:
-            rejected_bytes = await asyncio.to_thread(self._dead_letters.length)
-            position = await self._current.position()
-        except (OSError, SinkUnavailable) as exc:
-            logger.error("journal space cannot be released now", error=str(exc))
-            return
-        state = {"totals": totals, "rejected_bytes": rejected_bytes, "position": position}
-        await self._write_cursor(self.settled_through, state)
-
-    async def _write_cursor(self, seq: int, state: dict[str, Any]) -> bool:
-        """False when it cannot be written now; the journal tries again by itself."""
-        self._cursor = seq, state
-        return await asyncio.to_thread(self._journal.release, seq, state)
 
     # The sink.
 

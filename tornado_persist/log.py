@@ -71,6 +71,11 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 
+def enabled(level: str) -> bool:
+    """Whether our own lines of this level are said now."""
+    return logging.getLogger("tornado_persist").isEnabledFor(logging.getLevelName(level.upper()))
+
+
 def get(name: str) -> structlog.stdlib.BoundLogger:
     """The logger of a module: ``log = log.get(__name__)``."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from itertools import islice, repeat
 from operator import itemgetter
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +26,27 @@ def batched(items: Collection[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while some := list(islice(iterator, size)):
         yield some
+
+
+def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """``items``, each made in another thread while the one before it is used; there are about ``count`` of them.
+
+    For an encoder and a database that else take turns. An exception of ``items`` comes in its place.
+    """
+    if count < 2:
+        yield from items
+        return
+    # A sentinel, for StopIteration cannot pass a future.
+    with ThreadPoolExecutor(1, "encoder") as pool:
+        item: T | _End = next(items, _End.END)
+        while item is not _End.END:
+            following = pool.submit(next, items, _End.END)
+            yield item
+            item = following.result()
+
+
+class _End(Enum):
+    END = 0
 
 
 class Encoder(ABC):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,9 @@ _SERVER = {
     *(sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_EMPTY, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_MISUSE),
     *(sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_NOTADB),
 }
+#: Rows of one statement.
+_STATEMENTS = (512, 64, 8, 1)
+
 #: How the messages of SQLITE_ERROR read when a statement does not fit the schema. Other ones come from functions, in
 #: triggers and in indexes on expressions ("malformed JSON"), and may depend on the row.
 _SCHEMA = re.compile(
@@ -89,12 +93,22 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         columns = ", ".join(map(_quoted, fields))
         changes = ", ".join(f"{_quoted(name)} = excluded.{_quoted(name)}" for name in updated(kind, fields))
-        # Tuples straight to the driver: through SQLAlchemy's executemany a row cost three times as much.
-        _driver(connection).executemany(
-            f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ({', '.join('?' * len(fields))})"
-            f" ON CONFLICT ({_quoted(KEYS[kind])}) DO UPDATE SET {changes}",
-            _values(kind, fields, rows),
-        ).close()
+        head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES "
+        one = f"({', '.join('?' * len(fields))})"
+        tail = f" ON CONFLICT ({_quoted(KEYS[kind])}) DO UPDATE SET {changes}"
+        driver = _driver(connection)
+        most = driver.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(fields)
+        values = _values(kind, fields, rows)
+        left = len(rows)
+        # Many rows a statement, because the driver gives up the interpreter for each statement, and gets it back when
+        # the event loop is so kind: of a row's time under load a statement of its own took fifty times as much. Few
+        # sizes, because the driver keeps the statements that it has prepared.
+        for size in _STATEMENTS:
+            if size <= most:
+                statement = head + ", ".join([one] * size) + tail
+                for _ in range(left // size):
+                    driver.execute(statement, [*chain.from_iterable(islice(values, size))]).close()
+                left %= size
 
     def _describe(self, connection: Connection) -> str:
         return f"SQLite {sqlite3.sqlite_version} at {self.path}"
@@ -123,7 +137,7 @@ def _blame(code: int | None, message: str) -> Blame:
     return Blame.UNKNOWN
 
 
-def _values(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterable[tuple[Any, ...]]:
+def _values(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[tuple[Any, ...]]:
     """The rows as the driver takes them: JSON as text."""
     objects = [name for name in fields if isinstance(TABLES[kind].c[name].type, JSON)]
     if objects:

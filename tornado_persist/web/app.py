@@ -87,6 +87,9 @@ class Api(Application):
 
 
 def _log_request(handler: RequestHandler) -> None:
+    # Asked first: a line that is only thrown away cost 25 µs, a fifteenth of a request of one row.
+    if not log.enabled("debug"):
+        return
     logger.debug(
         "request",
         method=handler.request.method,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 logger = log.get(__name__)
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
 #: Seconds after which a client that got 503 should try again.
 RETRY_AFTER = 5
 #: A body over the limit is read to its end and thrown away, so that the client can read the answer instead of meeting a
@@ -106,7 +108,7 @@ class Handler(RequestHandler):
     def reply(self, payload: dict[str, Any], status: int = 200) -> None:
         """Answer with JSON."""
         self.set_status(status)
-        self.finish(json.dumps(payload, ensure_ascii=False) + "\n")  # the line's end is for people with curl
+        self.finish(_encode(payload) + "\n")  # the line's end is for people with curl
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "application/json; charset=utf-8")

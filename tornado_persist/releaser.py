@@ -1,0 +1,89 @@
+"""Gives up journal space for what is settled: the cursor, and what has to be known before the first write."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tornado_persist import log
+from tornado_persist.deadletter import DeadLetters
+from tornado_persist.errors import FlushFailed, SinkUnavailable
+from tornado_persist.journal import Journal
+from tornado_persist.sinks.runner import SinkRunner
+
+logger = log.get(__name__)
+
+
+class Releaser:
+    """Tells the journal how far its records are settled, and where sink and rejected rows stood by then."""
+
+    def __init__(self, journal: Journal, dead_letters: DeadLetters, *, released: int, state: dict[str, Any]) -> None:
+        """``released`` and ``state`` are of the journal's cursor."""
+        self._journal = journal
+        self._dead_letters = dead_letters
+        # What the cursor should say, and what it says.
+        self._cursor = self._written = released, state
+        self._writing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[bool]] = set()
+        self._anchored: SinkRunner | None = None
+
+    async def anchor(self, runner: SinkRunner) -> None:
+        """Before the first write to what is appended to, make known where it begins, so that a crash can go back.
+
+        That is the sink, if it appends, and the file of rejected rows, when it is new or somebody has shortened it.
+
+        Raises:
+            FlushFailed: the cursor cannot be written.
+            SinkUnavailable, OSError: the sink, or the file, cannot be asked.
+        """
+        length = await asyncio.to_thread(self._dead_letters.length)
+        if length < self._cursor[1].get("rejected_bytes", length + 1):
+            await self._make_known(rejected_bytes=length)
+        if self._anchored is not runner:
+            await self._make_known(position=await runner.position())
+            self._anchored = runner
+
+    async def release(self, seq: int, totals: dict[str, Any], runner: SinkRunner) -> None:
+        """All records up to ``seq`` are settled; to be called before the next write.
+
+        The cursor is written in the background, the newest one if several wait: rows go into the sink meanwhile. Where
+        that fails, the journal tries again, or the next release does it for both.
+        """
+        try:
+            rejected_bytes = await asyncio.to_thread(self._dead_letters.length)
+            position = await runner.position()
+        except (OSError, SinkUnavailable) as exc:
+            logger.error("journal space cannot be released now", error=str(exc))
+            return
+        self._cursor = seq, {"totals": totals, "rejected_bytes": rejected_bytes, "position": position}
+        task = asyncio.create_task(self._write())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self) -> None:
+        """Wait until the cursor was written, or could not be."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _make_known(self, **changes: Any) -> None:
+        await self.finish()
+        before = self._cursor
+        seq, state = before
+        if {name: state.get(name) for name in changes} != changes:
+            self._cursor = seq, {**state, **changes}
+            if not await self._write():
+                self._cursor = before
+                raise FlushFailed("The journal's cursor cannot be written")
+
+    async def _write(self) -> bool:
+        async with self._writing:
+            cursor = self._cursor
+            if cursor is not self._written:
+                try:
+                    if not await asyncio.to_thread(self._journal.release, *cursor):
+                        return False
+                except Exception:
+                    logger.exception("a bug in the releaser")
+                    return False
+                self._written = cursor
+            return True
