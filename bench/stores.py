@@ -54,8 +54,8 @@ class Store(ABC):
 
 def _plain(row: Row) -> Row:
     """With times in one form."""
-    times = {name: row[name] for name in ("start_time", "end_time") if isinstance(row.get(name), str)}
-    parsed = {name: datetime.fromisoformat(value) for name, value in times.items()}
+    times = {name: row[name] for name in ("start_time", "end_time") if row.get(name) is not None}
+    parsed = {name: datetime.fromisoformat(str(value)) for name, value in times.items()}
     return {**row, **{name: time if time.tzinfo else time.replace(tzinfo=UTC) for name, time in parsed.items()}}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tornado_persist.files import fsync_directory
+from tornado_persist.files import fsync_directory, write_all
 from tornado_persist.models import Kind, Row
 from tornado_persist.times import stamp
 
@@ -69,8 +69,8 @@ class DeadLetters:
             os.fsync(file.fileno())
         return surplus
 
-    def append(self, refusals: Sequence[Refusal]) -> None:
-        """Add all of them durably, or none.
+    def append(self, refusals: Sequence[Refusal]) -> int:
+        """Add all of them durably, or none. Returns how many bytes the file then has.
 
         Raises:
             OSError: the file cannot be written; it is as it was.
@@ -79,9 +79,8 @@ class DeadLetters:
         try:
             before = os.fstat(fd).st_size
             try:
-                rest = memoryview(b"".join(refusal.line() for refusal in refusals))
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
+                lines = b"".join(refusal.line() for refusal in refusals)
+                write_all(fd, [lines])
                 os.fsync(fd)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -89,5 +88,6 @@ class DeadLetters:
                 raise
             if before == 0:
                 fsync_directory(self.path.parent)
+            return before + len(lines)
         finally:
             os.close(fd)

@@ -27,8 +27,8 @@ from tornado_persist.sinks.runner import SinkRunner
 
 logger = log.get(__name__)
 
-#: Rows in one transaction of the sink.
-CHUNK_ROWS = 10_000
+#: Rows in one transaction of the sink. Between two of them the sink waits for a turn of a busy event loop.
+CHUNK_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Flusher:
         self._backlog = backlog
         self._dead_letters = dead_letters
         self._releaser = Releaser(journal, dead_letters, released=released, state=state)
-        self._settler = Settler(buffer, dead_letters, metrics)
+        self._settler = Settler(buffer, self._releaser.put_aside, metrics)
         self._runner = runner
         self._metrics = metrics
         self.capacity = capacity

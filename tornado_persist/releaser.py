@@ -1,4 +1,4 @@
-"""Gives up journal space for what is settled: the cursor, and what has to be known before the first write."""
+"""Gives up journal space for what is settled: the cursor, and what has to be known before something is appended to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from tornado_persist import log
-from tornado_persist.deadletter import DeadLetters
+from tornado_persist.deadletter import DeadLetters, Refusal
 from tornado_persist.errors import FlushFailed, SinkUnavailable
 from tornado_persist.journal import Journal
 from tornado_persist.sinks.runner import SinkRunner
@@ -26,22 +26,34 @@ class Releaser:
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[bool]] = set()
         self._anchored: SinkRunner | None = None
+        # Of the file of refused rows, once there were any.
+        self._rejected_bytes: int | None = None
 
     async def anchor(self, runner: SinkRunner) -> None:
-        """Before the first write to what is appended to, make known where it begins, so that a crash can go back.
-
-        That is the sink, if it appends, and the file of rejected rows, when it is new or somebody has shortened it.
+        """Before the first write into a sink that appends, make known where it begins, so that a crash can go back.
 
         Raises:
             FlushFailed: the cursor cannot be written.
-            SinkUnavailable, OSError: the sink, or the file, cannot be asked.
+            SinkUnavailable: the sink cannot be asked.
         """
-        length = await asyncio.to_thread(self._dead_letters.length)
-        if length < self._cursor[1].get("rejected_bytes", length + 1):
-            await self._make_known(rejected_bytes=length)
         if self._anchored is not runner:
             await self._make_known(position=await runner.position())
             self._anchored = runner
+
+    async def put_aside(self, refused: list[Refusal]) -> None:
+        """Make rows that the sink refused durable in their file.
+
+        Raises:
+            FlushFailed: the cursor cannot be written.
+            OSError: the file cannot.
+        """
+        length = await asyncio.to_thread(self._dead_letters.length)
+        if length < self._cursor[1].get("rejected_bytes", length + 1):
+            # It is new, or somebody has shortened it: where the new lines begin is to be known before they are there.
+            await self._make_known(rejected_bytes=length)
+        self._rejected_bytes = await asyncio.to_thread(self._dead_letters.append, refused)
+        file, first = str(self._dead_letters.path), refused[0]
+        logger.error("rows rejected", rows=len(refused), file=file, code=first.code, error=first.message)
 
     async def release(self, seq: int, totals: dict[str, Any], runner: SinkRunner) -> None:
         """All records up to ``seq`` are settled; to be called before the next write.
@@ -50,12 +62,14 @@ class Releaser:
         that fails, the journal tries again, or the next release does it for both.
         """
         try:
-            rejected_bytes = await asyncio.to_thread(self._dead_letters.length)
             position = await runner.position()
-        except (OSError, SinkUnavailable) as exc:
+        except SinkUnavailable as exc:
             logger.error("journal space cannot be released now", error=str(exc))
             return
-        self._cursor = seq, {"totals": totals, "rejected_bytes": rejected_bytes, "position": position}
+        state = {**self._cursor[1], "totals": totals, "position": position}
+        if self._rejected_bytes is not None:
+            state["rejected_bytes"] = self._rejected_bytes
+        self._cursor = seq, state
         task = asyncio.create_task(self._write())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

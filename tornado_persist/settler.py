@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from tornado_persist import log
 from tornado_persist.buffer import Buffer
-from tornado_persist.deadletter import DeadLetters, Refusal
+from tornado_persist.deadletter import Refusal
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.metrics import Metrics
 from tornado_persist.models import KINDS, Batch, Kind
 from tornado_persist.sinks.runner import SinkRunner
-
-logger = log.get(__name__)
 
 #: Tries of the same write after another writer stood in its way, before it counts as a failure.
 CONFLICTS = 5
@@ -26,9 +23,10 @@ SUSPECTS = 16
 class Settler:
     """Writes parts of what was taken from the buffer, and isolates the rows that the sink does not take."""
 
-    def __init__(self, buffer: Buffer, dead_letters: DeadLetters, metrics: Metrics) -> None:
+    def __init__(self, buffer: Buffer, put_aside: Callable[[list[Refusal]], Awaitable[None]], metrics: Metrics) -> None:
+        """``put_aside`` makes refused rows durable elsewhere, with the reason."""
         self._buffer = buffer
-        self._dead_letters = dead_letters
+        self._durably_aside = put_aside
         self._metrics = metrics
 
     async def settle(self, chunk: Batch, runner: SinkRunner, failures: int) -> None:
@@ -39,7 +37,7 @@ class Settler:
 
         Raises:
             SinkUnavailable: what is neither written nor refused by then is untouched.
-            OSError: the refused rows could not be put aside.
+            FlushFailed, OSError: the refused rows could not be put aside.
         """
         refused: list[Refusal] = []
         suspects: list[Refusal] = []
@@ -99,13 +97,11 @@ class Settler:
             self._metrics.totals.written[kind] += len(part.rows(kind))
 
     async def _put_aside(self, refused: list[Refusal]) -> None:
-        await asyncio.to_thread(self._dead_letters.append, refused)
+        await self._durably_aside(refused)
         for kind in KINDS:
             rows = [refusal.row for refusal in refused if refusal.kind == kind]
             self._buffer.release(Batch(rows) if kind == "session" else Batch(tasks=rows))
             self._metrics.totals.rejected[kind] += len(rows)
-        file, first = str(self._dead_letters.path), refused[0]
-        logger.error("rows rejected", rows=len(refused), file=file, code=first.code, error=first.message)
 
 
 def _refusal(part: Batch, runner: SinkRunner, exc: SinkError) -> Refusal:

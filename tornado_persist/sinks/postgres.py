@@ -29,8 +29,9 @@ from tornado_persist.sinks.tables import TABLES
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 
-#: Rows of one COPY and its merge. Fewer would make the two statements and the emptying of the table between them weigh.
-_PART = 2500
+#: Rows of the first COPY and its merge, and of later ones. Few at first, that the server need not wait for long; with
+#: fewer later on the two statements and the emptying of the table between them would weigh.
+_FIRST_PART, _PART = 500, 4000
 
 #: Libpq's; what the URL says goes before. A server that vanished without a word is noticed within a minute.
 _CONNECTION = {
@@ -163,7 +164,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
         with _driver(connection).cursor() as cursor:
             # In parts, so that the server merges one while the next is encoded: else each of the two waits for the
             # other, a third of the time.
-            for lines in ahead(_parts(kind, fields, rows), len(rows) // _PART + 1):
+            for lines in ahead(_parts(kind, fields, rows), 1 + len(rows) // _FIRST_PART):
                 with cursor.copy(copy_in) as copy:
                     for text in lines:
                         copy.write(text)
@@ -209,7 +210,10 @@ _ENCODERS = {kind: _CopyText(TABLES[kind]) for kind in KINDS}
 
 def _parts(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[list[bytes]]:
     """The lines of ``rows``, so many at a time as one COPY shall bring."""
-    for part in batched(rows, _PART):
+    start, size = 0, _FIRST_PART
+    while start < len(rows):
+        part = rows[start : start + size]
+        start, size = start + size, min(2 * size, _PART)
         yield ["\n".join([*_ENCODERS[kind].encode(fields, block), ""]).encode() for block in batched(part, BLOCK)]
 
 
