@@ -17,6 +17,7 @@ ALLOWED = {
     "decoder": {"models", "times"},
     "parser": {"decoder", "models", "times"},
     "metrics": {"models"},
+    "interpreter": set[str](),
     "buffer": {"models"},
     "datadir": set[str](),
     "backoff": set[str](),
@@ -43,7 +44,7 @@ ALLOWED = {
     "web": {"web", "flusher", "ingest", "journal", "metrics", "models", "times"},
     "service": {
         *("web", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
-        *("metrics", "models", "parser", "sinks", "config", "datadir"),
+        *("metrics", "models", "parser", "sinks", "config", "datadir", "interpreter"),
     },
     "cli": {"service", "config", "datadir"},
     "testing": {"models", "sinks", "times"},

@@ -477,6 +477,53 @@ async def test_a_backlog_is_written_without_being_asked_for(tmp_path: Path) -> N
 
 
 @pytest.mark.gen_test
+async def test_room_that_written_rows_leave_is_filled_while_the_next_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 2)
+    async with rig(tmp_path, SecondWriteWaits(), max_rows=4) as it:
+        it.sink.down = True
+        for keys in ("ab", "cd", "ef", "gh"):
+            await it.add(*keys)
+        await it.flusher.flush_once()
+        it.sink.down = False
+        flushing = asyncio.create_task(it.flusher.flush(10))
+        await wait_until(lambda: it.stored() == ["a", "b"] and it.buffer.waiting() == 2)
+        assert len(it.buffer) == 4
+        it.sink.release()
+        assert (await flushing).error is None
+        assert it.stored() == list("abcdefgh")
+
+
+class SecondWriteWaits(FlakySink):
+    """Takes one batch, and the next ones when it is released."""
+
+    def write(self, batch: Batch) -> None:
+        if len(self.batches) == 1:
+            self.hold()
+        super().write(batch)
+
+
+@pytest.mark.gen_test
+async def test_a_sink_that_is_found_well_again_is_not_kept_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        monkeypatch.setattr(it.flusher, "_backoff", Backoff(first=3600, most=3600, spread=lambda low, high: high))
+        it.sink.down = True
+        await it.add("a")
+        await it.flusher.flush_once()
+        it.sink.down = False
+        await it.runner.healthy(max_age=0)
+        assert await it.flusher.sink_healthy()
+        await asyncio.sleep(0)
+        assert it.stored() == [], "it failed a moment ago: the backoff holds"
+        monkeypatch.setattr(flusher_module, "TRY_AGAIN_AFTER", 0.0)
+        assert await it.flusher.sink_healthy()
+        await wait_until(lambda: it.stored() == ["a"])
+
+
+@pytest.mark.gen_test
 async def test_a_cursor_that_cannot_be_written_holds_nothing_up(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         await it.add("a")

@@ -31,6 +31,10 @@ logger = log.get(__name__)
 CHUNK_ROWS = 20_000
 
 
+#: Seconds after a failure from which on the next try no longer waits, once somebody has found the sink well.
+TRY_AGAIN_AFTER = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Flushed:
     """What a flush did: rows that the sink has committed, rows that it refused, milliseconds, and what stopped it."""
@@ -74,8 +78,10 @@ class Flusher:
         self._current = runner
         self._flight: asyncio.Task[Flushed] | None = None
         self._background: asyncio.Task[None] | None = None
+        self._refilling: asyncio.Task[None] | None = None
         self._backoff = Backoff()
         self._retry: asyncio.TimerHandle | None = None
+        self._failed_at = 0.0
         self._suspicions = 0
         # Rows merged so far, at the last line that the log got about a flush.
         self._merged_before = sum(metrics.totals.merged.values())
@@ -205,7 +211,8 @@ class Flusher:
 
     async def finish(self, timeout: float) -> None:
         """After :meth:`drain`: wait for a flush that is still in progress, ``timeout`` seconds at most."""
-        going = [task for task in (self._flight, self._background) if task is not None and not task.done()]
+        tasks = (self._flight, self._background, self._refilling)
+        going = [task for task in tasks if task is not None and not task.done()]
         if going:
             await asyncio.wait(going, timeout=timeout)
         await self._releaser.finish()
@@ -230,6 +237,7 @@ class Flusher:
             for start in range(0, len(batch), CHUNK_ROWS):
                 chunk = batch.part(start, start + CHUNK_ROWS)
                 await self._settler.settle(chunk, self._current, self._suspicions)
+                self._refill_ahead()
             if through > self.settled_through:
                 self.settled_through = through
                 await self._releaser.release(through, totals.settled(accepted), self._current)
@@ -249,6 +257,15 @@ class Flusher:
         )
         self._note(flushed, time.monotonic() - began, len(batch))
         return flushed
+
+    def _refill_ahead(self) -> None:
+        """While the sink takes the next rows, read others into the room that these have left."""
+        if self._backlog.left_out() and (self._refilling is None or self._refilling.done()):
+            self._refilling = asyncio.create_task(self._refill_quietly())
+
+    async def _refill_quietly(self) -> None:
+        with contextlib.suppress(OSError):  # the next flush meets it as well, and says so
+            await self._backlog.refill()
 
     def _note(self, flushed: Flushed, seconds: float, taken: int) -> None:
         """Count the flush, say it, and decide when to try next."""
@@ -270,6 +287,7 @@ class Flusher:
             return
         self._suspicions += isinstance(error, SinkUnavailable) and error.suspect
         delay = self._backoff.failed()
+        self._failed_at = time.monotonic()
         self._set_retry(delay)
         waiting = sum(map(self._backlog.pending, KINDS))
         code = error.code if isinstance(error, SinkError) else ""
@@ -294,8 +312,11 @@ class Flusher:
             self._start()
 
     async def sink_healthy(self) -> bool:
-        """Whether the sink answers; known within half a second."""
-        return await self._runner.healthy()
+        """Whether the sink answers; known within half a second. If it does again, a try that is far away comes now."""
+        healthy = await self._runner.healthy()
+        if healthy and self._retry is not None and time.monotonic() - self._failed_at >= TRY_AGAIN_AFTER:
+            self._set_retry(0.0)
+        return healthy
 
     async def find_sessions(self, session_ids: Collection[str]) -> set[str]:
         """Those of ``session_ids`` that the sink has.
