@@ -27,12 +27,14 @@ TEST = [
     "pytest-tornado>=0.8.1",
     "hypothesis>=6.112",
     "httpx>=0.27",
+    "PyYAML>=6.0.2",
 ]
 DEV = [
     *TEST,
     "ruff>=0.9",
     "mypy>=1.14",
     "types-PyMySQL>=1.1",
+    "types-PyYAML>=6.0.12",
 ]
 
 setup(
@@ -66,6 +68,7 @@ setup(
         "psycopg[binary]>=3.2.2",
         "PyMySQL[rsa]>=1.1.1",  # rsa: the default authentication of MySQL 8 without TLS
         "structlog>=25.5",
+        "prometheus_client>=0.21.1",
         "typing_extensions>=4.12",
     ],
     extras_require={"test": TEST, "dev": DEV},

@@ -13,7 +13,7 @@ ALLOWED = {
     "log": set[str](),
     "files": set[str](),
     "models": set[str](),
-    "metrics": {"models"},
+    "metrics": {"metrics", "models"},
     "buffer": {"models"},
     "datadir": set[str](),
     "backoff": set[str](),
@@ -25,7 +25,8 @@ ALLOWED = {
     "config": {"sinks"},
     "ingest": {"backlog", "buffer", "journal", "models"},
     "flusher": {"settler", "backlog", "backoff", "buffer", "deadletter", "journal", "metrics", "models", "sinks"},
-    "web": {"web", "flusher", "ingest", "journal", "metrics", "models"},
+    "exposition": {"flusher", "ingest", "journal", "metrics", "models"},
+    "web": {"web", "exposition", "flusher", "ingest", "journal", "metrics", "models"},
     "service": {
         *("web", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
         *("metrics", "models", "sinks", "config", "datadir"),
@@ -45,6 +46,7 @@ SINK_MODULES = {
 }
 LIBRARIES = {
     "tornado": {"web", "flusher", "service"},
+    "prometheus_client": {"exposition"},
     "sqlalchemy": {"sinks"},
     "psycopg": {"sinks"},
     "pymysql": {"sinks"},

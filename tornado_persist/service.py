@@ -83,17 +83,18 @@ class Service:
         # The port is opened after the recovery, which may be long; that it is taken is better known before.
         for probe in _bind(settings):
             probe.close()
+        metrics = Metrics(datetime.now(UTC))
         journal = self._journal = Journal(
             settings.path("journal"),
             settings.path("damaged"),
             sync=settings.journal.sync,
             segment_bytes=settings.journal.segment_bytes,
             max_bytes=settings.journal.max_bytes,
+            on_sync=metrics.fsync_seconds.observe,
         )
         checkpoint = await asyncio.to_thread(journal.open)
         dead_letters = DeadLetters(settings.path("rejected.jsonl"))
         _cut_dead_letters(dead_letters, checkpoint.state)
-        metrics = Metrics(datetime.now(UTC))
         metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
         buffer = Buffer()
         backlog = self._backlog = Backlog(journal, buffer, metrics, max_rows=settings.buffer.max_rows)

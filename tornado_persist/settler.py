@@ -105,6 +105,7 @@ class Settler:
             self._buffer.release(Batch(rows) if kind == "session" else Batch(tasks=rows))
             self._metrics.totals.rejected[kind] += len(rows)
         file, first = str(self._dead_letters.path), refused[0]
+        self._metrics.incidents.add("rejected", first.message, first.at, code=first.code, count=len(refused))
         logger.error("rows rejected", rows=len(refused), file=file, code=first.code, error=first.message)
 
 
