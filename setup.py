@@ -28,6 +28,7 @@ TEST = [
     "hypothesis>=6.112",
     "httpx>=0.27",
     "PyYAML>=6.0.2",
+    "playwright>=1.49",
 ]
 DEV = [
     *TEST,
@@ -58,7 +59,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["tornado_persist", "tornado_persist.*"]),
-    package_data={"tornado_persist": ["py.typed"]},
+    package_data={"tornado_persist": ["py.typed", "web/assets/*", "web/assets/uplot/*"]},
     python_requires=">=3.11",
     install_requires=[
         "tornado>=6.4",

@@ -26,9 +26,10 @@ ALLOWED = {
     "ingest": {"backlog", "buffer", "journal", "models"},
     "flusher": {"settler", "backlog", "backoff", "buffer", "deadletter", "journal", "metrics", "models", "sinks"},
     "exposition": {"flusher", "ingest", "journal", "metrics", "models"},
-    "web": {"web", "exposition", "flusher", "ingest", "journal", "metrics", "models"},
+    "history": {"flusher", "ingest", "journal", "metrics", "models"},
+    "web": {"web", "exposition", "history", "flusher", "ingest", "journal", "metrics", "models"},
     "service": {
-        *("web", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
+        *("web", "history", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
         *("metrics", "models", "sinks", "config", "datadir"),
     },
     "cli": {"service", "config", "datadir"},

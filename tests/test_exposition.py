@@ -23,6 +23,7 @@ from tests.tools import require
 
 ROOT = Path(__file__).resolve().parent.parent
 ALERTS = ROOT / "conf" / "prometheus-alerts.yaml"
+HISTORY = "/api/v1/persistence/history"
 BOARD = ROOT / "conf" / "grafana-dashboard.json"
 NAME = re.compile(r"\b(?:persistd|process|python)_\w+")
 SUFFIX = re.compile(r"_(?:bucket|sum|count)$")
@@ -215,7 +216,9 @@ def database() -> Iterator[Postgres]:
 
 
 @pytest.mark.parametrize("hung", [False, True], ids=["dead", "hung"])
-def test_a_scrape_is_quick_without_a_database_and_says_so(tmp_path: Path, database: Postgres, hung: bool) -> None:
+def test_a_scrape_and_the_dashboard_are_quick_without_a_database_and_say_so(
+    tmp_path: Path, database: Postgres, hung: bool
+) -> None:
     url = database.fresh_database()
     config = f'sink = "postgres"\n[sinks.postgres]\nurl = "{url}"\n[buffer]\ncapacity = 1\nflush_interval = 0.2'
     with Persistd(tmp_path, config) as service:
@@ -237,6 +240,11 @@ def test_a_scrape_is_quick_without_a_database_and_says_so(tmp_path: Path, databa
             service.post("task", task("a"))
             wait_until(lambda: shows("persistd_sink_up", 0, sink="postgres"), "the scrape to say that the sink is down")
             assert shows("persistd_rows_pending", 1, 1, kind="task")
+            for path in ("/dashboard", HISTORY):
+                began = time.monotonic()
+                assert service.http.get(path).status_code == 200
+                slowest = max(slowest, time.monotonic() - began)
+            assert service.http.get(HISTORY).json()["sink"]["up"] is False
             if not hung:
                 failures = "persistd_flush_failures_total"
                 wait_until(lambda: shows(failures, 1000, 2, error="SinkUnavailable"), "failed flushes to be counted")

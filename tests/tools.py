@@ -76,6 +76,7 @@ TOOLS: tuple[Tool, ...] = (
             "brew": (("prometheus",),),
         },
     ),
+    Tool("Chromium", ("chromium",), dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("chromium",),))),
 )
 
 #: Searched after ``PATH``. Servers are often installed where only their service looks; the highest version wins.

@@ -246,7 +246,7 @@ class Flusher:
             self._metrics.flushed(seconds, now, rows)
             self._restart_timer(now)
         if taken or error:
-            self._metrics.flushes.append(Flush(now, rows, flushed.rejected, seconds, str(error or "")))
+            self._metrics.remember(Flush(now, rows, flushed.rejected, seconds, str(error or "")))
         figures = {"rows": rows, "rejected": flushed.rejected, "ms": flushed.duration_ms}
         if error is None:
             self._backoff.succeeded()

@@ -22,6 +22,7 @@ from tornado_persist.datadir import DataDir
 from tornado_persist.deadletter import DeadLetters
 from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
 from tornado_persist.flusher import Flusher
+from tornado_persist.history import INTERVAL
 from tornado_persist.ingest import Ingest
 from tornado_persist.journal import Checkpoint, Journal
 from tornado_persist.metrics import Metrics, Totals
@@ -138,6 +139,8 @@ class Service:
         self._flusher.poke()
         watch = PeriodicCallback(self._flusher.sink_healthy, WATCH_INTERVAL * 1000)
         watch.start()
+        history = PeriodicCallback(self._api.history.sample, INTERVAL * 1000)
+        history.start()
 
         address = sockets[0].getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -147,6 +150,7 @@ class Service:
         await self._stop.wait()
         logger.info("shutting down", waiting=self._pending())
         watch.stop()
+        history.stop()
         server.stop()
         await self._drain(settings.server.shutdown_timeout)
         await server.close_all_connections()

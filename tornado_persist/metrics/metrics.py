@@ -89,6 +89,15 @@ class Metrics:
         self._today = at.date()
         self.last_flush = at
 
+    def remember(self, flush: Flush) -> None:
+        """Keep it among the last flushes.
+
+        One that failed just like the one before takes its place, or an outage would push out all others.
+        """
+        if flush.error and not flush.rows and self.flushes and self.flushes[-1].error == flush.error:
+            self.flushes.pop()
+        self.flushes.append(flush)
+
     def failed(self, error: Exception, at: datetime, *, code: str = "") -> None:
         """Count one flush that ended with this error at ``at`` (UTC); ``code`` is the driver's own."""
         name = type(error).__name__

@@ -11,10 +11,11 @@ from tornado_persist import log
 from tornado_persist.errors import NotAccepting
 from tornado_persist.exposition import Exposition
 from tornado_persist.flusher import Flusher
+from tornado_persist.history import History
 from tornado_persist.ingest import Ingest
 from tornado_persist.journal import Journal
 from tornado_persist.metrics import Metrics
-from tornado_persist.web import handlers
+from tornado_persist.web import dashboard, handlers
 from tornado_persist.web import metrics as scrape
 from tornado_persist.web.base import Handler, NotFound
 
@@ -42,6 +43,10 @@ class Api(Application):
         self.journal = journal
         self.metrics = metrics
         self.exposition = Exposition(ingest, flusher, journal, metrics)
+        #: Sampled by the service, every ``history.INTERVAL`` seconds.
+        self.history = History(ingest, flusher, journal, metrics)
+        #: The files of the dashboard.
+        self.assets = dashboard.load()
         self.max_body_bytes = max_body_bytes
         self.flush_timeout = flush_timeout
         #: Handlers at work, from the request's headers to the end of the answer.
@@ -57,7 +62,10 @@ class Api(Application):
                 (rf"{PREFIX}/tasks/batch", handlers.TasksBatch),
                 (rf"{PREFIX}/flush", handlers.Flush),
                 (rf"{PREFIX}/stats", handlers.Stats),
+                (rf"{PREFIX}/history", dashboard.History),
                 (r"/metrics", scrape.Metrics),
+                (r"/dashboard", dashboard.Dashboard),
+                (r"/dashboard/[A-Za-z0-9./-]+", dashboard.DashboardAsset),
             ],
             default_handler_class=NotFound,
         )
