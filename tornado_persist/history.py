@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tornado_persist.flusher import Flusher
@@ -107,8 +107,7 @@ class History:
 
     def columns(self) -> dict[str, list[float | int | bool | None]]:
         """The samples, the oldest first, as one list a column."""
-        rows = [asdict(sample) for sample in self._samples]
-        return {name: [row[name] for row in rows] for name in COLUMNS}
+        return {name: [getattr(sample, name) for sample in self._samples] for name in COLUMNS}
 
     def _counters(self) -> _Mark:
         metrics = self._metrics

@@ -1,6 +1,6 @@
 // Lines over the last quarter of an hour. Each line has a dash of its own, so that colour is not needed to tell them.
 
-import { NONE, bytes, milliseconds, moment, number } from "./format.js";
+import { NONE, bytes, milliseconds, minute, moment, number } from "./format.js";
 import { text } from "./text.js";
 
 const DASHES = [[], [7, 4], [2, 3]];
@@ -77,7 +77,7 @@ class Chart {
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: { x: { time: true, range: () => [this.now - this.span, this.now] }, y: { range: (_, _min, max) => [0, max > 0 ? max * 1.1 : 1] } },
       axes: [
-        { ...axis, size: 28, grid: { show: false }, space: 70, values: (_, ticks) => ticks.map((tick) => moment(tick * 1000).slice(0, 5)), incrs: [60, 120, 180, 300] },
+        { ...axis, size: 28, grid: { show: false }, space: 70, values: (_, ticks) => ticks.map((tick) => minute(tick * 1000)), incrs: [60, 120, 180, 300] },
         { ...axis, size: 64, gap: 6, space: 36, values: (_, ticks) => ticks.map(spec.show), ...(spec.base && { incrs: steps(spec.base) }) },
       ],
       series: [{}, ...spec.lines.map((_, index) => this.line(index))],
@@ -160,6 +160,7 @@ class Chart {
     event.preventDefault();
     const to = moves[event.key];
     this.point(to === null ? null : Math.min(Math.max(to, 0), last));
+    document.getElementById("spoken").textContent = this.figure.getAttribute("aria-label");
   }
 }
 

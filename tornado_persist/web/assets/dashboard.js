@@ -96,7 +96,8 @@ function limits({ now, sink, waiting }) {
     text.of(bytes(waiting.journal_bytes), bytes(waiting.journal_max_bytes)),
   );
   const next = text.nextFlush(duration(Date.parse(waiting.next_flush) / 1000 - now));
-  write("limits-note", sink.up ? next : ""); // else the clock waits for the next try
+  const full = waiting.rows > waiting.in_memory;
+  write("limits-note", full ? text.overflow : sink.up ? next : ""); // a sink that is down is tried by another clock
 }
 
 // A list of names and values; rows are made once.

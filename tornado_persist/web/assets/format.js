@@ -7,8 +7,10 @@ const locale = language === "en" ? "en-GB" : language;
 const whole = new Intl.NumberFormat(locale, { maximumFractionDigits: 0 });
 const fine = new Intl.NumberFormat(locale, { maximumSignificantDigits: 3 });
 const share = new Intl.NumberFormat(locale, { style: "percent", maximumFractionDigits: 0 });
-const clock = new Intl.DateTimeFormat(locale, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-const day = new Intl.DateTimeFormat(locale, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hour12: false });
+const hours = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const short = new Intl.DateTimeFormat(locale, hours);
+const clock = new Intl.DateTimeFormat(locale, { ...hours, second: "2-digit" });
+const day = new Intl.DateTimeFormat(locale, { ...hours, day: "numeric", month: "short" });
 
 export const NONE = "–";
 
@@ -52,6 +54,11 @@ export function duration(seconds) {
   const first = Math.max(0, parts.findIndex(([count]) => count > 0));
   const used = total ? parts.slice(first, first + 2).filter(([count]) => count > 0) : [parts[3]];
   return used.map(([count, unit]) => `${count} ${unit}`).join(" ");
+}
+
+// The time of day, to the minute.
+export function minute(at) {
+  return short.format(new Date(at));
 }
 
 // The time of day; with the day where that is another one.
