@@ -172,10 +172,14 @@ function incident(row, { last, what, message, code, count }) {
   cell(row, code ? `${message} (${code})` : message, { name: "message" });
 }
 
+function fresh(is, words) {
+  write("live", words);
+  for (const node of [byId("live"), document.querySelector("main")]) node.dataset.stale = is ? "" : "yes";
+}
+
 function show(now) {
   write("version", now.version);
-  write("live", text.live(moment(now.now * 1000)));
-  byId("live").dataset.stale = "";
+  fresh(true, text.live(moment(now.now * 1000)));
   state(...judge(now));
   tiles(now);
   limits(now);
@@ -195,8 +199,7 @@ async function look() {
     show(now);
   } catch {
     state("bad", text.gone, text.goneDetail, "");
-    write("live", text.stale(moment(answered ?? Date.now())));
-    byId("live").dataset.stale = "yes";
+    fresh(false, text.stale(moment(answered ?? Date.now())));
   }
 }
 
