@@ -27,12 +27,15 @@ TEST = [
     "pytest-tornado>=0.8.1",
     "hypothesis>=6.112",
     "httpx>=0.27",
+    "PyYAML>=6.0.2",
+    "playwright>=1.49",
 ]
 DEV = [
     *TEST,
     "ruff>=0.9",
     "mypy>=1.14",
     "types-PyMySQL>=1.1",
+    "types-PyYAML>=6.0.12",
 ]
 
 setup(
@@ -56,7 +59,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["tornado_persist", "tornado_persist.*"]),
-    package_data={"tornado_persist": ["py.typed"]},
+    package_data={"tornado_persist": ["py.typed", "web/assets/*", "web/assets/uplot/*"]},
     python_requires=">=3.11",
     install_requires=[
         "tornado>=6.4",
@@ -68,6 +71,7 @@ setup(
         "psycopg[binary]>=3.2.2",
         "PyMySQL[rsa]>=1.1.1",  # rsa: the default authentication of MySQL 8 without TLS
         "structlog>=25.5",
+        "prometheus_client>=0.21.1",
         "typing_extensions>=4.12",
     ],
     extras_require={"test": TEST, "dev": DEV},

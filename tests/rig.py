@@ -40,10 +40,11 @@ class Rig:
         find_sessions: FindSessions | None = None,
         **journal: Any,
     ) -> None:
+        self.metrics = Metrics(datetime.now(UTC))
+        journal = {"on_sync": self.metrics.fsync_seconds.observe, **journal}
         self.journal = Journal(self.data_dir / "journal", self.data_dir / "damaged", **journal)
         checkpoint = await asyncio.to_thread(self.journal.open)
         self.dead_letters = DeadLetters(self.data_dir / "rejected.jsonl")
-        self.metrics = Metrics(datetime.now(UTC))
         self.metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
         self.buffer = Buffer()
         self.backlog = Backlog(self.journal, self.buffer, self.metrics, max_rows=max_rows)

@@ -560,3 +560,22 @@ async def test_a_sink_that_appends_has_each_row_once_after_a_crash_between_commi
         await again.flusher.flush(5)
         assert [row["task_id"] for batch in sink.batches for row in batch.tasks] == ["a", "b"]
         assert again.metrics.totals.written["task"] == 2
+
+
+@pytest.mark.gen_test
+async def test_an_outage_is_one_line_among_the_last_flushes_and_counts_each_failure(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        await it.flusher.flush_once()
+        assert it.flusher.retry_in == 0
+        await it.add("b")
+        it.sink.fail_next(3)
+        for _ in range(3):
+            await it.flusher.flush_once()
+        assert 0 <= it.flusher.retry_in <= 0.4, "the bound of the third wait"
+        assert it.metrics.flush_failures["SinkUnavailable"] == 3
+        assert [(flush.rows, bool(flush.error)) for flush in it.metrics.flushes] == [(1, False), (0, True)]
+        assert [incident.count for incident in it.metrics.incidents] == [3]
+        await it.flusher.flush_once()
+        assert it.flusher.retry_in == 0
+        assert [(flush.rows, bool(flush.error)) for flush in it.metrics.flushes] == [(1, False), (0, True), (1, False)]

@@ -163,3 +163,27 @@ async def test_a_sink_that_cannot_be_opened_is_tried_again_by_the_next_call() ->
         sink.down = False
         await runner.open()
         assert runner.description == "memory"
+
+
+@pytest.mark.gen_test
+async def test_the_state_tells_since_when_and_asks_nobody() -> None:
+    sink = FlakySink()
+    async with running(sink) as runner:
+        unknown = runner.state
+        assert (unknown.name, unknown.up, unknown.since) == ("flaky", False, None)
+        assert sink.calls == []
+        await runner.write(BATCH)
+        up = runner.state
+        await runner.write(BATCH)
+        assert up.up
+        assert up.since is not None
+        assert runner.state == up, "it is up since it came up, not since the last call"
+        sink.fail_next(2)
+        for _ in range(2):
+            with pytest.raises(SinkUnavailable):
+                await runner.write(BATCH)
+        down = runner.state
+        assert not down.up
+        assert down.error
+        assert down.since is not None
+        assert down.since >= up.since

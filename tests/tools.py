@@ -2,7 +2,7 @@
 
 ``bin/test`` runs this as a script before pytest: it installs what is missing where that is allowed, else it ends with
 one line that names it. Add a row to ``TOOLS`` for another program. Only the standard library is imported, and neither
-this nor installing leaves a service behind (see ``_no_cluster``).
+this nor installing leaves a service behind (see ``_apt_get``).
 """
 
 from __future__ import annotations
@@ -66,6 +66,17 @@ TOOLS: tuple[Tool, ...] = (
         },
     ),
     *STRACE,
+    Tool(
+        "Prometheus's promtool",
+        ("promtool",),
+        {
+            "apt-get": (("prometheus",),),
+            "dnf": (("golang-github-prometheus",),),
+            "apk": (("prometheus",),),
+            "brew": (("prometheus",),),
+        },
+    ),
+    Tool("Chromium", ("chromium",), dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("chromium",),))),
 )
 
 #: Searched after ``PATH``. Servers are often installed where only their service looks; the highest version wins.
@@ -181,7 +192,11 @@ def _apt_get(privilege: list[str], tools: Sequence[Tool]) -> bool:
         )
         packages += next(known, choices[0])
     with _no_cluster(privilege):
-        return _run([*apt, "install", "--yes", "--no-install-recommends", *packages])
+        done = _run([*apt, "install", "--yes", "--no-install-recommends", *packages])
+    if done and "prometheus" in packages and Path("/run/systemd/system").exists():
+        # Of it promtool alone is wanted, but its package starts the server.
+        done = _run([*privilege, "systemctl", "disable", "--now", "prometheus.service"])
+    return done
 
 
 def install(tools: Sequence[Tool]) -> bool:

@@ -8,6 +8,7 @@ batch is merged live only if nothing before it is left out, so the buffer's orde
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 from tornado_persist import log
 from tornado_persist.buffer import Buffer
@@ -85,7 +86,7 @@ class Backlog:
         """
         self.merged_rows = dict(self._metrics.totals.accepted)
         for kind, rows in self._journal.found.rows.items():
-            self._metrics.totals.accepted[kind] += rows
+            self._metrics.recover(kind, rows)
         self.merged_through = released
         self.accepted_through = self._journal.last
         await self.refill()
@@ -110,7 +111,7 @@ class Backlog:
             lost = accepted - self.merged_rows[kind]
             if lost:
                 logger.error("accepted rows were lost to damage of the journal", kind=kind, rows=lost)
-                self._metrics.totals.accepted[kind] -= lost
+                self._metrics.lose(kind, lost, datetime.now(UTC))
 
     def _room(self, rows: int) -> bool:
         """Whether so many rows may come; a batch that is larger than the whole memory goes alone."""

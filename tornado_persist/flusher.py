@@ -19,11 +19,11 @@ from tornado_persist.buffer import Buffer
 from tornado_persist.deadletter import DeadLetters
 from tornado_persist.errors import FlushFailed, PersistError, SinkError, SinkUnavailable
 from tornado_persist.journal import Journal
-from tornado_persist.metrics import Metrics
+from tornado_persist.metrics import Flush, Metrics
 from tornado_persist.models import KINDS
 from tornado_persist.releaser import Releaser
 from tornado_persist.settler import Settler
-from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.sinks.runner import SinkRunner, SinkState
 
 logger = log.get(__name__)
 
@@ -270,11 +270,12 @@ class Flusher:
     def _note(self, flushed: Flushed, seconds: float, taken: int) -> None:
         """Count the flush, say it, and decide when to try next."""
         rows = flushed.sessions + flushed.tasks
+        now, error = _now(), flushed.error
         if rows:
-            now = _now()
-            self._metrics.flushed(seconds, now)
+            self._metrics.flushed(seconds, now, rows)
             self._restart_timer(now)
-        error = flushed.error
+        if taken or error:
+            self._metrics.remember(Flush(now, rows, flushed.rejected, seconds, str(error or "")))
         figures = {"rows": rows, "rejected": flushed.rejected, "ms": flushed.duration_ms}
         if error is None:
             self._backoff.succeeded()
@@ -291,6 +292,7 @@ class Flusher:
         self._set_retry(delay)
         waiting = sum(map(self._backlog.pending, KINDS))
         code = error.code if isinstance(error, SinkError) else ""
+        self._metrics.failed(error, now, code=code)
         logger.warning(
             "flush failed", **figures, waiting=waiting, retry_in=round(delay, 2), error=str(error), code=code
         )
@@ -310,6 +312,23 @@ class Flusher:
         self._set_retry(None)
         if any(map(self._backlog.pending, KINDS)):
             self._start()
+
+    @property
+    def sink(self) -> SinkState:
+        """The sink as far as is known now; asks nobody and never waits."""
+        return self._runner.state
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one flush to the next."""
+        return self._interval.total_seconds()
+
+    @property
+    def retry_in(self) -> float:
+        """Seconds until a flush that failed is tried again; 0 while none waits."""
+        if self._retry is None:
+            return 0.0
+        return max(0.0, self._retry.when() - asyncio.get_running_loop().time())
 
     async def sink_healthy(self) -> bool:
         """Whether the sink answers; known within half a second. If it does again, a try that is far away comes now."""

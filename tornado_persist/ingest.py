@@ -61,13 +61,28 @@ class Ingest:
         Raises:
             NotAccepting: they are not, and why.
         """
-        problem = self._closed_because or self._journal.problem
+        problem = self.problem
         if problem:
             raise NotAccepting(problem)
 
     def pending(self, kind: Kind) -> int:
         """Rows of this kind that are accepted and neither in the sink nor refused by it."""
         return self._backlog.pending(kind)
+
+    @property
+    def in_memory(self) -> int:
+        """Rows that are held in memory; others wait in the journal alone."""
+        return len(self._buffer)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that may be held in memory."""
+        return self._backlog.max_rows
+
+    @property
+    def problem(self) -> str:
+        """Why no batch is accepted now, in a sentence; empty while all is well."""
+        return self._closed_because or self._journal.problem
 
     async def accept(self, kind: Kind, body: bytes) -> Accepted:
         """Take the batch in a request body; it is durable when this returns.

@@ -22,6 +22,7 @@ from tornado_persist.datadir import DataDir
 from tornado_persist.deadletter import DeadLetters
 from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
 from tornado_persist.flusher import Flusher
+from tornado_persist.history import INTERVAL
 from tornado_persist.ingest import Ingest
 from tornado_persist.journal import Checkpoint, Journal
 from tornado_persist.metrics import Metrics, Totals
@@ -86,17 +87,18 @@ class Service:
         # The port is opened after the recovery, which may be long; that it is taken is better known before.
         for probe in _bind(settings):
             probe.close()
+        metrics = Metrics(datetime.now(UTC))
         journal = self._journal = Journal(
             settings.path("journal"),
             settings.path("damaged"),
             sync=settings.journal.sync,
             segment_bytes=settings.journal.segment_bytes,
             max_bytes=settings.journal.max_bytes,
+            on_sync=metrics.fsync_seconds.observe,
         )
         checkpoint = await asyncio.to_thread(journal.open)
         dead_letters = DeadLetters(settings.path("rejected.jsonl"))
         _cut_dead_letters(dead_letters, checkpoint.state)
-        metrics = Metrics(datetime.now(UTC))
         metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
         buffer = Buffer()
         backlog = self._backlog = Backlog(journal, buffer, metrics, max_rows=settings.buffer.max_rows)
@@ -141,6 +143,8 @@ class Service:
         self._flusher.poke()
         watch = PeriodicCallback(self._flusher.sink_healthy, WATCH_INTERVAL * 1000)
         watch.start()
+        history = PeriodicCallback(self._api.history.sample, INTERVAL * 1000)
+        history.start()
 
         address = sockets[0].getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -150,6 +154,7 @@ class Service:
         await self._stop.wait()
         logger.info("shutting down", waiting=self._pending())
         watch.stop()
+        history.stop()
         server.stop()
         await self._drain(settings.server.shutdown_timeout)
         await server.close_all_connections()

@@ -102,6 +102,8 @@ class Settler:
             rows = [refusal.row for refusal in refused if refusal.kind == kind]
             self._buffer.release(Batch(rows) if kind == "session" else Batch(tasks=rows))
             self._metrics.totals.rejected[kind] += len(rows)
+        first = refused[0]
+        self._metrics.incidents.add("rejected", first.message, first.at, code=first.code, count=len(refused))
 
 
 def _refusal(part: Batch, runner: SinkRunner, exc: SinkError) -> Refusal:

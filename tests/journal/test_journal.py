@@ -305,6 +305,16 @@ def test_a_journal_that_was_full_is_full_in_the_next_life(tmp_path: Path, events
 # Group commit and the modes of syncing
 
 
+@pytest.mark.parametrize(("sync", "times"), [("always", 3), ("off", 1)])
+def test_each_sync_of_the_writer_is_timed(tmp_path: Path, sync: str, times: int) -> None:
+    seconds: list[float] = []
+    with Driver(tmp_path, sync=sync, on_sync=seconds.append) as driver:
+        for body in (b"a", b"b", b"c"):
+            driver.append(body)
+        assert len(seconds) == times
+        assert min(seconds) > 0
+
+
 def test_all_that_wait_share_the_next_sync(tmp_path: Path, disk: Any) -> None:
     with Driver(tmp_path) as driver:
         driver.append(b"first")

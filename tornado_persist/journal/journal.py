@@ -43,11 +43,13 @@ class Journal:
         segment_bytes: int = 64 << 20,
         max_bytes: int = 8 << 30,
         on_damage: Callable[[Damage], None] | None = None,
+        on_sync: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """``sync``: when a batch counts as accepted; ``"always"``: when it is on the disk, ``"interval"``: when the
         system has it, on the disk within half a second, ``"off"``: when the system has it, on the disk when the system
         likes. A segment holds ``segment_bytes`` at most, all of them ``max_bytes`` (a batch larger than that is always
-        refused). ``on_damage`` is called once for each damage that was not known, in the thread that comes upon it.
+        refused). ``on_damage`` is called once for each damage that was not known, in the thread that comes upon it;
+        ``on_sync`` in the writer's thread after each sync, with the seconds that it took.
         """
         self._sync = sync
         self._ledger = Ledger(max_bytes)
@@ -55,7 +57,9 @@ class Journal:
         self._damaged = DamagedDirectory(damaged_dir, on_damage)
         self._recovery = Recovery(directory, self._cursor, self._damaged, self._ledger)
         self._reader = Reader(self._ledger, self._damaged)
-        self._writer = Writer(directory, self._ledger, sync=sync, segment_bytes=segment_bytes, tend=self._tend)
+        self._writer = Writer(
+            directory, self._ledger, sync=sync, segment_bytes=segment_bytes, tend=self._tend, on_sync=on_sync
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._releasing = threading.Lock()

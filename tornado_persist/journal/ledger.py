@@ -18,11 +18,12 @@ MARK_EVERY = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Bytes of all segments; records that are not released, and when the oldest of them was accepted (UTC, at most a
-    second before); when bytes are made durable.
+    """Bytes of all segments, and at most; records that are not released, and when the oldest of them was accepted (UTC,
+    at most a second before); when bytes are made durable.
     """
 
     bytes: int
+    max_bytes: int
     records: int
     oldest: datetime | None
     sync: str
@@ -225,7 +226,7 @@ class Ledger:
         with self._lock:
             records = self.last - self.released - sum(last - first + 1 for first, last in self._holes)
             oldest = moment(self._marks[0][1]) if records > 0 and self._marks else None
-            return Stats(self.bytes, max(0, records), oldest, sync)
+            return Stats(self.bytes, self.max_bytes, max(0, records), oldest, sync)
 
 
 def _first(segment: Segment) -> int:

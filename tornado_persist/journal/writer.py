@@ -81,13 +81,17 @@ class Writer:
         sync: Sync,
         segment_bytes: int,
         tend: Callable[[], None],
+        on_sync: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """``tend`` is called after each group, and at least once in ``TRY_EVERY`` seconds."""
+        """``tend`` is called after each group, and at least once in ``TRY_EVERY`` seconds; ``on_sync`` after each sync,
+        with the seconds that it took.
+        """
         self._directory = directory
         self._ledger = ledger
         self._sync = sync
         self._segment_bytes = segment_bytes
         self._tend = tend
+        self._on_sync = on_sync
         #: Why nothing can be written; empty while all is well.
         self.fault = ""
         self._failure: _Failure | None = None
@@ -200,7 +204,7 @@ class Writer:
             segment.write(buffers)
             synced = self._sync == "always" or not segment.synced
             if synced:
-                segment.sync()
+                self._make_durable(segment)
             first = ledger.last + 1
             ledger.acknowledge(segment, size, [append.at for append in part], synced=synced)
         except Exception as exc:
@@ -224,9 +228,14 @@ class Writer:
 
     def _sync_segment(self, segment: Segment) -> None:
         if segment.end > segment.synced:
-            segment.sync()
+            self._make_durable(segment)
             segment.advance(segment.end, segment.last, synced=True)
         self._synced_at = time.monotonic()
+
+    def _make_durable(self, segment: Segment) -> None:
+        began = time.perf_counter()
+        segment.sync()
+        self._on_sync(time.perf_counter() - began)
 
     def _unsynced(self) -> Segment | None:
         """The segment that waits for its next sync."""

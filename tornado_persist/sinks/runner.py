@@ -8,6 +8,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from tornado_persist import log
@@ -21,6 +23,19 @@ logger = log.get(__name__)
 
 #: Seconds after which a call that has not come back counts as a sink that is down.
 STALLED_AFTER = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class SinkState:
+    """What is known of a sink: its name, what it says of itself, whether it answers, since when (UTC; None before it
+    was first heard of), and why it does not.
+    """
+
+    name: str
+    description: str
+    up: bool
+    since: datetime | None
+    error: str
 
 
 class SinkRunner:
@@ -41,6 +56,7 @@ class SinkRunner:
         #: Why the sink is down; empty while it is up.
         self.error = "not opened yet"
         self._up: bool | None = None
+        self._since: datetime | None = None
         self._opened = False
         self._busy_since: float | None = None
         self._checked_at = float("-inf")
@@ -95,6 +111,12 @@ class SinkRunner:
         return bool(self._up) and not self._stalled
 
     @property
+    def state(self) -> SinkState:
+        """How it is, without asking."""
+        error = self.error or (f"it has not answered for {STALLED_AFTER:g} seconds" if self._stalled else "")
+        return SinkState(self.sink.name, self.description, self.up, self._since, error)
+
+    @property
     def _stalled(self) -> bool:
         busy_since = self._busy_since  # the thread may be done with it between two looks
         return busy_since is not None and time.monotonic() - busy_since > STALLED_AFTER
@@ -138,6 +160,8 @@ class SinkRunner:
             return
         changed = up is not self._up
         self._up, self.error, self._checked_at = up, error, time.monotonic()
+        if changed:
+            self._since = datetime.now(UTC)
         if changed and up:
             logger.info("sink up", sink=self.sink.name, at=self.description)
         elif changed:

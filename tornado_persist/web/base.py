@@ -114,8 +114,9 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.set_header("Server", f"persistd/{__version__}")
 
-    def compute_etag(self) -> None:
-        """None: no answer here is worth caching."""
+    def compute_etag(self) -> str | None:
+        """None: hardly an answer here is worth caching."""
+        return None
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """``{"detail": ...}`` for every error, whatever raised it."""

@@ -1,0 +1,254 @@
+"""The dashboard in a real browser, on a real service: under load, without its database, and gone."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.process import PATIENCE, Persistd, wait_until
+from tests.rows import body, session, task
+from tests.servers import Postgres
+from tests.tools import require
+from tornado_persist.web.dashboard import ASSETS
+
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+]
+HISTORY = "/api/v1/persistence/history"
+LIMIT = 0.5
+TRIGGER = """CREATE TRIGGER no BEFORE INSERT ON translation_tasks WHEN NEW.task_id = 'bad'
+BEGIN SELECT RAISE(ABORT, '<img src="/x" onerror="document.body.remove()">'); END"""
+
+expect.set_options(timeout=PATIENCE * 1000)
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(require("chromium")), args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What pages wrote to the console, and scripts' errors; a test that expects some clears it."""
+    return []
+
+
+@pytest.fixture
+def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
+    """Opens the dashboard of a service; every page must have been quiet, and asked nobody but the service."""
+    pages: list[Page] = []
+    asked: list[tuple[str, str]] = []
+
+    def visit(service: Persistd, *, width: int = 1280, scheme: str = "light", locale: str = "en-GB") -> Page:
+        page = browser.new_page(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if scheme == "dark" else "light",
+            locale=locale,
+        )
+        pages.append(page)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked.append((service.url, request.url)))
+        page.goto(f"{service.url}/dashboard")
+        return page
+
+    yield visit
+    for page in pages:
+        page.close()
+    assert complaints == []
+    assert [url for origin, url in asked if not url.startswith(f"{origin}/")] == []
+
+
+@contextmanager
+def load(service: Persistd) -> Iterator[None]:
+    """A client that sends batches all the time."""
+    stop = threading.Event()
+
+    def send() -> None:
+        with httpx.Client(base_url=service.url, timeout=PATIENCE) as http:
+            number = 0
+            while not stop.wait(0.02):
+                rows = [task(f"t{(number + index) % 50}") for index in range(20)]
+                http.post("/api/v1/persistence/tasks/batch", content=body("task", *rows))
+                number += 20
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Persistd]:
+    """One under load, for so long that its history has something to show."""
+    with Persistd(tmp_path_factory.mktemp("service"), "[buffer]\nflush_interval = 0.5") as service, load(service):
+        wait_until(lambda: service.http.get(HISTORY).json()["samples"]["at"], "the first sample")
+        yield service
+
+
+def sideways(page: Page) -> int:
+    """Pixels that the page is wider than its window."""
+    overflow: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return overflow
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_service_under_load_is_shown_to_be_well(service: Persistd, visit: Open, width: int, scheme: str) -> None:
+    page = visit(service, width=width, scheme=scheme)
+    expect(page.locator("#headline")).to_have_text("All is well")
+    expect(page.locator("#sentence")).to_contain_text("SQLite")
+    for tile in ("accepted", "written", "merged", "p50", "p99"):
+        expect(page.locator(f"#tile-{tile}")).to_have_text(re.compile(r"[1-9]"))
+    expect(page.locator("#sink")).to_contain_text("✓ Up")
+    expect(page.locator("#flushes tr").first).to_contain_text("✓ written")
+    expect(page.locator("#no-errors")).to_be_visible()
+    expect(page.locator("#chart-throughput strong").first).to_have_text(re.compile(r"[1-9]"))
+    assert page.locator(".chart canvas").count() == 5
+    assert sideways(page) == 0
+
+
+def test_a_reload_shows_the_same_history(service: Persistd, visit: Open) -> None:
+    page = visit(service)
+    for _ in range(2):
+        expect(page.locator("#headline")).to_have_text("All is well")
+        values = page.locator("#chart-throughput strong")
+        expect(values.first).to_have_text(re.compile(r"[1-9]"))
+        page.reload()
+    samples = service.http.get(HISTORY).json()["samples"]
+    assert {len(column) for column in samples.values()} == {len(samples["at"])}
+    assert samples["at"] == sorted(samples["at"])
+    assert sum(samples["accepted"]) > 0
+
+
+def test_it_speaks_the_browsers_language(service: Persistd, visit: Open) -> None:
+    page = visit(service, locale="zh-CN", width=400)
+    expect(page.locator("#headline")).to_have_text("一切正常")
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    shown = page.locator("body").inner_text()
+    assert "undefined" not in shown
+    assert not re.search(r"Accepted|Waiting|Last|rows", shown)
+    assert sideways(page) == 0
+    english, chinese = page.evaluate("import('/dashboard/text.js').then(({EN, ZH}) => [EN, ZH].map(Object.keys))")
+    assert english == chinese
+    expect(visit(service, locale="de-DE").locator("#headline")).to_have_text("All is well")
+
+
+def test_the_keyboard_reads_a_chart(service: Persistd, visit: Open) -> None:
+    page = visit(service)
+    chart = page.locator("#chart-throughput")
+    expect(chart).to_have_attribute("aria-label", re.compile(r"Rows a second, Accepted \d"))
+    page.keyboard.press("Tab")
+    expect(chart).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(chart.locator(".when")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+    page.keyboard.press("Home")
+    expect(chart).to_have_attribute("aria-label", re.compile(r"Rows a second, \d\d:\d\d:\d\d, Accepted"))
+    expect(page.locator("#spoken")).to_have_text(re.compile(r"Rows a second, \d\d:\d\d:\d\d, Accepted"))
+    page.keyboard.press("Escape")
+    expect(chart.locator(".when")).to_have_text("")
+    page.keyboard.press("Tab")
+    expect(page.locator("#chart-waitingRows")).to_be_focused()
+
+
+def test_what_a_database_says_is_never_taken_for_html(tmp_path: Path, visit: Open) -> None:
+    with Persistd(tmp_path) as service:
+        service.post("session", session())
+        service.flush()
+        with closing(sqlite3.connect(service.data_dir / "persist.db")) as database, database:
+            database.execute(TRIGGER)
+        service.post("task", task("bad"))
+        service.flush()
+        page = visit(service)
+        expect(page.locator("#errors")).to_contain_text('<img src="/x" onerror=')
+        expect(page.locator("#errors")).to_contain_text("Rows refused")
+        expect(page.locator("#headline")).to_have_text("The database refused rows")
+        expect(page.locator("#flushes tr").first).to_contain_text("! some refused")
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    """A server of this module's own: it is killed here, and the other tests need theirs."""
+    with Postgres() as server:
+        yield server
+
+
+def test_without_a_database_it_answers_at_once_and_says_so(tmp_path: Path, database: Postgres, visit: Open) -> None:
+    config = f'sink = "postgres"\n[sinks.postgres]\nurl = "{database.fresh_database()}"\n[buffer]\nflush_interval = 0.5'
+    with Persistd(tmp_path, config) as service:
+        page = visit(service, width=400)
+        expect(page.locator("#headline")).to_have_text("All is well")
+        with load(service):
+            database.kill()
+            try:
+                expect(page.locator("#headline")).to_have_text("The database does not answer")
+                expect(page.locator("#state")).to_have_attribute("data-level", "warning")
+                expect(page.locator("#sentence")).to_have_text(re.compile(r"nothing is lost: [\d,]+ rows? wait"))
+                expect(page.locator("#sink")).to_contain_text("✕ Down")
+                expect(page.locator("#errors tr").first).to_contain_text("Flush failed")
+                expect(page.locator("#flushes tr").first).to_contain_text("✕ failed")
+                for path in ("/dashboard", "/dashboard/dashboard.js", HISTORY):
+                    began = time.monotonic()
+                    assert service.http.get(path).status_code == 200
+                    assert time.monotonic() - began < LIMIT, path
+                # Sampled while it is down, so that the charts will tell.
+                expect(page.locator("#chart-throughput .band")).to_be_visible()
+                assert sideways(page) == 0
+            finally:
+                database.start()
+            expect(page.locator("#headline")).to_have_text("All is well")
+            expect(page.locator("#sink")).to_contain_text("✓ Up")
+
+
+def test_a_service_that_is_gone_is_said_to_be(tmp_path: Path, visit: Open, complaints: list[str]) -> None:
+    with Persistd(tmp_path) as service:
+        page = visit(service)
+        expect(page.locator("#headline")).to_have_text("All is well")
+        service.kill()
+        expect(page.locator("#headline")).to_have_text("The service does not answer")
+        expect(page.locator("#live")).to_contain_text("No answer since")
+    assert all("net::ERR_" in complaint for complaint in complaints)
+    complaints.clear()
+
+
+def test_assets_are_served_with_their_types_and_nothing_else_is(service: Persistd) -> None:
+    page = service.http.get("/dashboard")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    wanted = re.findall(r'(?:href|src)="(dashboard/[^"]+)"', page.text)
+    assert len(wanted) == 5
+    for path in wanted:
+        asset = service.http.get(f"/{path}")
+        assert asset.status_code == 200, path
+        assert asset.headers["x-content-type-options"] == "nosniff"
+        again = service.http.get(f"/{path}", headers={"If-None-Match": asset.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    for path in ("../base.py", "uplot", "uplot/", "nothing.js", "..%2Fbase.py", "uplot/LICENSE"):
+        response = service.http.get(f"/dashboard/{path}")
+        assert response.status_code == 404, path
+        assert response.json()["detail"]
+
+
+def test_the_vendored_library_has_its_licence_beside_it() -> None:
+    library = (ASSETS / "uplot" / "uPlot.iife.min.js").read_text()
+    assert re.match(r"/\*! https://github.com/leeoniya/uPlot \(v\d+\.\d+\.\d+\) \*/", library)
+    assert "MIT License" in (ASSETS / "uplot" / "LICENSE").read_text()
