@@ -30,7 +30,7 @@ ALLOWED = {
         *("web", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
         *("metrics", "models", "sinks", "config", "datadir"),
     },
-    "cli": {"service", "config", "datadir"},
+    "cli": {"cli", "service", "config", "datadir"},
     "testing": {"models", "sinks"},
     "__main__": {"cli"},
 }
