@@ -30,7 +30,8 @@ ALLOWED = {
         *("web", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
         *("metrics", "models", "sinks", "config", "datadir"),
     },
-    "cli": {"cli", "service", "config", "datadir"},
+    "client": {"models"},
+    "cli": {"cli", "client", "service", "config", "datadir"},
     "testing": {"models", "sinks"},
     "__main__": {"cli"},
 }

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from tornado_persist import __version__, config
-from tornado_persist.cli import check, daemon
-from tornado_persist.cli.command import BAD_CONFIG, FAILED, Commands, Function, complain
-from tornado_persist.errors import ConfigError, PersistError
+from tornado_persist.cli import check, daemon, stats
+from tornado_persist.cli.command import BAD_CONFIG, FAILED, NO_SERVICE, Commands, Function, complain
+from tornado_persist.errors import ConfigError, NoAnswer, PersistError
 
 _EPILOG = """\
 exit codes:
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as exc:
         complain(exc)
         return BAD_CONFIG
+    except NoAnswer as exc:
+        complain(exc)
+        return NO_SERVICE
     except PersistError as exc:
         complain(exc)
         return FAILED
@@ -58,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--version", action="version", version=f"persistd {__version__}")
     it.add_argument("-c", "--config", metavar="FILE", help="the configuration, a TOML file")
     commands = Commands.of(it)
-    for chore in (daemon, check):
+    for chore in (daemon, check, stats):
         chore.add(commands)
     it.set_defaults(command=daemon.run, ready_fd=None)
     return it
