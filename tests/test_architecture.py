@@ -31,7 +31,7 @@ ALLOWED = {
         *("metrics", "models", "sinks", "config", "datadir"),
     },
     "client": {"models"},
-    "cli": {"cli", "client", "service", "config", "datadir"},
+    "cli": {"cli", "client", "service", "config", "datadir", "journal", "models"},
     "testing": {"models", "sinks"},
     "__main__": {"cli"},
 }

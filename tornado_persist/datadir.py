@@ -100,6 +100,21 @@ class DataDir:
             return int(self.pid_file.read_text())
         return None
 
+    def holder(self) -> int | None:
+        """The process that the pid file names, if there is one; for looking on alone.
+
+        Unlike :meth:`pid` it takes no lock, not even for a moment, in which a start would be refused. It may be wrong
+        where a service was killed and another process has its number now, or where the disk had no room for the file.
+        """
+        try:
+            pid = int(self.pid_file.read_text())
+            os.kill(pid, 0)
+        except PermissionError as exc:
+            return pid if exc.filename is None else None
+        except (OSError, ValueError):
+            return None
+        return pid
+
     def _pid_words(self) -> str:
         pid = self.pid()
         return f" (pid {pid})" if pid else ""
