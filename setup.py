@@ -33,6 +33,7 @@ DEV = [
     "ruff>=0.9",
     "mypy>=1.14",
     "types-PyMySQL>=1.1",
+    "types-tqdm>=4.66",
 ]
 
 setup(
@@ -66,6 +67,8 @@ setup(
         "psycopg[binary]>=3.2.2",
         "PyMySQL[rsa]>=1.1.1",  # rsa: the default authentication of MySQL 8 without TLS
         "structlog>=25.5",
+        "tqdm>=4.66.3",
+        "shtab>=1.7",
         "typing_extensions>=4.12",
     ],
     extras_require={"test": TEST, "dev": DEV},

@@ -31,7 +31,8 @@ ALLOWED = {
         *("metrics", "models", "sinks", "config", "datadir"),
     },
     "client": {"models"},
-    "cli": {"cli", "client", "service", "config", "datadir", "journal", "models"},
+    "transfer": {"transfer", "client", "backoff", "models"},
+    "cli": {"cli", "client", "transfer", "service", "config", "datadir", "journal", "models"},
     "testing": {"models", "sinks"},
     "__main__": {"cli"},
 }
