@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from tornado_persist import __version__, config
-from tornado_persist.cli import check, daemon, imports, journal, stats
+from tornado_persist.cli import check, daemon, imports, journal, rejected, stats
 from tornado_persist.cli.command import BAD_CONFIG, FAILED, NO_SERVICE, Commands, Function, complain
 from tornado_persist.errors import ConfigError, NoAnswer, PersistError
 
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--version", action="version", version=f"persistd {__version__}")
     it.add_argument("-c", "--config", metavar="FILE", help="the configuration, a TOML file")
     commands = Commands.of(it)
-    for chore in (daemon, check, stats, journal, imports):
+    for chore in (daemon, check, stats, journal, rejected, imports):
         chore.add(commands)
     it.set_defaults(command=daemon.run, ready_fd=None)
     return it
