@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import shtab
 
 from tornado_persist.config import Settings
 
@@ -33,7 +35,9 @@ class Commands:
         """A command that does something; ``words`` go into the list of commands, ``more`` only into its own help."""
         parser = self._parser(name, words, more)
         # SUPPRESS, or the default here would undo a -c given before the command.
-        parser.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="see persistd --help")
+        completes_files(
+            parser.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="see persistd --help")
+        )
         parser.set_defaults(command=function)
         return parser
 
@@ -44,6 +48,11 @@ class Commands:
     def _parser(self, name: str, words: str, more: str) -> argparse.ArgumentParser:
         description = words[0].upper() + words[1:] + "."
         return self._subparsers.add_parser(name, help=words, description=f"{description} {more}".strip())
+
+
+def completes_files(action: argparse.Action, what: dict[str, Any] = shtab.FILE) -> None:
+    """Have a shell offer files (or directories) for this argument."""
+    action.complete = what  # type: ignore[attr-defined]
 
 
 def complain(problem: object) -> None:

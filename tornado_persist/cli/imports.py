@@ -6,10 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+import shtab
 from tqdm import tqdm
 
 from tornado_persist.cli import table
-from tornado_persist.cli.command import OK, Commands, complain
+from tornado_persist.cli.command import OK, Commands, complain, completes_files
 from tornado_persist.cli.remote import add_url, connect
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError
@@ -26,12 +27,16 @@ file was sent is kept in FILE.import-state: after any interruption the same comm
 
 def add(commands: Commands) -> None:
     parser = commands.add("import", _import, "send the rows of JSON Lines files to the running service", more=_MORE)
-    parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="one after the other, sessions before tasks"
+    files = parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="in this order: sessions before tasks"
     )
+    completes_files(files)
     add_url(parser)
     parser.add_argument("--again", action="store_true", help="send all rows, whatever was sent before")
-    parser.add_argument("--state", type=Path, metavar="DIRECTORY", help="keep the state there, not beside the file")
+    state = parser.add_argument(
+        "--state", type=Path, metavar="DIRECTORY", help="keep the state there, not beside the file"
+    )
+    completes_files(state, shtab.DIRECTORY)
     add_patience(parser)
 
 

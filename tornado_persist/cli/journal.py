@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tornado_persist.cli import table
-from tornado_persist.cli.command import FAILED, OK, Commands, complain
+from tornado_persist.cli.command import FAILED, OK, Commands, complain, completes_files
 from tornado_persist.config import Settings
 from tornado_persist.datadir import DataDir
 from tornado_persist.errors import InputError
@@ -51,7 +51,10 @@ def add(commands: Commands) -> None:
     )
     export.add_argument("--from", dest="first", type=int, default=0, metavar="SEQ", help="from this number on")
     export.add_argument("--all", action="store_true", help="released records too, as far as they are still there")
-    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="a new file (default: standard output)")
+    output = export.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="a new file (default: standard output)"
+    )
+    completes_files(output)
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from tornado_persist import __version__, config
-from tornado_persist.cli import check, daemon, imports, journal, rejected, stats
-from tornado_persist.cli.command import BAD_CONFIG, FAILED, NO_SERVICE, Commands, Function, complain
+from tornado_persist.cli import check, completion, daemon, imports, journal, rejected, stats
+from tornado_persist.cli.command import BAD_CONFIG, FAILED, NO_SERVICE, Commands, Function, complain, completes_files
 from tornado_persist.errors import ConfigError, NoAnswer, PersistError
 
 _EPILOG = """\
@@ -59,9 +59,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     it.add_argument("--version", action="version", version=f"persistd {__version__}")
-    it.add_argument("-c", "--config", metavar="FILE", help="the configuration, a TOML file")
+    completes_files(it.add_argument("-c", "--config", metavar="FILE", help="the configuration, a TOML file"))
     commands = Commands.of(it)
     for chore in (daemon, check, stats, journal, rejected, imports):
         chore.add(commands)
+    completion.add(commands, it)
     it.set_defaults(command=daemon.run, ready_fd=None)
     return it

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tornado_persist import config
 from tornado_persist.cli import table
-from tornado_persist.cli.command import FAILED, OK, Commands, complain
+from tornado_persist.cli.command import FAILED, OK, Commands, complain, completes_files
 from tornado_persist.cli.imports import add_patience
 from tornado_persist.cli.remote import add_url, connect
 from tornado_persist.cli.selection import add_selection, chosen, complain_of_broken
@@ -39,8 +39,10 @@ def add(group: Commands) -> None:
     add_selection(parser)
     edit = parser.add_mutually_exclusive_group()
     edit.add_argument("--edit", action="store_true", help="first open the rows in $VISUAL or $EDITOR, one a line")
-    edit.add_argument(
-        "--from", dest="file", type=Path, metavar="FILE", help="the rows as edited in lines of rejected ls --json"
+    completes_files(
+        edit.add_argument(
+            "--from", dest="file", type=Path, metavar="FILE", help="the rows as edited in lines of rejected ls --json"
+        )
     )
     parser.add_argument("--overwrite", action="store_true", help="also rows that were updated since they were refused")
     add_url(parser)
