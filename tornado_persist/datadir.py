@@ -69,11 +69,17 @@ class DataDir:
             self.pid_file.write_text(f"{os.getpid()}\n")
 
     def locked(self) -> bool:
-        """Whether a service, another than this object's, has the directory."""
+        """Whether a service, another than this object's, has the directory.
+
+        Raises:
+            ConfigError: it cannot be looked at.
+        """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
+        except OSError as exc:
+            raise ConfigError("data_dir", f"{self.path} cannot be read: {exc.strerror}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -27,7 +27,7 @@ def test_stats_are_an_aligned_table_or_the_services_own_json(service: Persistd, 
     figures = dict(re.findall(r"^.{13}(\S+(?: \S+)*) {2,}(\S.*)$", said, re.MULTILINE))
     assert figures["tasks count"] == figures["accepted"] == figures["pending"] == "2"
     assert figures["capacity"] == "1,000"
-    assert figures["last flush time"] == "never"
+    assert figures["last flush"] == "never"
     assert len({len(line) for line in said.splitlines()[2:] if "count" in line}) == 1, "figures end in one column"
 
     code, said, _ = command("stats", "--json", "--url", service.url)

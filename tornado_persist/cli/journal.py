@@ -97,6 +97,7 @@ def _ls(settings: Settings, file: Path | None, options: argparse.Namespace) -> i
             segments[-1].unfinished += item.size
         problems.look(item)
     total = _Segment("total", sum(it.bytes for it in segments))
+    total.oldest = min((it.oldest for it in segments if it.oldest), default=None)
     for it in segments:
         total.records += it.records
         total.released += it.released

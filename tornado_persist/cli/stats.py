@@ -115,7 +115,7 @@ def _figure(name: str, value: Any, now: datetime) -> tuple[str, str]:
     """A figure's label, and its value with the unit that its name ends in."""
     label = name.replace("_", " ")
     if value is None:
-        return label, "never"
+        return label.removesuffix(" time"), "never"
     if isinstance(value, bool | list | dict):
         return label, json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):

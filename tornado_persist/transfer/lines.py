@@ -84,11 +84,11 @@ def decode(content: bytes) -> Row:
         ValueError: there is none.
     """
     try:
-        found = json.loads(content.decode())
+        found = json.loads(content.decode().rstrip("\r\n"))
     except UnicodeDecodeError as exc:
         raise ValueError(f"it is no UTF-8 (byte {exc.start + 1})") from None
     except json.JSONDecodeError as exc:
-        raise ValueError(f"it is no JSON ({exc.msg} at character {exc.colno})") from None
+        raise ValueError(f"it is no JSON ({exc.msg.removesuffix(' at')} at character {exc.colno})") from None
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(found, dict):
