@@ -53,6 +53,8 @@ LIBRARIES = {
     "structlog": {"log"},
     "pydantic_settings": {"config"},
     "pytest": {"testing"},
+    "tqdm": {"cli"},
+    "shtab": {"cli"},
 }
 
 

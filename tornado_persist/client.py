@@ -28,6 +28,8 @@ class Client:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url} is no URL such as http://localhost:8001")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("a URL with a user name or a password in it is not supported")
         self.url = url.rstrip("/")
         self._prefix = parts.path.rstrip("/") + _PREFIX
         made = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

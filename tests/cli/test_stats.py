@@ -87,6 +87,8 @@ def test_another_server_at_that_place_is_told_apart(stranger: str, command: Comm
 def test_what_cannot_be_a_url_and_an_unknown_port_are_2(command: Command, tmp_path: Path) -> None:
     problem = "persistd: --url: localhost:8001 is no URL such as http://localhost:8001\n"
     assert command("stats", "--url", "localhost:8001") == (2, "", problem)
+    code, _, complaint = command("stats", "--url", "http://me:hush@localhost:8001")
+    assert (code, "hush" in complaint) == (2, False)
     (tmp_path / "persistd.toml").write_text("[server]\nport = 0\n")
     assert command("stats")[::2] == (
         2,

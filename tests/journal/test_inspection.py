@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,13 @@ def test_what_is_released_is_known_by_the_cursor_or_else_all_counts(tmp_path: Pa
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing/journal: cannot be read: No such file or directory"):
         Inspection(tmp_path / "nothing" / "journal")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    os.mkfifo(tmp_path / "journal" / f"{1:020}.seg")
+    with pytest.raises(InputError, match="is no regular file"):
+        look(tmp_path)
 
 
 def test_a_segment_deleted_before_it_is_read_was_released(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -64,9 +65,17 @@ def _import(settings: Settings, file: Path | None, options: argparse.Namespace) 
             say=_say,
         )
         for path in options.files:
-            state = (options.state or path.parent) / f"{path.name}.import-state"
+            state = _state_file(path, options.state)
             _one(Importer(path, state, client.url, sender, window=settings.server.max_batch), path, options)
     return OK
+
+
+def _state_file(path: Path, directory: Path | None) -> Path:
+    if directory is None:
+        return path.with_name(f"{path.name}.import-state")
+    # Files of one name may lie in several directories.
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    return directory / f"{path.name}.{digest}.import-state"
 
 
 def _one(importer: Importer, path: Path, options: argparse.Namespace) -> None:

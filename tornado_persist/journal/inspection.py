@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,10 @@ class Inspection:
             path = segment_path(self.directory, first)
             try:
                 # The size first: a segment that follows by the time of the listing says what of these bytes is void.
-                size = path.stat().st_size
+                found = path.stat()
+                if not stat.S_ISREG(found.st_mode):
+                    raise InputError(path, "is no regular file")
+                size = found.st_size
                 follows = self._firsts[index + 1 : index + 2] or [n for n in self._list() if n > first][:1]
                 scanner = Scanner(path, first)
             except FileNotFoundError:

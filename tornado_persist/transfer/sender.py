@@ -107,8 +107,10 @@ class Sender:
             if len(chunk) == 1:
                 raise RowRefused(chunk[0][0], f"the service refuses it: {exc}") from None
             # The batch is too large for it, or it does not say which row it is.
-            if exc.status != 400:
-                self._max_batch = max(1, min(self._max_batch, len(chunk) // 2))
+            if exc.status == 413:
+                self._max_bytes = min(self._max_bytes, len(body) // 2)
+            elif exc.status == 422:
+                self._max_batch = min(self._max_batch, len(chunk) // 2)
             middle = len(chunk) // 2
             self._post(kind, chunk[:middle])
             self._post(kind, chunk[middle:])
