@@ -104,7 +104,7 @@ def test_a_row_fixed_and_sent_again_ends_in_postgres_and_the_accounting_balances
         assert command("rejected", "ls").out.endswith("\n4 more were retried and 0 dropped; --all shows them\n")
 
         code, _, complaint = command("rejected", "retry", "--all", "--url", service.url)
-        assert (code, complaint) == (1, "persistd: there is no such row about which nothing was done\n")
+        assert (code, complaint) == (1, "persistd: no such row is left to retry\n")
         assert balances(service) == after
         service.kill()
         service.start()

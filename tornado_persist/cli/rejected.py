@@ -84,7 +84,7 @@ def _drop(settings: Settings, file: Path | None, options: argparse.Namespace) ->
         # A broken line is dropped by its number alone, which nobody gives by accident.
         entries = [entry for entry in entries if not entry.problem or entry.line in options.lines]
         if not entries:
-            complain("there is no such row about which nothing was done")
+            complain("no such row is left to drop")
             return FAILED
         rejections.note(entries, "dropped", reason=options.reason)
     print(f"{table.count(len(entries), 'row')} dropped, as {rejections.settled_path} says")

@@ -87,7 +87,7 @@ def _retry(settings: Settings, file: Path | None, options: argparse.Namespace) -
                 rows = [_Again(entry, entry.row, f"{rejections.path}, line {entry.line}") for entry in whole]
         code = complain_of_broken(rejections, broken)
         if not rows:
-            complain("there is no such row about which nothing was done")
+            complain("no such row is left to retry")
             return FAILED
         return max(code, _send(settings, options, rejections, client, rows))
 
