@@ -36,6 +36,7 @@ DEV = [
     "mypy>=1.14",
     "types-PyMySQL>=1.1",
     "types-PyYAML>=6.0.12",
+    "types-tqdm>=4.66",
 ]
 
 setup(
@@ -72,6 +73,8 @@ setup(
         "PyMySQL[rsa]>=1.1.1",  # rsa: the default authentication of MySQL 8 without TLS
         "structlog>=25.5",
         "prometheus_client>=0.21.1",
+        "shtab>=1.7",
+        "tqdm>=4.66.3",
         "typing_extensions>=4.12",
     ],
     extras_require={"test": TEST, "dev": DEV},

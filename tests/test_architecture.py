@@ -40,7 +40,9 @@ ALLOWED = {
         *("web", "history", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
         *("metrics", "models", "parser", "sinks", "config", "datadir", "interpreter"),
     },
-    "cli": {"service", "config", "datadir"},
+    "client": {"models"},
+    "transfer": {"transfer", "client", "backoff", "models"},
+    "cli": {"cli", "client", "transfer", "service", "config", "datadir", "journal", "models", "parser"},
     "testing": {"models", "sinks", "times"},
     "__main__": {"cli"},
 }
@@ -64,6 +66,8 @@ LIBRARIES = {
     "pydantic_settings": {"config"},
     "pytest": {"testing"},
     "msgspec": {"decoder", "sinks"},
+    "tqdm": {"cli"},
+    "shtab": {"cli"},
 }
 
 

@@ -101,12 +101,14 @@ async def test_rows_that_the_disk_damaged_while_they_waited_are_said_to_be_lost_
     tmp_path: Path,
 ) -> None:
     async with rig(tmp_path, max_rows=1) as it:
+        it.sink.hold()
         for key in "abc":
             await it.add(key)
         (segment,) = (tmp_path / "journal").glob("*.seg")
         content = bytearray(segment.read_bytes())
         content[content.index(b'"b"') + 1] ^= 1
         segment.write_bytes(content)
+        it.sink.release()
         with capture_logs() as logs:
             assert (await it.flusher.flush(5)).error is None
         assert it.stored() == ["a", "c"]

@@ -133,6 +133,11 @@ def find_file(explicit: str | None = None) -> Path | None:
     return SYSTEM_FILE if SYSTEM_FILE.is_file() else None
 
 
+def editor() -> str:
+    """The command that opens a file for the user, as a shell would read it."""
+    return os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+
+
 def load(file: Path | None) -> Settings:
     """Read and check the configuration file (if any) and the environment.
 

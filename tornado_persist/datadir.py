@@ -69,11 +69,17 @@ class DataDir:
             self.pid_file.write_text(f"{os.getpid()}\n")
 
     def locked(self) -> bool:
-        """Whether a service, another than this object's, has the directory."""
+        """Whether a service, another than this object's, has the directory.
+
+        Raises:
+            ConfigError: it cannot be looked at.
+        """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
+        except OSError as exc:
+            raise ConfigError("data_dir", f"{self.path} cannot be read: {exc.strerror}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -99,6 +105,21 @@ class DataDir:
         with contextlib.suppress(OSError, ValueError):
             return int(self.pid_file.read_text())
         return None
+
+    def holder(self) -> int | None:
+        """The process that the pid file names, if there is one; for looking on alone.
+
+        Unlike :meth:`pid` it takes no lock, not even for a moment, in which a start would be refused. It may be wrong
+        where a service was killed and another process has its number now, or where the disk had no room for the file.
+        """
+        try:
+            pid = int(self.pid_file.read_text())
+            os.kill(pid, 0)
+        except PermissionError as exc:
+            return pid if exc.filename is None else None
+        except (OSError, ValueError):
+            return None
+        return pid
 
     def _pid_words(self) -> str:
         pid = self.pid()

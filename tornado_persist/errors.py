@@ -10,6 +10,9 @@
      |    +-- InvalidBatch    ... because rows are missing or wrong
      |    +-- NotAccepting    ... because the service cannot take it now
      +-- FlushFailed          a flush left rows in the buffer
+     +-- NoAnswer             a command cannot reach the service
+     +-- RequestRefused       ... or the service does not do what the command asks for
+     +-- InputError           a file that a command was given is not what it should be; names file and line
      +-- SinkError            what a sink's methods raise
           +-- SinkUnavailable the server or schema is at fault: try the same again later
           |    +-- SinkConflict    ... another writer won: try the same again at once
@@ -79,6 +82,31 @@ class NotAccepting(BatchRefused):
 
 class FlushFailed(PersistError):
     """The flush did not write every row; what is not written waits in the buffer."""
+
+
+class NoAnswer(PersistError):
+    """The service does not answer."""
+
+
+class RequestRefused(PersistError):
+    """The service answered, and did not do what it was asked to."""
+
+    def __init__(
+        self, message: str, *, status: int, errors: Iterable[FieldError] = (), retry_after: float | None = None
+    ) -> None:
+        """``status`` is HTTP's; ``retry_after`` in seconds, where the answer said when to try again."""
+        super().__init__(message)
+        self.status = status
+        self.errors = list(errors)
+        self.retry_after = retry_after
+
+
+class InputError(PersistError):
+    """A file is not what it should be."""
+
+    def __init__(self, file: object, problem: str, *, line: int | None = None) -> None:
+        """``line`` counts from 1."""
+        super().__init__(f"{file}{f', line {line}' if line else ''}: {problem}")
 
 
 class SinkError(PersistError):

@@ -60,6 +60,15 @@ class DamagedDirectory:
                 return target
         raise AssertionError("there is always a next name")
 
+    def find(self, segment: Path, damage: Damage) -> Path | None:
+        """The copy of this damage, if there is one. Raises OSError."""
+        source = os.open(segment, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            names = itertools.takewhile(Path.exists, self._names(f"{segment.stem}-{damage.offset}"))
+            return next((target for target in names if _same(source, damage, target)), None)
+        finally:
+            os.close(source)
+
     def _copy(self, segment: Path, damage: Damage) -> Path | None:
         """None when there is such a copy already."""
         source = os.open(segment, os.O_RDONLY | os.O_CLOEXEC)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from tornado_persist.models import Batch
+from tornado_persist.models import Batch, Kind
 
 
 class SinkSettings(BaseModel):
@@ -102,3 +103,12 @@ class Sink(ABC, Generic[SettingsT]):
             NotImplementedError: this sink cannot look sessions up (the default).
         """
         raise NotImplementedError(f"sink {self.name!r} cannot look sessions up")
+
+    def find_updated(self, kind: Kind, keys: Collection[str]) -> dict[str, datetime]:
+        """When those of ``keys`` that the sink has were last updated. Only ``persistd rejected retry`` needs it.
+
+        Raises:
+            SinkUnavailable: the place cannot be asked now.
+            NotImplementedError: this sink cannot look rows up (the default).
+        """
+        raise NotImplementedError(f"sink {self.name!r} cannot look rows up")

@@ -6,6 +6,7 @@ import contextlib
 import errno
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from enum import Enum
 from operator import itemgetter
 from pathlib import Path
@@ -169,6 +170,18 @@ class SQLSink(Sink[SQLSettingsT]):
             with self._transaction(connection, commit=False):
                 for some in batched(session_ids, _LOOKUP):
                     found.update(connection.scalars(select(key).where(key.in_(some))))
+        return found
+
+    def find_updated(self, kind: Kind, keys: Collection[str]) -> dict[str, datetime]:
+        columns = TABLES[kind].c
+        key = columns[KEYS[kind]]
+        found: dict[str, datetime] = {}
+        with self._faults():
+            connection = self._connected()
+            with self._transaction(connection, commit=False):
+                for some in batched(keys, _LOOKUP):
+                    rows = connection.execute(select(key, columns.updated_at).where(key.in_(some)))
+                    found.update((id, at) for id, at in rows)
         return found
 
     # Inner parts

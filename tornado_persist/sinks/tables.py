@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -58,8 +59,8 @@ class KeyType(TypeDecorator[str]):
         return dialect.type_descriptor(mysql.VARCHAR(64, charset="utf8mb4", collation=collation))
 
 
-class TimeType(TypeDecorator[str]):
-    """A point in time, to the microsecond, in UTC."""
+class TimeType(TypeDecorator[datetime]):
+    """A point in time, to the microsecond, in UTC: read as an aware ``datetime``, whatever the database keeps."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -72,6 +73,13 @@ class TimeType(TypeDecorator[str]):
                 return dialect.type_descriptor(Text())
             case _:
                 return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        time = datetime.fromisoformat(value) if isinstance(value, str) else value
+        aware: datetime = time if time.tzinfo else time.replace(tzinfo=UTC)
+        return aware.astimezone(UTC)
 
 
 METADATA = MetaData()

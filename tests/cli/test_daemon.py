@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.process import persistd, wait_until
+from tests.process import COMMAND, environment, persistd, wait_until
 from tests.rows import body, task
 from tornado_persist import __version__
 from tornado_persist.datadir import DataDir
@@ -104,6 +105,13 @@ def test_a_data_directory_that_cannot_be_made_is_named(place: Path) -> None:
         assert (code, said) == (2, "persistd: data_dir: file/data cannot be written: Not a directory\n")
 
 
+def test_a_data_directory_that_cannot_be_looked_at_is_named(place: Path) -> None:
+    (place / "file").write_text("")
+    for command in ("status", "stop", "reload"):
+        code, _, said = run(place, command, PERSISTD_DATA_DIR="file/data")
+        assert (code, said) == (2, "persistd: data_dir: file/data cannot be read: Not a directory\n")
+
+
 def test_a_log_file_that_cannot_be_written_is_named(place: Path) -> None:
     code, _, said = run(place, "run", PERSISTD_LOG__FILE="missing/x.log")
     assert (code, said) == (2, "persistd: log.file: data/missing/x.log cannot be written: No such file or directory\n")
@@ -139,9 +147,26 @@ def test_the_config_option_may_stand_before_or_after_the_command(place: Path) ->
         assert (code, said) == (2, "persistd: other.toml: cannot be read: No such file or directory\n")
 
 
+def test_an_output_that_nobody_reads_to_its_end_is_no_traceback(place: Path) -> None:
+    (place / "data" / "journal").mkdir(parents=True)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*COMMAND, "journal", "ls"],
+        cwd=place,
+        env=environment(PERSISTD_CONFIG=str(place / "persistd.toml")),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 def test_the_version_and_the_help_are_there(place: Path) -> None:
     assert run(place, "--version")[:2] == (0, f"persistd {__version__}\n")
     help_text = run(place, "--help")[1]
-    for command in ("run", "start", "stop", "status", "reload", "check"):
+    commands = ("run", "start", "stop", "status", "reload", "check")
+    for command in (*commands, "stats", "flush", "journal", "rejected", "import", "completion"):
         assert re.search(rf"^    {command} ", help_text, re.MULTILINE)
     assert run(place, "dance")[0] == 2

@@ -1,0 +1,129 @@
+"""``persistd journal``: on a running service, on a stopped one, and on a damaged disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.journal.tools import flip
+from tests.process import Persistd
+from tests.rows import session, task
+from tornado_persist.journal.record import HEADER_SIZE
+
+
+def fill(service: Persistd) -> Path:
+    """Four rows in three records, none released; the segment."""
+    service.post("session", session("s1"))
+    service.post("task", task("a"), task("b", source_text="你好"))
+    service.post("task", task("c"))
+    return service.data_dir / "journal" / "00000000000000000001.seg"
+
+
+def test_of_a_running_service_ls_tells_records_rows_and_that_it_runs(service: Persistd, command: Command) -> None:
+    fill(service)
+    code, said, complaint = command("journal", "ls")
+    assert (code, complaint) == (0, "")
+    assert said.startswith(f"data/journal: the service runs, pid {service.process.pid}; released up to 0\n\nsegment")
+    row = re.search(r"^0{19}1\.seg +1 +3 +3 +0 +1 +3 +\d+ B +\d\.\d s$", said, re.MULTILINE)
+    assert row, said
+    facts = json.loads(command("journal", "ls", "--json").out)
+    assert facts["pid"] == service.process.pid
+    assert facts["total"]["rows"] == {"sessions": 1, "tasks": 3}
+    assert facts["total"]["bytes"] == service.stats()["journal"]["bytes"]
+    assert facts["problems"] == []
+    service.flush()
+    assert "released up to 3" in command("journal", "ls").out
+
+
+def test_show_prints_records_with_their_rows(service: Persistd, command: Command) -> None:
+    fill(service)
+    code, said, _ = command("journal", "show", "2")
+    assert code == 0
+    assert said.startswith("record 2: 2 tasks, accepted ")
+    assert '"source_text": "你好"' in said
+    assert "record 3" not in said
+    lines = [json.loads(line) for line in command("journal", "show", "--from", "2", "--json").out.splitlines()]
+    assert [(line["seq"], line["kind"], line["rows"], line["released"]) for line in lines] == [
+        (2, "task", 2, False),
+        (3, "task", 1, False),
+    ]
+    assert lines[0]["body"]["tasks"][1] == task("b", source_text="你好")
+    assert command("journal", "show", "9") == (1, "", "persistd: data/journal: there is no record 9\n")
+
+
+def test_verify_names_each_damage_with_file_and_offset(service: Persistd, command: Command) -> None:
+    segment = fill(service)
+    service.kill()
+    assert command("journal", "verify")[::2] == (0, "")
+    flip(segment, HEADER_SIZE)
+    size = json.loads(command("journal", "show", "2", "--json").out)["offset"]
+    code, said, complaint = command("journal", "verify")
+    assert code == 1
+    problem = f"{size} B damaged: the checksum does not hold (record 1, 1 session)"
+    assert complaint == f"persistd: data/journal/{segment.name}, offset 0: {problem}\n"
+    assert re.fullmatch(r"data/journal: 1 segment, 2 good records, \d+ B, 1 problem\n", said)
+
+    service.start()
+    service.wait_for_log("journal record damaged")
+    saved = "data/damaged/00000000000000000001-0.bin"
+    assert f"(record 1, 1 session, known, a copy is in {saved})" in command("journal", "verify").err
+
+
+def test_a_torn_end_is_no_damage_and_of_a_stopped_service_what_a_start_will_cut(
+    service: Persistd, command: Command
+) -> None:
+    segment = fill(service)
+    offset = json.loads(command("journal", "show", "3", "--json").out)["offset"]
+    service.kill()
+    segment.write_bytes(segment.read_bytes()[:-10])
+    code, said, complaint = command("journal", "verify")
+    assert (code, said[-12:]) == (0, " 0 problems\n")
+    place = f"persistd: data/journal/{segment.name}, offset {offset}: the last "
+    assert complaint.startswith(place)
+    assert complaint.endswith("not whole, as a crash leaves them, and never acknowledged; a start cuts them off\n")
+
+
+def test_a_cursor_that_cannot_be_believed_is_a_problem(service: Persistd, command: Command) -> None:
+    fill(service)
+    assert service.stop() == 0
+    (service.data_dir / "journal" / "cursor").write_text("persistd")
+    code, _, complaint = command("journal", "verify")
+    words = "it is no cursor; a start takes all records for not released"
+    assert (code, complaint) == (1, f"persistd: data/journal/cursor: {words}\n")
+
+
+def test_export_writes_rows_to_a_new_file_alone(service: Persistd, command: Command, tmp_path: Path) -> None:
+    fill(service)
+    file = tmp_path / "rows.jsonl"
+    assert command("journal", "export", "-o", file) == (0, "", "4 rows of 3 records exported\n")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["seq"], row["kind"], row["row"]["session_id"]) for row in rows] == [
+        (1, "session", "s1"),
+        *[(n, "task", "s1") for n in (2, 2, 3)],
+    ]
+    before = file.read_bytes()
+    again = command("journal", "export", "-o", file)
+    assert again == (1, "", f"persistd: {file}: is there already; it is not written over\n")
+    assert file.read_bytes() == before
+    assert command("journal", "export", "--from", "3").out.count("\n") == 1
+
+
+def test_export_leaves_released_records_out_unless_asked_for_all(service: Persistd, command: Command) -> None:
+    fill(service)
+    service.flush()
+    service.post("task", task("d"))
+    assert [json.loads(line)["row"]["task_id"] for line in command("journal", "export").out.splitlines()] == ["d"]
+
+
+def test_a_data_directory_without_a_journal_is_named(command: Command) -> None:
+    code, _, complaint = command("journal", "ls")
+    assert (code, complaint) == (1, "persistd: data/journal: cannot be read: No such file or directory\n")
+
+
+@pytest.mark.parametrize("words", [("journal",), ("journal", "dance"), ("journal", "show", "x")])
+def test_a_wrong_command_line_is_2(command: Command, words: tuple[str, ...]) -> None:
+    assert command(*words).code == 2

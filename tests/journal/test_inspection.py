@@ -1,0 +1,162 @@
+"""The look from outside sees what a start would, changes nothing, and bears a journal that changes under it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.journal.tools import Driver, Events, fill, flip, layout
+from tornado_persist.errors import InputError, StartError
+from tornado_persist.journal import Begin, Damage, Inspection, Missing, Place, Tail
+from tornado_persist.journal.record import HEADER_SIZE
+
+BODIES = [b"body %d " % n * 20 for n in range(9)]
+
+
+def look(directory: Path) -> list[object]:
+    return [item for item in Inspection(directory / "journal").walk() if not isinstance(item, Begin)]
+
+
+def bodies(items: Sequence[object]) -> list[bytes]:
+    return [item.record.body for item in items if isinstance(item, Place)]
+
+
+def files(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_an_undamaged_journal_is_its_records_and_stays_as_it_is(tmp_path: Path) -> None:
+    fill(tmp_path, *BODIES, segment_bytes=600)
+    before = files(tmp_path)
+    journal = Inspection(tmp_path / "journal")
+    found = [item for item in journal.walk() if isinstance(item, Place)]
+    assert [place.record.seq for place in found] == list(range(1, 10))
+    assert [place.record.body for place in found] == BODIES
+    assert (journal.released, journal.problem) == (0, "")
+    assert files(tmp_path) == before
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_bits_are_flipped_it_finds_the_records_that_a_start_replays(
+    tmp_path_factory: pytest.TempPathFactory, events: Events, data: st.DataObject
+) -> None:
+    directory = tmp_path_factory.mktemp("journal")
+    segments = fill(directory, *BODIES, segment_bytes=600)
+    for _ in range(data.draw(st.integers(0, 4))):
+        segment = data.draw(st.sampled_from(segments))
+        flip(segment, data.draw(st.integers(0, segment.stat().st_size - 1)), data.draw(st.integers(0, 7)))
+    cut = data.draw(st.integers(0, 200))
+    if cut:
+        last = segments[-1].read_bytes()
+        segments[-1].write_bytes(last[: max(0, len(last) - cut)])
+    before = files(directory)
+    try:
+        found = look(directory)
+    except StartError:  # a version that does not exist yet: the start ends as well
+        with pytest.raises(StartError):
+            Driver(directory)
+        return
+    assert files(directory) == before
+    with Driver(directory) as driver:
+        assert driver.bodies() == bodies(found)
+        assert bool(list(driver.damaged_dir.glob("*.bin"))) == any(isinstance(item, Damage) for item in found)
+    events.captured.clear()  # what a start says of damage is tested elsewhere
+
+
+def test_damage_is_named_and_numbers_that_nothing_explains_are_missing(tmp_path: Path) -> None:
+    segments = fill(tmp_path, *BODIES, segment_bytes=600)
+    offset, size = layout(segments[0])[0]
+    flip(segments[0], offset + HEADER_SIZE)
+    segments[1].unlink()
+    found = [item for item in look(tmp_path) if not isinstance(item, Place)]
+    assert found == [
+        Damage(segments[0].name, offset, size, "the checksum does not hold", 1, "task", 1),
+        Missing(int(segments[1].stem), int(segments[2].stem) - 1),
+    ]
+
+
+def test_a_torn_end_is_a_tail_and_what_a_next_segment_makes_void_too(tmp_path: Path) -> None:
+    (segment,) = fill(tmp_path, *BODIES)
+    segment.write_bytes(segment.read_bytes()[:-5])
+    offset, size = layout_until_torn(segment)
+    assert look(tmp_path)[-1] == Tail(offset, size, torn=True)
+    (tmp_path / "journal" / f"{9:020}.seg").write_bytes(b"")
+    assert look(tmp_path)[-1] == Tail(offset, size, torn=False)
+
+
+def layout_until_torn(segment: Path) -> tuple[int, int]:
+    size = HEADER_SIZE + len(BODIES[-1])
+    return size * 8, segment.stat().st_size - size * 8
+
+
+def test_what_is_released_is_known_by_the_cursor_or_else_all_counts(tmp_path: Path, events: Events) -> None:
+    with Driver(tmp_path) as driver:
+        driver.append(*BODIES)
+        driver.journal.release(4, {})
+    journal = Inspection(tmp_path / "journal")
+    assert (journal.released, journal.problem) == (4, "")
+    cursor = tmp_path / "journal" / "cursor"
+    cursor.write_bytes(cursor.read_bytes().replace(b'"seq":4', b'"seq":5'))
+    journal = Inspection(tmp_path / "journal")
+    assert (journal.released, journal.problem) == (0, "its checksum does not hold")
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing/journal: cannot be read: No such file or directory"):
+        Inspection(tmp_path / "nothing" / "journal")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    os.mkfifo(tmp_path / "journal" / f"{1:020}.seg")
+    with pytest.raises(InputError, match="is no regular file"):
+        look(tmp_path)
+
+
+def test_a_segment_deleted_before_it_is_read_was_released(tmp_path: Path) -> None:
+    with Driver(tmp_path, segment_bytes=600) as driver:
+        driver.append(*BODIES)
+        journal = Inspection(tmp_path / "journal")
+        walk = journal.walk()
+        next(walk)
+        driver.journal.release(7, {})
+        found = [item for item in walk if not isinstance(item, Begin)]
+    assert not [item for item in found if not isinstance(item, Place)]
+    assert journal.released == 7
+    assert bodies(found)[-2:] == BODIES[7:]
+
+
+def test_no_damage_is_seen_in_a_journal_that_is_written_and_released_meanwhile(tmp_path: Path) -> None:
+    done = threading.Event()
+    problems: list[object] = []
+    seen = [0]
+
+    def watch() -> None:
+        while not done.is_set():
+            found = look(tmp_path)
+            problems.extend(item for item in found if isinstance(item, Damage | Missing))
+            seqs = [item.record.seq for item in found if isinstance(item, Place)]
+            seen[0] += len(seqs)
+            if seqs != sorted(seqs):
+                problems.append(seqs)
+
+    with Driver(tmp_path, segment_bytes=4096, sync="off") as driver:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            for _ in range(300):
+                last = driver.append(*BODIES)[-1]
+                if last % 5 == 0:
+                    driver.journal.release(last - 20, {})
+        finally:
+            done.set()
+            watcher.join()
+    assert problems == []
+    assert seen[0] > 0

@@ -1,0 +1,114 @@
+"""``persistd run | start | stop | status | reload``: the service as a process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tornado_persist import log
+from tornado_persist.cli.command import FAILED, NO_SERVICE, OK, Commands, complain
+from tornado_persist.config import Settings
+from tornado_persist.datadir import DataDir
+from tornado_persist.errors import ConfigError
+from tornado_persist.service import Service
+
+#: Seconds that ``stop`` waits beyond ``server.shutdown_timeout``.
+STOP_GRACE = 10.0
+
+
+def add(commands: Commands) -> None:
+    run_parser = commands.add("run", run, "serve in the foreground (the default)")
+    run_parser.add_argument("--ready-fd", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    commands.add("start", _start, "start the service in the background, and return once it serves")
+    commands.add("stop", _stop, "stop the service, and return once it has drained")
+    commands.add("status", _status, "say whether the service runs: 0 if it does, else 3")
+    commands.add("reload", _reload, "have the service read its configuration again")
+
+
+def run(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    """Serve in the foreground."""
+    log_file = settings.path(settings.log.file) if settings.log.file else None
+    DataDir(settings.data_dir).make()
+    try:
+        log.configure(settings.log.level, settings.log.format, log_file)
+    except OSError as exc:
+        raise ConfigError("log.file", f"{log_file} cannot be written: {exc.strerror}") from None
+
+    def serving(url: str) -> None:
+        if options.ready_fd is not None:
+            os.write(options.ready_fd, url.encode())
+            os.close(options.ready_fd)
+
+    async def serve() -> None:
+        await Service(settings, file).run(serving)
+
+    asyncio.run(serve())
+    return OK
+
+
+def _start(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    data_dir = DataDir(settings.data_dir)
+    data_dir.make()
+    if data_dir.locked():
+        complain(f"it runs already, pid {data_dir.pid()}")
+        return FAILED
+    command = [sys.executable, "-m", "tornado_persist", "run"]
+    reader, writer = os.pipe()
+    command += ["--ready-fd", str(writer), *(["-c", str(file)] if file else [])]
+    with data_dir.log_file.open("ab") as output, os.fdopen(reader, "rb") as ready:
+        said_before = output.tell()
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=[writer],
+        )
+        os.close(writer)
+        url = ready.read().decode()  # ends when the child serves, or ends itself
+    if url:
+        print(f"persistd runs, pid {child.pid}, on {url}")
+        return OK
+    child.wait()
+    said = data_dir.log_file.read_bytes()[said_before:].decode(errors="replace").strip()
+    complain(f"it did not start: {said.splitlines()[-1].removeprefix('persistd: ') if said else 'see its log'}")
+    return FAILED
+
+
+def _stop(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    data_dir = DataDir(settings.data_dir)
+    pid = data_dir.pid()
+    if pid is None:
+        print("persistd does not run")
+        return OK
+    os.kill(pid, signal.SIGTERM)
+    timeout = settings.server.shutdown_timeout + STOP_GRACE
+    if not data_dir.wait_unlocked(timeout):
+        complain(f"pid {pid} has not ended after {timeout:g} seconds")
+        return FAILED
+    print("persistd stopped")
+    return OK
+
+
+def _status(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    data_dir = DataDir(settings.data_dir)
+    if not data_dir.locked():
+        print("persistd does not run")
+        return NO_SERVICE
+    print(f"persistd runs, pid {data_dir.pid()}, data in {settings.data_dir}")
+    return OK
+
+
+def _reload(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    pid = DataDir(settings.data_dir).pid()
+    if pid is None:
+        complain("it does not run")
+        return FAILED
+    os.kill(pid, signal.SIGHUP)
+    return OK

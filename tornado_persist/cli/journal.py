@@ -1,0 +1,282 @@
+"""``persistd journal ls | show | verify | export``: what lies in the journal, of a running service or a stopped one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from tornado_persist.cli import table
+from tornado_persist.cli.command import FAILED, OK, Commands, complain, completes_files
+from tornado_persist.config import Settings
+from tornado_persist.datadir import DataDir
+from tornado_persist.errors import InputError
+from tornado_persist.files import fsync_directory, reason
+from tornado_persist.journal import Begin, Damage, DamagedDirectory, Inspection, Missing, Place, Tail
+from tornado_persist.models import KINDS, PLURALS, Kind
+
+_READS_ONLY = "It only reads, takes no lock, and may be called while the service runs."
+
+
+def add(commands: Commands) -> None:
+    group = commands.group("journal", "look into the journal: what was accepted and is not in the sink yet")
+    ls = group.add(
+        "ls", _ls, "list the segments: records, rows, age, what is released, what is damaged", more=_READS_ONLY
+    )
+    ls.add_argument("--json", action="store_true", help="one JSON object")
+    show = group.add("show", _show, "print records: when they were accepted, and their rows", more=_READS_ONLY)
+    show.add_argument("seq", nargs="?", type=int, metavar="SEQ", help="only the record with this sequence number")
+    show.add_argument("--from", dest="first", type=int, default=0, metavar="SEQ", help="from this number on")
+    show.add_argument("--to", dest="last", type=int, default=2**64, metavar="SEQ", help="up to this number")
+    show.add_argument("--json", action="store_true", help="a line of JSON for each record")
+    group.add(
+        "verify",
+        _verify,
+        "check every checksum, and name what is damaged: exit code 1 if anything is",
+        more=_READS_ONLY,
+    )
+    export = group.add(
+        "export",
+        _export,
+        "write the rows that wait as JSON Lines, which persistd import takes",
+        more="A line is a row: its record's number and accept time, its kind, and the fields that were sent. "
+        + _READS_ONLY,
+    )
+    export.add_argument("--from", dest="first", type=int, default=0, metavar="SEQ", help="from this number on")
+    export.add_argument("--all", action="store_true", help="released records too, as far as they are still there")
+    output = export.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="a new file (default: standard output)"
+    )
+    completes_files(output)
+
+
+@dataclass(slots=True)
+class _Segment:
+    """What ``ls`` tells of one."""
+
+    name: str
+    bytes: int
+    first: int | None = None
+    last: int | None = None
+    oldest: datetime | None = None
+    records: int = 0
+    released: int = 0
+    rows: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    damaged: int = 0
+    unfinished: int = 0
+
+    def take(self, place: Place, released: int) -> None:
+        record = place.record
+        self.first = record.seq if self.first is None else self.first
+        self.last = record.seq
+        self.oldest = self.oldest or record.at
+        self.records += 1
+        self.released += record.seq <= released
+        self.rows[record.kind] += record.rows
+
+
+def _ls(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    journal = Inspection(settings.path("journal"))
+    segments: list[_Segment] = []
+    problems = _Problems(settings, journal)
+    for item in journal.walk():
+        if isinstance(item, Begin):
+            segments.append(_Segment(item.path.name, item.size))
+        elif isinstance(item, Place):
+            segments[-1].take(item, journal.released)
+        elif isinstance(item, Damage):
+            segments[-1].damaged += item.size
+        elif isinstance(item, Tail):
+            segments[-1].unfinished += item.size
+        problems.look(item)
+    total = _Segment("total", sum(it.bytes for it in segments))
+    total.oldest = min((it.oldest for it in segments if it.oldest), default=None)
+    for it in segments:
+        total.records += it.records
+        total.released += it.released
+        total.damaged += it.damaged
+        total.unfinished += it.unfinished
+        for kind in KINDS:
+            total.rows[kind] += it.rows[kind]
+    if options.json:
+        facts: dict[str, Any] = {"directory": str(journal.directory), "pid": problems.pid, "released": journal.released}
+        facts["segments"] = [_facts(it) for it in segments]
+        facts["total"] = {name: value for name, value in _facts(total).items() if name not in ("name", "first", "last")}
+        facts["problems"] = problems.found
+        print(json.dumps(facts, default=datetime.isoformat))
+    else:
+        service = f"the service runs, pid {problems.pid}" if problems.pid else "the service does not run"
+        print(f"{journal.directory}: {service}; released up to {journal.released}\n")
+        head = ["segment", "first", "last", "records", "released", "sessions", "tasks", "size", "oldest", ""]
+        print(*table.table([head, *map(_row, [*segments, total])], "lrrrrrrrrl"), sep="\n")
+    return problems.end()
+
+
+def _facts(it: _Segment) -> dict[str, Any]:
+    facts = {name: getattr(it, name) for name in ("name", "first", "last", "records", "released", "bytes", "oldest")}
+    facts["rows"] = {PLURALS[kind]: it.rows[kind] for kind in KINDS}
+    return {**facts, "damaged_bytes": it.damaged, "unfinished_bytes": it.unfinished}
+
+
+def _row(it: _Segment) -> list[str]:
+    numbers = ["" if n is None else str(n) for n in (it.first, it.last)]
+    age = table.duration((datetime.now(it.oldest.tzinfo) - it.oldest).total_seconds()) if it.oldest else ""
+    notes = [f"{table.size(it.damaged)} damaged"] if it.damaged else []
+    notes += [f"{table.size(it.unfinished)} unfinished"] if it.unfinished else []
+    figures = [f"{n:,}" for n in (it.records, it.released, it.rows["session"], it.rows["task"])]
+    return [it.name, *numbers, *figures, table.size(it.bytes), age, ", ".join(notes)]
+
+
+def _show(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    first, last = (options.first, options.last) if options.seq is None else (options.seq, options.seq)
+    journal = Inspection(settings.path("journal"))
+    problems = _Problems(settings, journal)
+    shown = 0
+    for item in journal.walk():
+        if not isinstance(item, Place):
+            problems.look(item)
+        elif first <= item.record.seq <= last:
+            shown += 1
+            _print_record(item, released=item.record.seq <= journal.released, as_json=options.json)
+    if options.seq is not None and not shown:
+        complain(f"{journal.directory}: there is no record {options.seq}")
+        return FAILED
+    return problems.end()
+
+
+def _print_record(place: Place, *, released: bool, as_json: bool) -> None:
+    record = place.record
+    body = json.loads(record.body)
+    if as_json:
+        facts = {"seq": record.seq, "kind": record.kind, "at": record.at.isoformat(), "rows": record.rows}
+        where = {"segment": place.segment, "offset": place.offset, "bytes": place.size, "released": released}
+        print(json.dumps({**facts, **where, "body": body}, ensure_ascii=False))
+        return
+    rows = table.count(record.rows, record.kind)
+    state = "released" if released else "waits"
+    print(f"record {record.seq}: {rows}, accepted {table.moment(record.at)}, {state}")
+    print(f"  {place.segment}, offset {place.offset}, {place.size:,} bytes")
+    for line in json.dumps(body, ensure_ascii=False, indent=2).splitlines():
+        print(f"  {table.printable(line)}")
+    print()
+
+
+def _verify(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    journal = Inspection(settings.path("journal"))
+    problems = _Problems(settings, journal)
+    segments = records = size = 0
+    for item in journal.walk():
+        if isinstance(item, Begin):
+            segments += 1
+            size += item.size
+        elif isinstance(item, Place):
+            records += 1
+        problems.look(item)
+    what = f"{table.count(segments, 'segment')}, {table.count(records, 'good record')}, {table.size(size)}"
+    print(f"{journal.directory}: {what}, {table.count(len(problems.found), 'problem')}")
+    return problems.end()
+
+
+def _export(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+    journal = Inspection(settings.path("journal"))
+    problems = _Problems(settings, journal)
+    records = rows = 0
+    with _output(options.output) as out:
+        for item in journal.walk():
+            if not isinstance(item, Place):
+                problems.look(item)
+                continue
+            record = item.record
+            if record.seq < options.first or (record.seq <= journal.released and not options.all):
+                continue
+            head = {"seq": record.seq, "at": record.at.isoformat(), "kind": record.kind}
+            for row in json.loads(record.body)[PLURALS[record.kind]]:
+                out.write(json.dumps({**head, "row": row}, ensure_ascii=False) + "\n")
+                rows += 1
+            records += 1
+        out.flush()
+    print(f"{table.count(rows, 'row')} of {table.count(records, 'record')} exported", file=sys.stderr)
+    return problems.end()
+
+
+@contextlib.contextmanager
+def _output(path: Path | None) -> Iterator[IO[str]]:
+    """Standard output, or a new file that is there once it is whole."""
+    if path is None:
+        yield sys.stdout
+        return
+    aside = path.with_name(path.name + ".unfinished")
+    try:
+        if path.exists():
+            raise InputError(path, "is there already; it is not written over")
+        try:
+            with aside.open("w", encoding="utf-8") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            aside.rename(path)
+            fsync_directory(path.parent)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as exc:
+        raise InputError(path, f"cannot be written: {reason(exc)}") from None
+
+
+class _Problems:
+    """Names what is wrong as it is found, and remembers it for the exit code."""
+
+    def __init__(self, settings: Settings, journal: Inspection) -> None:
+        self.pid = DataDir(settings.data_dir).holder()
+        self.found: list[dict[str, Any]] = []
+        self._copies = DamagedDirectory(settings.path("damaged"))
+        self._directory = journal.directory
+        self._segment = ""
+        if journal.problem:
+            self._say("cursor", None, f"{journal.problem}; a start takes all records for not released")
+
+    def look(self, item: object) -> None:
+        match item:
+            case Begin():
+                self._segment = item.path.name
+            case Damage():
+                self._say(
+                    item.segment, item.offset, f"{table.size(item.size)} damaged: {item.reason}{self._more(item)}"
+                )
+            case Missing():
+                numbers = (
+                    f"record {item.first} is" if item.first == item.last else f"records {item.first} to {item.last} are"
+                )
+                self._say(self._segment, None, f"{numbers} missing before this place")
+            case Tail(torn=True) if not self.pid:
+                words = "not whole, as a crash leaves them, and never acknowledged; a start cuts them off"
+                self._note(item, f"the last {table.size(item.size)} are {words}")
+            case Tail(torn=False) if not self.pid:
+                self._note(item, f"the last {table.size(item.size)} were refused; a start cuts them off")
+
+    def end(self) -> int:
+        """The command's exit code."""
+        return FAILED if self.found else OK
+
+    def _more(self, damage: Damage) -> str:
+        facts = [f"record {damage.seq}"] if damage.seq is not None else []
+        facts += [table.count(damage.rows, damage.kind)] if damage.rows is not None and damage.kind else []
+        with contextlib.suppress(OSError):
+            copy = self._copies.find(self._directory / damage.segment, damage)
+            facts += [f"known, a copy is in {copy}"] if copy else []
+        return f" ({', '.join(facts)})" if facts else ""
+
+    def _say(self, name: str, offset: int | None, problem: str) -> None:
+        self.found.append({"file": str(self._directory / name), "offset": offset, "problem": problem})
+        complain(f"{self._directory / name}{'' if offset is None else f', offset {offset}'}: {problem}")
+
+    def _note(self, tail: Tail, words: str) -> None:
+        """What is no damage, but will not stay as it is."""
+        complain(f"{self._directory / self._segment}, offset {tail.offset}: {words}")

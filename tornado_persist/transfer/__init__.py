@@ -1,0 +1,1 @@
+"""Rows from files on their way into a running service."""
