@@ -7,10 +7,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tornado_persist"
 
-# What each part may import of the others; errors, log, files and the bare package are everybody's.
+# What each part may import of the others; errors, log, files, masking and the bare package are everybody's.
 ALLOWED = {
     "errors": set[str](),
-    "log": set[str](),
+    "log": {"logfile"},
+    "logfile": set[str](),
+    "masking": set[str](),
+    "trail": set[str](),
     "files": set[str](),
     "models": set[str](),
     "metrics": {"models"},
@@ -20,7 +23,7 @@ ALLOWED = {
     "deadletter": {"models"},
     "journal": {"journal", "models"},
     "settler": {"buffer", "deadletter", "metrics", "models", "sinks"},
-    "backlog": {"journal", "buffer", "metrics", "models"},
+    "backlog": {"journal", "buffer", "metrics", "models", "trail"},
     "sinks": {"sinks", "models"},
     "config": {"sinks"},
     "ingest": {"backlog", "buffer", "journal", "models"},
@@ -34,7 +37,7 @@ ALLOWED = {
     "testing": {"models", "sinks"},
     "__main__": {"cli"},
 }
-EVERYBODYS = {"errors", "log", "files"}
+EVERYBODYS = {"errors", "log", "files", "masking"}
 # The flusher knows a sink by its runner alone, config and service by the registry and the interface.
 SINK_MODULES = {
     "flusher": {"runner"},

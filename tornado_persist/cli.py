@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tornado_persist import __version__, config, log
+from tornado_persist import __version__, config, log, masking
 from tornado_persist.config import Settings
 from tornado_persist.datadir import DataDir
 from tornado_persist.errors import ConfigError, PersistError, SinkError
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="persistd", description="A durable write buffer over HTTP.")
     parser.add_argument("--version", action="version", version=f"persistd {__version__}")
     parser.add_argument("-c", "--config", metavar="FILE", help="the configuration, a TOML file")
-    parser.set_defaults(command=_run, ready_fd=None)
+    parser.set_defaults(command=_run, ready_fd=None, daemon=False)
     commands = parser.add_subparsers(title="commands", metavar="")
 
     def add(name: str, function: Callable[..., int], words: str) -> argparse.ArgumentParser:
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "serve in the foreground (the default)")
     run.add_argument("--ready-fd", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    run.add_argument("--daemon", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("start", _start, "start the service in the background, and return once it serves")
     add("stop", _stop, "stop the service, and return once it has drained")
     add("status", _status, "say whether the service runs: 0 if it does, else 3")
@@ -65,12 +66,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
-    log_file = settings.path(settings.log.file) if settings.log.file else None
-    DataDir(settings.data_dir).make()
+    data_dir = DataDir(settings.data_dir)
+    data_dir.make()
+    # In the background standard output and error are a file as well, which is rotated and reopened as any other.
+    streams = data_dir.log_file if options.daemon else None
+    named = settings.path(settings.log.file) if settings.log.file else streams
+    target = log.STDOUT if settings.log.file == "-" else named
+    size = {"max_bytes": settings.log.max_bytes, "backups": settings.log.backups}
     try:
-        log.configure(settings.log.level, settings.log.format, log_file)
+        log.configure(settings.log.level, settings.log.format, target, **size, streams=streams)
     except OSError as exc:
-        raise ConfigError("log.file", f"{log_file} cannot be written: {exc.strerror}") from None
+        raise ConfigError("log.file", f"{target} cannot be written: {exc.strerror}") from None
 
     def serving(url: str) -> None:
         if options.ready_fd is not None:
@@ -92,7 +98,7 @@ def _start(settings: Settings, file: Path | None, options: argparse.Namespace) -
         return FAILED
     command = [sys.executable, "-m", "tornado_persist", "run"]
     reader, writer = os.pipe()
-    command += ["--ready-fd", str(writer), *(["-c", str(file)] if file else [])]
+    command += ["--daemon", "--ready-fd", str(writer), *(["-c", str(file)] if file else [])]
     with data_dir.log_file.open("ab") as output, os.fdopen(reader, "rb") as ready:
         said_before = output.tell()
         child = subprocess.Popen(
@@ -158,7 +164,7 @@ def _check(settings: Settings, file: Path | None, options: argparse.Namespace) -
         sink.ping()
         print(f"sink           {settings.sink}: {sink.describe()}")
     except SinkError as exc:
-        print(f"sink           {settings.sink}: unavailable: {exc}")
+        print(f"sink           {settings.sink}: unavailable: {masking.mask(str(exc))}")
         return FAILED
     finally:
         sink.close()
@@ -166,4 +172,4 @@ def _check(settings: Settings, file: Path | None, options: argparse.Namespace) -
 
 
 def _complain(problem: object) -> None:
-    print(f"persistd: {problem}", file=sys.stderr)
+    print(f"persistd: {masking.mask(str(problem))}", file=sys.stderr)

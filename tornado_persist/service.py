@@ -190,6 +190,7 @@ class Service:
         async with self._reloading:
             if self._stop.is_set():
                 return
+            await self._reopen_log()
             try:
                 new = await asyncio.to_thread(config.load, self._file)
             except ConfigError as exc:
@@ -203,6 +204,13 @@ class Service:
             if not same and not await self._switch_sink(new):
                 return
             logger.info("configuration reloaded", sink=self._settings.sink)
+
+    async def _reopen_log(self) -> None:
+        """logrotate may have moved the file; that does not depend on what stands in the configuration now."""
+        try:
+            await asyncio.to_thread(log.reopen)
+        except OSError as exc:
+            logger.error("the log file cannot be opened again", file=exc.filename, error=exc.strerror)
 
     def _apply_numbers(self, new: Settings) -> None:
         log.set_level(new.log.level)

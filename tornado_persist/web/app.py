@@ -87,10 +87,13 @@ class Api(Application):
 
 
 def _log_request(handler: RequestHandler) -> None:
+    if not log.debugging(__name__):
+        return
     logger.debug(
         "request",
         method=handler.request.method,
         path=handler.request.path,
         status=handler.get_status(),
         ms=round(handler.request.request_time() * 1000, 1),
+        request_id=handler.request_id if isinstance(handler, Handler) else "",
     )
