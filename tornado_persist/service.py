@@ -139,6 +139,8 @@ class Service:
             metrics,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
+            max_batch=settings.server.max_batch,
+            unknown_fields=settings.records.unknown_fields,
         )
         # So that the first answer of /health, and of a curl right after the start, is no guess.
         await self._runner.healthy(wait=FIRST_LOOK)

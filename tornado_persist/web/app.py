@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Literal
 
 from tornado.web import Application, RequestHandler
 
@@ -13,10 +14,11 @@ from tornado_persist.flusher import Flusher
 from tornado_persist.ingest import Ingest
 from tornado_persist.journal import Journal
 from tornado_persist.metrics import Metrics
-from tornado_persist.web import handlers
+from tornado_persist.web import description, docs, handlers
 from tornado_persist.web.base import Handler, NotFound
+from tornado_persist.web.description import Limits
 
-PREFIX = "/api/v1/persistence"
+PREFIX = description.PREFIX
 
 logger = log.get(__name__)
 
@@ -33,14 +35,21 @@ class Api(Application):
         *,
         max_body_bytes: int,
         flush_timeout: float,
+        max_batch: int = 1000,
+        unknown_fields: Literal["ignore", "reject"] = "ignore",
     ) -> None:
-        """``flush_timeout``: seconds that ``POST /flush`` waits at most."""
+        """``flush_timeout``: seconds that ``POST /flush`` waits at most.
+
+        ``max_batch`` and ``unknown_fields`` are what the parser of ``ingest`` was told, for the description.
+        """
         self.ingest = ingest
         self.flusher = flusher
         self.journal = journal
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.flush_timeout = flush_timeout
+        self._max_batch = max_batch
+        self._unknown_fields = unknown_fields
         #: Handlers at work, from the request's headers to the end of the answer.
         self.requests: set[Handler] = set()
         self._draining = False
@@ -54,6 +63,9 @@ class Api(Application):
                 (rf"{PREFIX}/tasks/batch", handlers.TasksBatch),
                 (rf"{PREFIX}/flush", handlers.Flush),
                 (rf"{PREFIX}/stats", handlers.Stats),
+                (r"/openapi\.json", docs.OpenAPI),
+                (r"/docs", docs.Page),
+                (r"/docs/(.+)", docs.Asset),
             ],
             default_handler_class=NotFound,
             log_function=_log_request,
@@ -68,6 +80,11 @@ class Api(Application):
         if self._draining:
             raise NotAccepting("The service is shutting down")
         self.ingest.check()
+
+    @property
+    def limits(self) -> Limits:
+        """What requests are held to now."""
+        return Limits(self._max_batch, self.max_body_bytes, self.flush_timeout, self._unknown_fields)
 
     @property
     def accepting(self) -> bool:
