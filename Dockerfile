@@ -30,6 +30,6 @@ EXPOSE 8001
 STOPSIGNAL SIGTERM
 # Alive, not healthy: a database that is down is no reason to restart what keeps the rows meanwhile.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8001/health/live', timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as r; port = os.environ.get('PERSISTD_SERVER__PORT', '8001'); r.urlopen(f'http://127.0.0.1:{port}/health/live', timeout=2)"]
 ENTRYPOINT ["persistd"]
 CMD ["run"]
