@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import gzip
+import json
 from pathlib import Path
 
 from tornado.web import HTTPError
 
 from tornado_persist.web.base import GetHandler
-from tornado_persist.web.description import describe
+from tornado_persist.web.description import Limits, describe
 
 _ASSETS = Path(__file__).parent / "assets" / "swagger-ui"
 _FILES = {
@@ -53,7 +54,7 @@ class OpenAPI(GetHandler):
     """``GET /openapi.json``: the description, with the limits as they are now."""
 
     async def get(self) -> None:
-        self.reply(describe(self.application.limits))
+        self.finish(await asyncio.to_thread(_described, self.application.limits))
 
 
 class Page(GetHandler):
@@ -88,6 +89,12 @@ class Asset(GetHandler):
 
     async def head(self, name: str = "") -> None:
         await self.get(name)
+
+
+@functools.lru_cache(maxsize=4)
+def _described(limits: Limits) -> str:
+    """The description as text; making it takes long enough to be kept away from the event loop."""
+    return json.dumps(describe(limits), ensure_ascii=False) + "\n"
 
 
 @functools.cache
