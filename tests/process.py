@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,11 +50,24 @@ class Persistd:
     """
 
     def __init__(
-        self, directory: Path, config: str = "", *, port: int = 0, server: str = "", prefix: Sequence[str] = ()
+        self,
+        directory: Path,
+        config: str = "",
+        *,
+        port: int = 0,
+        server: str = "",
+        log: str = "",
+        prefix: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        """``server``: more lines of ``[server]``; ``prefix``: a command that runs the process, and becomes it."""
+        """``server``, ``log``: more lines of ``[server]`` and ``[log]``; ``variables``: of the environment.
+
+        ``prefix``: a command that runs the process, and becomes it.
+        """
         self.directory = directory
         self._server = server
+        self._log = log
+        self._variables = variables or {}
         self._prefix = prefix
         self.data_dir = directory / "data"
         self.file = directory / "persistd.toml"
@@ -65,7 +78,9 @@ class Persistd:
 
     def configure(self, config: str) -> None:
         """Write the configuration file; tables of one's own, without [server] and [log]."""
-        self.file.write_text(f'{config}\n[server]\nport = {self.port}\n{self._server}\n[log]\nlevel = "debug"\n')
+        self.file.write_text(
+            f'{config}\n[server]\nport = {self.port}\n{self._server}\n[log]\nlevel = "debug"\n{self._log}'
+        )
 
     def start(self) -> None:
         """Start the process and wait until it serves."""
@@ -88,7 +103,7 @@ class Persistd:
             self.process = subprocess.Popen(
                 [*self._prefix, *COMMAND, "run", "-c", str(self.file), "--ready-fd", str(writer)],
                 cwd=self.directory,
-                env=environment(),
+                env=environment(**self._variables),
                 stdout=log,
                 stderr=log,
                 pass_fds=[writer],

@@ -7,10 +7,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tornado_persist"
 
-# What each part may import of the others; errors, log, files and the bare package are everybody's.
+# What each part may import of the others; errors, log, files, masking and the bare package are everybody's.
 ALLOWED = {
     "errors": set[str](),
-    "log": set[str](),
+    "log": {"logfile"},
+    "logfile": set[str](),
+    "masking": set[str](),
+    "trail": set[str](),
+    "systemd": set[str](),
     "files": set[str](),
     "times": set[str](),
     "models": {"times"},
@@ -24,7 +28,7 @@ ALLOWED = {
     "deadletter": {"models", "times"},
     "journal": {"journal", "models"},
     "settler": {"buffer", "deadletter", "metrics", "models", "sinks"},
-    "backlog": {"journal", "buffer", "metrics", "models", "parser", "times"},
+    "backlog": {"journal", "buffer", "metrics", "models", "parser", "times", "trail"},
     "sinks": {"sinks", "models"},
     "config": {"sinks"},
     "ingest": {"backlog", "buffer", "journal", "models", "parser", "times"},
@@ -37,16 +41,17 @@ ALLOWED = {
     "history": {"flusher", "ingest", "journal", "metrics", "models"},
     "web": {"web", "exposition", "history", "flusher", "ingest", "journal", "metrics", "models", "times"},
     "service": {
-        *("web", "history", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal"),
+        *("web", "history", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal", "systemd"),
         *("metrics", "models", "parser", "sinks", "config", "datadir", "interpreter"),
     },
+    "findings": {"service", "config", "datadir"},
     "client": {"models"},
     "transfer": {"transfer", "client", "backoff", "models"},
-    "cli": {"cli", "client", "transfer", "service", "config", "datadir", "journal", "models", "parser"},
+    "cli": {"cli", "client", "findings", "transfer", "service", "config", "datadir", "journal", "models", "parser"},
     "testing": {"models", "sinks", "times"},
     "__main__": {"cli"},
 }
-EVERYBODYS = {"errors", "log", "files"}
+EVERYBODYS = {"errors", "log", "files", "masking"}
 # The flusher knows a sink by its runner alone, config and service by the registry and the interface.
 SINK_MODULES = {
     "flusher": {"runner"},
@@ -63,6 +68,7 @@ LIBRARIES = {
     "psycopg": {"sinks"},
     "pymysql": {"sinks"},
     "structlog": {"log"},
+    "systemd_watchdog": {"systemd"},
     "pydantic_settings": {"config"},
     "pytest": {"testing"},
     "msgspec": {"decoder", "sinks"},

@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from tests.process import environment
-from tornado_persist import log
+from tornado_persist import log, masking
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,39 @@ def test_the_level_changes_at_once(tmp_path: Path) -> None:
     log.set_level("error")
     logger.warning("not said either")
     assert [line["event"] for line in lines(tmp_path / "log")] == ["said"]
+
+
+def test_whether_debug_lines_are_said_can_be_asked_first(tmp_path: Path) -> None:
+    log.configure("info", "json", tmp_path / "log")
+    assert not log.debugging("tornado_persist.web.app")
+    log.set_level("debug")
+    assert log.debugging("tornado_persist.web.app")
+
+
+def test_standard_output_can_be_the_log() -> None:
+    program = (
+        "from tornado_persist import log; log.configure('info', 'auto', log.STDOUT); "
+        "log.get('tornado_persist').info('hi')"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert (json.loads(done.stdout)["event"], done.stderr) == ("hi", "")
+
+
+def test_a_traceback_and_whatever_stands_in_a_line_hide_secrets(tmp_path: Path) -> None:
+    log.configure("info", "json", tmp_path / "log")
+    masking.hide(["postgresql://me:hush-hush@host/db"])
+    try:
+        raise ValueError("hush-hush in a message")
+    except ValueError as exc:
+        log.get("tornado_persist.x").exception("a bug", error=exc, nested={"list": ["hush-hush", 3]})
+    logging.getLogger("other").warning("says %s", "hush-hush")
+    masking.forget()
+    text = (tmp_path / "log").read_text()
+    assert "hush" not in text
+    first, second = lines(tmp_path / "log")
+    assert first["nested"] == {"list": ["***", 3]}
+    assert second["event"] == "says ***"
 
 
 def test_configuring_again_leaves_one_handler(tmp_path: Path) -> None:

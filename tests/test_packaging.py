@@ -47,7 +47,9 @@ def test_metadata(metadata: dict[str, Any]) -> None:
     assert metadata["version"] == tornado_persist.__version__
     assert metadata["python_requires"] == ">=3.11"
     assert metadata["entry_points"]["console_scripts"] == ["persistd = tornado_persist.cli:main"]
-    assert metadata["package_data"] == {"tornado_persist": ["py.typed", "web/assets/*", "web/assets/uplot/*"]}
+    assert metadata["package_data"] == {
+        "tornado_persist": ["py.typed", "web/assets/*", "web/assets/uplot/*", "web/assets/swagger-ui/*"]
+    }
     assert (ROOT / "tornado_persist" / "py.typed").exists()
 
 

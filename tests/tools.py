@@ -31,12 +31,21 @@ class Tool:
     programs: tuple[str, ...]
     #: For each package manager the sets of packages that hold it, newest naming first; the first known set is taken.
     packages: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    #: What Debian's packages would have systemd start, now and at every boot.
+    units: tuple[str, ...] = ()
 
 
 #: Linux alone has it.
 STRACE: tuple[Tool, ...] = (
     (Tool("strace", ("strace",), dict.fromkeys(("apt-get", "dnf", "apk"), (("strace",),))),)
     if sys.platform == "linux"
+    else ()
+)
+
+#: The programs that look at a unit file; they need no systemd that runs. Only some systems have it.
+SYSTEMD: tuple[Tool, ...] = (
+    (Tool("systemd", ("systemd-analyze",), {"apt-get": (("systemd",),), "dnf": (("systemd",),)}),)
+    if shutil.which("apt-get") or shutil.which("dnf")
     else ()
 )
 
@@ -65,6 +74,18 @@ TOOLS: tuple[Tool, ...] = (
             "brew": (("mariadb",),),
         },
     ),
+    Tool(
+        "nginx",
+        ("nginx",),
+        {"apt-get": (("nginx-light",), ("nginx",)), **dict.fromkeys(("dnf", "apk", "brew"), (("nginx",),))},
+        ("nginx.service",),
+    ),
+    Tool(
+        "logrotate",
+        ("logrotate",),
+        dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("logrotate",),)),
+        ("logrotate.timer",),
+    ),
     *STRACE,
     Tool(
         "Prometheus's promtool",
@@ -75,8 +96,10 @@ TOOLS: tuple[Tool, ...] = (
             "apk": (("prometheus",),),
             "brew": (("prometheus",),),
         },
+        ("prometheus.service",),  # of its package promtool alone is wanted
     ),
     Tool("Chromium", ("chromium",), dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("chromium",),))),
+    *SYSTEMD,
 )
 
 #: Searched after ``PATH``. Servers are often installed where only their service looks; the highest version wins.
@@ -166,6 +189,23 @@ def _run(command: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
+def _no_service(privilege: list[str], units: Sequence[str]) -> Iterator[None]:
+    """Debian starts what it installs, and at every boot, unless a policy says no and the unit is disabled."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        script = f"printf '#!/bin/sh\\nexit 101\\n' > {policy} && chmod +x {policy}"
+        subprocess.run([*privilege, "sh", "-c", script], check=False)
+    try:
+        yield
+    finally:
+        if ours:
+            subprocess.run([*privilege, "rm", "-f", str(policy)], check=False)
+        if units and shutil.which("systemctl"):
+            subprocess.run([*privilege, "systemctl", "disable", *units], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
 def _no_cluster(privilege: list[str]) -> Iterator[None]:
     """Debian's postgresql makes a cluster and starts it when it is installed, unless its configuration says no."""
     drop_in = Path("/etc/postgresql-common/createcluster.d/tornado-persist-tests.conf")
@@ -191,12 +231,9 @@ def _apt_get(privilege: list[str], tools: Sequence[Tool]) -> bool:
             if subprocess.run(["apt-cache", "show", "--", *names], capture_output=True, check=False).returncode == 0
         )
         packages += next(known, choices[0])
-    with _no_cluster(privilege):
-        done = _run([*apt, "install", "--yes", "--no-install-recommends", *packages])
-    if done and "prometheus" in packages and Path("/run/systemd/system").exists():
-        # Of it promtool alone is wanted, but its package starts the server.
-        done = _run([*privilege, "systemctl", "disable", "--now", "prometheus.service"])
-    return done
+    units = [unit for tool in tools for unit in tool.units]
+    with _no_cluster(privilege), _no_service(privilege, units):
+        return _run([*apt, "install", "--yes", "--no-install-recommends", *packages])
 
 
 def install(tools: Sequence[Tool]) -> bool:

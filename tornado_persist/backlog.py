@@ -18,6 +18,7 @@ from tornado_persist.metrics import Metrics
 from tornado_persist.models import Kind, Row
 from tornado_persist.parser import Parser
 from tornado_persist.times import stamp
+from tornado_persist.trail import Trail
 
 logger = log.get(__name__)
 
@@ -37,6 +38,8 @@ class Backlog:
         # What was accepted once was valid then; limits that became stricter since must not lose it.
         self._parser = Parser()
         self._refilling = asyncio.Lock()
+        #: Which requests the unsettled batches came with.
+        self.trail = Trail()
         #: The last record that was accepted, and the last whose rows are in the buffer, or past it.
         self.accepted_through = 0
         self.merged_through = 0
@@ -56,6 +59,7 @@ class Backlog:
         """Count a batch that the journal has made durable, and merge it if there is room."""
         in_turn = not self.left_out()
         self.accepted_through = seq
+        self.trail.add(seq, log.request_id.get())
         self._metrics.totals.accepted[kind] += len(rows)
         if in_turn and self._room(len(rows)):
             self._merge(seq, kind, rows, at)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from tornado_persist import masking
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import SinkSettings
@@ -67,7 +68,9 @@ class Log(_Table):
     format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: console on a terminal, else JSON lines"
     )
-    file: str = Field("", description="path below data_dir; empty: standard error")
+    file: str = Field("", description="path below data_dir; empty: standard error; -: standard output")
+    max_bytes: int = Field(104_857_600, ge=0, description="bytes of the file at which it is rotated; 0: never")
+    backups: int = Field(5, ge=1, le=1000, description="rotated files that are kept, .1 the newest")
 
 
 class Settings(BaseSettings):
@@ -152,8 +155,12 @@ def load(file: Path | None) -> Settings:
         raise _config_error(exc) from None
     except ValueError as exc:  # pydantic-settings: a variable for a whole table that is no JSON
         raise ConfigError("", str(exc).splitlines()[0]) from None
+    # Before they are looked at more closely: what is wrong with one must not show it either.
+    for table in settings.sinks.values():
+        masking.hide(value for value in table.values() if isinstance(value, str) and "://" in value)
     for name in sorted({settings.sink, *settings.sinks}):
-        settings.sink_settings(name)
+        values = [value for _, value in settings.sink_settings(name)]
+        masking.hide(value.get_secret_value() for value in values if isinstance(value, SecretStr))
     return settings
 
 

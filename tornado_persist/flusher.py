@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -117,7 +118,8 @@ class Flusher:
         # PeriodicCallback must not run the flush itself: it would swallow its exception, and restarting the timer from
         # within its callback would leave two of them.
         if self._background is None or self._background.done():
-            self._background = asyncio.create_task(self._flush_in_background())
+            # In a context of its own: what it says is not of the request that happened to start it.
+            self._background = asyncio.create_task(self._flush_in_background(), context=Context())
 
     async def _flush_in_background(self) -> None:
         try:
@@ -161,7 +163,7 @@ class Flusher:
     async def _join(self) -> Flushed:
         """A flush, without waiting for the cursor: 2 ms in which the next one writes already."""
         if self._flight is None or self._flight.done():
-            self._flight = asyncio.create_task(self._fly())
+            self._flight = asyncio.create_task(self._fly(), context=Context())
         return await asyncio.shield(self._flight)
 
     async def flush(self, timeout: float) -> Flushed:
@@ -283,7 +285,8 @@ class Flusher:
             self._set_retry(None)
             merged = sum(self._metrics.totals.merged.values())
             if taken:
-                logger.info("flush", **figures, merged=merged - self._merged_before)
+                requests = self._backlog.trail.pop_through(self.settled_through)
+                logger.info("flush", **figures, merged=merged - self._merged_before, requests=requests)
                 self._merged_before = merged
             return
         self._suspicions += isinstance(error, SinkUnavailable) and error.suspect

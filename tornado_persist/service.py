@@ -31,6 +31,7 @@ from tornado_persist.parser import Parser
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.systemd import ServiceManager
 from tornado_persist.web.app import Api
 
 logger = log.get(__name__)
@@ -43,6 +44,9 @@ FIRST_LOOK = 2.0
 READ_BYTES = 1 << 18
 #: Seconds of the shutdown kept for closing the sink.
 CLOSING_TIME = 0.5
+
+#: Seconds between two signs of life that nobody waits for.
+FOR_EVER = 86_400.0
 
 # Keys that a reload applies; all others need a restart.
 _LIVE = ("sink", "sinks", "buffer", "log.level")
@@ -58,6 +62,7 @@ class Service:
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._url = ""
 
     async def run(self, serving: Callable[[str], None] = lambda url: None) -> None:
         """Serve until SIGTERM or SIGINT, then drain. ``serving`` is called with the URL once requests are answered.
@@ -69,17 +74,22 @@ class Service:
         data_dir = DataDir(self._settings.data_dir)
         data_dir.make()
         data_dir.lock()
+        self._manager = ServiceManager()
+        beat = PeriodicCallback(self._manager.beat, (self._manager.interval or FOR_EVER) * 1000)
         try:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGTERM, self._stop.set)
             loop.add_signal_handler(signal.SIGINT, self._stop.set)
             loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
             data_dir.write_pid()
+            beat.start()
             for offer in registry.shadowed():
                 logger.warning("a plugin's sink is passed over, its name is a built-in sink's", plugin=offer)
             await self._serve(serving)
         finally:
             data_dir.unlock()
+            beat.stop()
+            self._manager.close()
 
     async def _serve(self, serving: Callable[[str], None]) -> None:
         settings = self._settings
@@ -96,6 +106,7 @@ class Service:
             max_bytes=settings.journal.max_bytes,
             on_sync=metrics.fsync_seconds.observe,
         )
+        self._manager.status("Reading the journal")
         checkpoint = await asyncio.to_thread(journal.open)
         dead_letters = DeadLetters(settings.path("rejected.jsonl"))
         _cut_dead_letters(dead_letters, checkpoint.state)
@@ -133,6 +144,8 @@ class Service:
             metrics,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
+            max_batch=settings.server.max_batch,
+            unknown_fields=settings.records.unknown_fields,
         )
         # So that the first answer of /health, and of a curl right after the start, is no guess.
         await self._runner.healthy(wait=FIRST_LOOK)
@@ -141,23 +154,37 @@ class Service:
         server.add_sockets(sockets)
         interpreter.tune()
         self._flusher.poke()
-        watch = PeriodicCallback(self._flusher.sink_healthy, WATCH_INTERVAL * 1000)
+        watch = PeriodicCallback(self._watch, WATCH_INTERVAL * 1000)
         watch.start()
         history = PeriodicCallback(self._api.history.sample, INTERVAL * 1000)
         history.start()
 
         address = sockets[0].getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        url = f"http://{host}:{address[1]}"
+        url = self._url = f"http://{host}:{address[1]}"
         logger.info("serving", url=url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
         serving(url)
+        self._manager.ready()
+        self._say_status()
         await self._stop.wait()
         logger.info("shutting down", waiting=self._pending())
+        self._manager.stopping()
+        self._manager.status(f"Shutting down, {self._pending()} rows wait")
         watch.stop()
         history.stop()
         server.stop()
         await self._drain(settings.server.shutdown_timeout)
         await server.close_all_connections()
+
+    async def _watch(self) -> None:
+        await self._flusher.sink_healthy()
+        self._say_status()
+
+    def _say_status(self) -> None:
+        if self._stop.is_set():
+            return
+        sink = "is up" if self._runner.up else f"is down: {self._runner.error}"
+        self._manager.status(f"Serving on {self._url}, {self._pending()} rows wait, {self._settings.sink} {sink}")
 
     async def _recover(self, checkpoint: Checkpoint) -> None:
         began = time.monotonic()
@@ -199,19 +226,33 @@ class Service:
         async with self._reloading:
             if self._stop.is_set():
                 return
-            try:
-                new = await asyncio.to_thread(config.load, self._file)
-            except ConfigError as exc:
-                logger.error("configuration not reloaded", error=str(exc))
-                return
-            for key in _changed(self._settings, new):
-                if not key.startswith(_LIVE):
-                    logger.warning("this setting changes only with a restart", key=key)
-            self._apply_numbers(new)
-            same = (self._settings.sink, self._settings.sink_settings()) == (new.sink, new.sink_settings())
-            if not same and not await self._switch_sink(new):
-                return
-            logger.info("configuration reloaded", sink=self._settings.sink)
+            self._manager.reloading()
+            await self._reopen_log()
+            await self._reload()
+            self._manager.ready()
+            self._say_status()
+
+    async def _reload(self) -> None:
+        try:
+            new = await asyncio.to_thread(config.load, self._file)
+        except ConfigError as exc:
+            logger.error("configuration not reloaded", error=str(exc))
+            return
+        for key in _changed(self._settings, new):
+            if not key.startswith(_LIVE):
+                logger.warning("this setting changes only with a restart", key=key)
+        self._apply_numbers(new)
+        same = (self._settings.sink, self._settings.sink_settings()) == (new.sink, new.sink_settings())
+        if not same and not await self._switch_sink(new):
+            return
+        logger.info("configuration reloaded", sink=self._settings.sink)
+
+    async def _reopen_log(self) -> None:
+        """logrotate may have moved the file; that does not depend on what stands in the configuration now."""
+        try:
+            await asyncio.to_thread(log.reopen)
+        except OSError as exc:
+            logger.error("the log file cannot be opened again", file=exc.filename, error=exc.strerror)
 
     def _apply_numbers(self, new: Settings) -> None:
         log.set_level(new.log.level)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import shtab
 
+from tornado_persist import masking
 from tornado_persist.config import Settings
 
 OK, FAILED, BAD_CONFIG, NO_SERVICE = 0, 1, 2, 3
@@ -57,4 +58,4 @@ def completes_files(action: argparse.Action, what: dict[str, Any] = shtab.FILE) 
 
 def complain(problem: object) -> None:
     """One line about what went wrong."""
-    print(f"persistd: {problem}", file=sys.stderr)
+    print(f"persistd: {masking.mask(str(problem))}", file=sys.stderr)

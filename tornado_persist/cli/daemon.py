@@ -24,6 +24,7 @@ STOP_GRACE = 10.0
 def add(commands: Commands) -> None:
     run_parser = commands.add("run", run, "serve in the foreground (the default)")
     run_parser.add_argument("--ready-fd", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    run_parser.add_argument("--daemon", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     commands.add("start", _start, "start the service in the background, and return once it serves")
     commands.add("stop", _stop, "stop the service, and return once it has drained")
     commands.add("status", _status, "say whether the service runs: 0 if it does, else 3")
@@ -32,12 +33,17 @@ def add(commands: Commands) -> None:
 
 def run(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
     """Serve in the foreground."""
-    log_file = settings.path(settings.log.file) if settings.log.file else None
-    DataDir(settings.data_dir).make()
+    data_dir = DataDir(settings.data_dir)
+    data_dir.make()
+    # In the background standard output and error are a file as well, which is rotated and reopened as any other.
+    streams = data_dir.log_file if options.daemon else None
+    named = settings.path(settings.log.file) if settings.log.file else streams
+    target = log.STDOUT if settings.log.file == "-" else named
+    size = {"max_bytes": settings.log.max_bytes, "backups": settings.log.backups}
     try:
-        log.configure(settings.log.level, settings.log.format, log_file)
+        log.configure(settings.log.level, settings.log.format, target, **size, streams=streams)
     except OSError as exc:
-        raise ConfigError("log.file", f"{log_file} cannot be written: {exc.strerror}") from None
+        raise ConfigError("log.file", f"{target} cannot be written: {exc.strerror}") from None
 
     def serving(url: str) -> None:
         if options.ready_fd is not None:
@@ -59,7 +65,7 @@ def _start(settings: Settings, file: Path | None, options: argparse.Namespace) -
         return FAILED
     command = [sys.executable, "-m", "tornado_persist", "run"]
     reader, writer = os.pipe()
-    command += ["--ready-fd", str(writer), *(["-c", str(file)] if file else [])]
+    command += ["--daemon", "--ready-fd", str(writer), *(["-c", str(file)] if file else [])]
     with data_dir.log_file.open("ab") as output, os.fdopen(reader, "rb") as ready:
         said_before = output.tell()
         child = subprocess.Popen(

@@ -67,5 +67,5 @@ def parser() -> argparse.ArgumentParser:
     for chore in (daemon, check, stats, journal, rejected, imports):
         chore.add(commands)
     completion.add(commands, it)
-    it.set_defaults(command=daemon.run, ready_fd=None)
+    it.set_defaults(command=daemon.run, ready_fd=None, daemon=False)
     return it

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from tornado_persist import log
-from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
+from tornado_persist import log, masking
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.models import Batch
 from tornado_persist.sinks.base import Sink
 
@@ -204,10 +204,11 @@ class SinkRunner:
                 self._opened = True
                 self.description = self.sink.describe()
             return function(*args)
-        except (BatchRejected, SinkConflict):
-            raise
-        except SinkUnavailable:
-            self._close_sink()
+        except SinkError as exc:
+            # The driver's words go to the log, into answers and into the file of rejected rows.
+            exc.args = (masking.mask(str(exc)),)
+            if isinstance(exc, SinkUnavailable) and not isinstance(exc, SinkConflict):
+                self._close_sink()
             raise
         except Exception as exc:
             logger.exception("a bug in the sink", sink=self.sink.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from datetime import datetime
@@ -15,6 +16,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 from tornado_persist import __version__, log
 from tornado_persist.errors import BatchRefused, FieldError, InvalidBatch, NotAccepting, NotJSON
 from tornado_persist.times import stamp
+from tornado_persist.web import requestid
 
 if TYPE_CHECKING:
     from tornado_persist.web.app import Api
@@ -59,6 +61,7 @@ class Handler(RequestHandler):
         self._received = 0
 
     def prepare(self) -> None:
+        log.request_id.set(self.request_id)
         self.application.requests.add(self)
         limit = self.application.max_body_bytes
         length = self.request.headers.get("Content-Length", "")
@@ -105,6 +108,11 @@ class Handler(RequestHandler):
             case other:
                 raise Unsupported(f"A request body may be compressed with gzip, not with {other}")
 
+    @functools.cached_property
+    def request_id(self) -> str:
+        """The client's own id of this request, or one that was made for it."""
+        return requestid.choose(self.request.headers.get("X-Request-ID"))
+
     def reply(self, payload: dict[str, Any], status: int = 200) -> None:
         """Answer with JSON."""
         self.set_status(status)
@@ -113,6 +121,7 @@ class Handler(RequestHandler):
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.set_header("Server", f"persistd/{__version__}")
+        self.set_header("X-Request-ID", self.request_id)
 
     def compute_etag(self) -> str | None:
         """None: hardly an answer here is worth caching."""
@@ -141,7 +150,7 @@ class Handler(RequestHandler):
     ) -> None:
         """A traceback for bugs alone: the client hears of everything else in the answer."""
         if not isinstance(value, HTTPError | BatchRefused):
-            where = {"method": self.request.method, "path": self.request.path}
+            where = {"method": self.request.method, "path": self.request.path, "request_id": self.request_id}
             logger.error("a bug in a request handler", **where, exc_info=(typ, value, tb))
 
 

@@ -1,0 +1,209 @@
+"""The files for running the service elsewhere: containers, nginx in front, logrotate, Prometheus, Grafana."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ruamel.yaml import YAML
+
+from tests import tools
+from tests.process import PATIENCE, Persistd, wait_until
+from tests.rows import body, task
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+MANUAL = "[buffer]\nflush_interval = 3600\n"
+TASKS = "/api/v1/persistence/tasks/batch"
+
+
+def read_yaml(path: Path) -> Any:
+    return YAML(typ="safe").load(path)
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def installed(name: str) -> Path:
+    """A program of the environment that the tests run in."""
+    return Path(sysconfig.get_path("scripts")) / name
+
+
+# Containers.
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    done = run(installed("hadolint"), "--no-color", ROOT / "Dockerfile")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_gets_every_file_that_is_copied_into_it() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    text = (ROOT / "Dockerfile").read_text()
+    copied = [path for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE) for path in line.split()]
+    assert "tornado_persist" in copied
+    for path in copied:
+        assert (ROOT / path).exists(), path
+        assert f"!{path}" in ignored, path
+
+
+def test_the_image_is_not_roots_and_says_how_it_is_and_how_it_is_stopped() -> None:
+    lines = dict(line.split(" ", 1) for line in (ROOT / "Dockerfile").read_text().splitlines() if line[:1].isupper())
+    assert lines["USER"] == "10001:10001"
+    assert lines["STOPSIGNAL"] == "SIGTERM"
+    assert lines["VOLUME"] == lines["WORKDIR"] == "/var/lib/persistd"
+    assert "/health/live" in (ROOT / "Dockerfile").read_text(), "a database that is down is no reason for a restart"
+
+
+def test_the_compose_file_fits_the_schema_of_compose_files() -> None:
+    done = run(installed("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", CONF / "compose.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_compose_files_services_and_volumes_are_there_and_looked_after() -> None:
+    compose = read_yaml(CONF / "compose.yaml")
+    services = compose["services"]
+    assert services.keys() == {"persistd", "postgres", "prometheus", "grafana"}
+    for name, service in services.items():
+        assert name == "persistd" or "healthcheck" in service, name  # the image of persistd has its own
+        for volume in service["volumes"]:
+            source = volume.partition(":")[0]
+            if not source.startswith("."):
+                assert source in compose["volumes"], volume
+        for needed in service.get("depends_on", ()):
+            assert needed in services
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        assert "password" not in str(service.get("environment")).lower() or "${" in str(service["environment"])
+
+
+def test_prometheus_asks_the_service_for_its_metrics() -> None:
+    (job,) = read_yaml(CONF / "prometheus.yml")["scrape_configs"]
+    assert (job["metrics_path"], job["static_configs"]) == ("/metrics", [{"targets": ["persistd:8001"]}])
+
+
+def test_grafana_finds_its_data_source_and_its_dashboards_where_compose_puts_them() -> None:
+    provisioning = CONF / "grafana-provisioning"
+    (source,) = read_yaml(provisioning / "datasources" / "prometheus.yaml")["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
+    (provider,) = read_yaml(provisioning / "dashboards" / "persistd.yaml")["providers"]
+    volumes = read_yaml(CONF / "compose.yaml")["services"]["grafana"]["volumes"]
+    assert any(volume.split(":")[1].startswith(provider["options"]["path"] + "/") for volume in volumes)
+
+
+# nginx.
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_nginx_understands_every_line_of_the_example() -> None:
+    done = run(tools.require("nginx"), "-t", "-q", "-e", "stderr", "-c", CONF / "nginx.conf", "-g", "pid /dev/null;")
+    assert done.returncode == 0, done.stderr
+    assert "[warn]" not in done.stderr
+
+
+@contextmanager
+def nginx(directory: Path, upstream: str) -> Iterator[httpx.Client]:
+    """The example in front of a service, on a port and in a directory of its own."""
+    port = free_port()
+    text = (CONF / "nginx.conf").read_text()
+    for old, new in {
+        "127.0.0.1:8001": upstream,
+        "listen 8080": f"listen 127.0.0.1:{port}",
+        "/var/log/nginx/persistd.log": str(directory / "access.log"),
+        "worker_processes auto": "worker_processes 1",
+        "http {\n": "http {\n"
+        + "".join(
+            f"{name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        ),
+    }.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    file = directory / "nginx.conf"
+    file.write_text(text)
+    # As root its workers would be another user, who has no way into the directory.
+    user = "user root;" if os.geteuid() == 0 else ""
+    options = f"daemon off; pid {directory}/pid; error_log stderr; {user}"
+    process = subprocess.Popen([tools.require("nginx"), "-e", "stderr", "-c", str(file), "-g", options])
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
+
+            def answers() -> bool:
+                assert process.poll() is None, "nginx has ended"
+                try:
+                    return client.get("/health/live").status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            wait_until(answers)
+            yield client
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_a_batch_goes_through_nginx_and_so_do_all_answers(tmp_path: Path) -> None:
+    with Persistd(tmp_path, MANUAL, server="max_body_bytes = 100000\n") as service:
+        (tmp_path / "nginx").mkdir()
+        with nginx(tmp_path / "nginx", service.url.removeprefix("http://")) as front:
+            rows = body("task", *(task(f"t{number}") for number in range(100)))
+            for content, headers in ((rows, {}), (gzip.compress(rows), {"Content-Encoding": "gzip"})):
+                accepted = front.post(TASKS, content=content, headers={"X-Request-ID": "through", **headers})
+                assert (accepted.status_code, accepted.json()["count"]) == (200, 100)
+                assert accepted.headers["X-Request-ID"] == "through"
+            flushed = front.post("/api/v1/persistence/flush").json()
+            assert (flushed["status"], flushed["tasks_written"]) == ("flushed", 100)
+            for content, code in ((b"{", 400), (b"{}", 422), (b" " * 200_000, 413)):
+                refused = front.post(TASKS, content=content)
+                assert (refused.status_code, refused.json()["status"]) == (code, "rejected")
+            made = front.get("/health").headers["X-Request-ID"]
+            wait_until(lambda: made in [line["request_id"] for line in service.log("request")])
+            wait_until(lambda: made in (tmp_path / "nginx" / "access.log").read_text())
+
+
+# logrotate.
+
+
+def test_logrotate_moves_the_file_and_the_service_goes_on_in_a_new_one(tmp_path: Path) -> None:
+    with Persistd(tmp_path, MANUAL, log="file = 'persistd.log'\nmax_bytes = 0\n") as service:
+        text = (CONF / "logrotate").read_text()
+        assert "su persistd persistd\n" in text
+        text = text.replace("/var/lib/persistd", str(service.data_dir))
+        text = re.sub(r" *su persistd persistd\n", "", text)
+        file = tmp_path / "logrotate.conf"
+        file.write_text(text)
+        file.chmod(0o644)
+        log = service.data_dir / "persistd.log"
+        service.data_dir.chmod(0o755)
+        for _ in range(2):
+            logged = log.read_text()
+            done = run(tools.require("logrotate"), "--force", "--state", tmp_path / "state", file)
+            assert done.returncode == 0, done.stderr
+            wait_until(lambda: log.exists() and "configuration reloaded" in log.read_text())
+            assert (service.data_dir / "persistd.log.1").read_text().startswith(logged)
+        assert (service.data_dir / "persistd.log.2.gz").exists()
+        assert service.stop() == 0
+
+
+def test_the_configurations_of_prometheus_pass_its_own_check() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    done = run(promtool, "check", "config", "--syntax-only", CONF / "prometheus.yml")
+    assert done.returncode == 0, done.stderr

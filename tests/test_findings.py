@@ -1,0 +1,210 @@
+"""What ``persistd check`` finds, and what it says to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from tests.process import environment
+from tornado_persist import config, findings
+from tornado_persist.config import Settings
+from tornado_persist.datadir import DataDir
+from tornado_persist.errors import SinkUnavailable
+from tornado_persist.findings import Finding, hint
+from tornado_persist.journal.record import HEADER_SIZE
+
+Look = Callable[..., list[Finding]]
+
+
+@pytest.fixture
+def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
+    for name in [name for name in os.environ if name.startswith("PERSISTD_")]:
+        monkeypatch.delenv(name)
+
+    def look(sink: str = "sqlite", **tables: dict[str, Any]) -> list[Finding]:
+        tables["server"] = {"port": 0, **tables.get("server", {})}
+        settings = Settings(data_dir=tmp_path / "data", sink=sink, **tables)  # type: ignore[arg-type]
+        return list(findings.look(settings, None))
+
+    return look
+
+
+def found(all_of_them: list[Finding], subject: str) -> Finding:
+    """The worst finding of a subject."""
+    return max((one for one in all_of_them if one.subject == subject), key=lambda one: one.level != "ok")
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_good_place_has_nothing_to_be_done(look: Look) -> None:
+    every = look()
+    subjects = ["configuration", "data_dir", "journal", "disk", "address", "sink", "tables"]
+    assert [one.subject for one in every if one.subject != "disk"] == [name for name in subjects if name != "disk"]
+    assert {one.level for one in every if one.subject != "disk"} == {"ok"}
+    assert not any("->" in str(one) for one in every if one.subject != "disk")
+
+
+def test_whatever_is_wrong_comes_with_what_to_do(look: Look) -> None:
+    bad = look(
+        journal={"max_bytes": 4096, "sync": "off"},
+        server={"host": "203.0.113.1"},
+        log={"file": "missing/x.log"},
+        sinks={"sqlite": {"path": "persistd.pid/in/the/way"}},
+    )
+    for one in bad:
+        assert (one.level == "ok") == (one.advice == ""), one
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a directory away")
+def test_a_directory_of_somebody_else_is_a_warning(look: Look, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    os.chown(tmp_path / "data", 12345, 12345)
+    finding = found(look(), "data_dir")
+    assert finding.level == "warning"
+    assert "uid 12345" in finding.text
+    assert "sudo -u" in finding.advice
+
+
+def test_a_directory_that_everybody_may_write_is_a_warning(look: Look, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o777)
+    finding = found(look(), "data_dir")
+    assert (finding.level, finding.advice) == ("warning", f"chmod o-w {tmp_path / 'data'}")
+
+
+def test_a_journal_smaller_than_one_request_is_an_error(look: Look) -> None:
+    assert findings.RECORD_HEADER == HEADER_SIZE
+    limits = {"server": {"max_body_bytes": 10_000}}
+    assert found(look(**limits, journal={"max_bytes": 10_040}), "journal").level == "ok"
+    finding = found(look(**limits, journal={"max_bytes": 10_039}), "journal")
+    assert finding.level == "error"
+    assert "10040" in finding.advice
+
+
+@pytest.mark.parametrize(("sync", "level"), [("always", "ok"), ("interval", "warning"), ("off", "warning")])
+def test_each_sync_level_is_said_with_what_it_loses(look: Look, sync: str, level: str) -> None:
+    finding = found(look(journal={"sync": sync}), "journal")
+    assert finding.level == level
+    assert "power cut" in finding.text
+
+
+def test_a_disk_with_less_room_than_the_journal_may_take_is_a_warning(look: Look) -> None:
+    assert found(look(journal={"max_bytes": 1 << 60}), "disk").level == "warning"
+    assert found(look(journal={"max_bytes": 20 << 20}), "disk").level == "ok"
+
+
+def test_a_port_that_is_taken_is_an_error_unless_the_service_has_it(look: Look, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        finding = found(look(server={"port": port}), "address")
+        assert finding.level == "error"
+        assert "ss -ltnp" in finding.advice
+        holder = DataDir(tmp_path / "data")
+        holder.lock()
+        try:
+            assert found(look(server={"port": port}), "address").level == "ok"
+        finally:
+            holder.unlock()
+
+
+@pytest.mark.parametrize(
+    ("host", "level", "words"),
+    [
+        ("127.0.0.1", "ok", ""),
+        ("::1", "ok", ""),
+        ("", "warning", "firewall"),
+        ("0.0.0.0", "warning", "firewall"),
+        ("203.0.113.1", "error", "of this machine"),
+        ("no-such-host.invalid", "error", "no known name"),
+    ],
+)
+def test_the_address_is_one_to_listen_on_inside(look: Look, host: str, level: str, words: str) -> None:
+    finding = found(look(server={"host": host}), "address")
+    assert finding.level == level
+    assert words in finding.advice
+
+
+def test_a_log_file_without_its_directory_is_an_error(look: Look) -> None:
+    assert found(look(log={"file": "x.log"}), "log").level == "ok"
+    assert found(look(log={"file": "missing/x.log"}), "log").level == "error"
+
+
+def test_an_sqlite_file_that_is_none_is_named(look: Look, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "persist.db").write_bytes(b"something else " * 100)
+    finding = found(look(), "sink")
+    assert finding.level == "error"
+    assert "move the file away" in finding.advice
+
+
+@pytest.mark.parametrize("sink", ["postgres", "mysql"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"password": "wrong", "username": "nobody"}, "correct user and password"),
+        ({"host": "no-such-host.invalid"}, "host name"),
+        ({"port": 0}, "start the server"),
+        ({"database": "missing"}, "CREATE DATABASE|GRANT ALL"),
+    ],
+)
+def test_each_failure_of_a_database_has_its_hint(
+    look: Look, sink: str, change: dict[str, Any], words: str, request: pytest.FixtureRequest
+) -> None:
+    url = sqlalchemy.make_url(request.getfixturevalue(f"{sink}_url"))
+    if change.get("port") == 0:
+        change = {"port": closed_port()}
+    text = url.set(**change).render_as_string(hide_password=False)
+    finding = found(look(sink, sinks={sink: {"url": text}}), "sink")
+    assert finding.level == "error", finding
+    assert any(word in finding.advice for word in words.split("|")), finding
+
+
+def test_tables_that_are_missing_and_may_not_be_made_have_their_hint(look: Look, postgres_url: str) -> None:
+    finding = found(look("postgres", sinks={"postgres": {"url": postgres_url, "create_tables": False}}), "sink")
+    assert "create_tables = true" in finding.advice
+
+
+def test_what_nobody_knows_has_an_advice_too() -> None:
+    assert "journal" in hint("postgres", SinkUnavailable("the moon is full"))
+
+
+def test_every_finding_is_a_line_and_its_advice_another() -> None:
+    assert str(Finding("disk", "full", "warning", "make room")) == "disk           full\n       warning -> make room"
+    assert str(Finding("disk", "fine")) == "disk           fine"
+
+
+def test_the_shipped_configuration_has_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).parent.parent / "conf" / "persistd.toml"
+    settings = config.load(shipped).model_copy(update={"server": config.Server(port=0)})
+    assert not [one for one in findings.look(settings, shipped) if one.level == "error"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may give up root's rights")
+def test_a_part_of_the_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    journal.mkdir(mode=0o700)
+    os.chown(journal, 12345, 12345)
+    program = (
+        "from pathlib import Path; from tornado_persist import findings; from tornado_persist.config import Settings\n"
+        f"for one in findings.look(Settings(data_dir=Path({str(tmp_path)!r})), None): print(one)"
+    )
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert f"{journal} cannot be written\n         error -> give it to the service's user" in done.stdout

@@ -1,0 +1,185 @@
+"""The shapes of the answers, for their description. A test holds each answer against its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from tornado_persist.errors import InvalidBatch
+
+Number = Annotated[int, Field(ge=0)]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, description="in UTC, with +00:00")]
+
+_closed = with_config(ConfigDict(extra="forbid"))
+
+
+@_closed
+class Running(TypedDict):
+    """Who answers."""
+
+    service: Literal["Persistence Service"]
+    status: Literal["running"]
+    version: str
+
+
+@_closed
+class Waiting(TypedDict):
+    """Rows that wait for the sink."""
+
+    sessions_count: Number
+    tasks_count: Number
+    last_flush: Time | None
+
+
+@_closed
+class Health(TypedDict):
+    """How the service and its sink are."""
+
+    status: Literal["healthy", "unhealthy"]
+    database: Literal["healthy", "unhealthy"]
+    buffer: Waiting
+
+
+@_closed
+class Alive(TypedDict):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+@_closed
+class Ready(TypedDict):
+    """Batches are made durable."""
+
+    status: Literal["ready"]
+
+
+@_closed
+class NotReady(TypedDict):
+    """Batches cannot be made durable now."""
+
+    status: Literal["not ready"]
+    detail: str
+
+
+@_closed
+class Accepted(TypedDict):
+    """The whole batch is durable."""
+
+    status: Literal["accepted"]
+    count: Annotated[int, Field(ge=0, description="rows")]
+    timestamp: Time
+
+
+@_closed
+class WrongField(TypedDict):
+    """One wrong field."""
+
+    loc: Annotated[list[str | int], Field(description="its path in the body", examples=[["tasks", 3, "status"]])]
+    msg: str
+
+
+@_closed
+class Rejected(TypedDict):
+    """Nothing of the batch was taken."""
+
+    detail: Annotated[str, Field(description="one sentence")]
+    status: Literal["rejected"]
+    count: Literal[0]
+    errors: Annotated[list[WrongField], Field(max_length=InvalidBatch.MAX_ERRORS, description="the first of them")]
+
+
+@_closed
+class Flushed(TypedDict):
+    """Every row that was accepted before the call is in the sink, or was refused by it and put aside."""
+
+    status: Literal["flushed"]
+    sessions_written: Number
+    tasks_written: Number
+    rows_rejected: Annotated[int, Field(ge=0, description="refused by the sink, now in rejected.jsonl")]
+    duration_ms: Number
+
+
+@_closed
+class FlushError(TypedDict):
+    """Rows still wait; none is lost."""
+
+    status: Literal["error"]
+    sessions_written: Number
+    tasks_written: Number
+    rows_rejected: Number
+    duration_ms: Number
+    detail: Annotated[str, Field(description="one sentence")]
+
+
+@_closed
+class BufferStats(TypedDict):
+    """Rows that wait, in memory and in the journal."""
+
+    sessions_count: Number
+    tasks_count: Number
+    total_count: Number
+    capacity: Annotated[int, Field(ge=1, description="rows at which a flush starts")]
+    usage_percent: Annotated[float, Field(ge=0, description="of the capacity; over 100 while the sink is away")]
+
+
+@_closed
+class FlushStats(TypedDict):
+    """Flushes; days are UTC days."""
+
+    last_flush_time: Time | None
+    next_flush_time: Time
+    flush_count_today: Number
+    average_flush_duration_ms: Number
+
+
+@_closed
+class Performance(TypedDict):
+    """Since the process started."""
+
+    total_sessions_written: Number
+    total_tasks_written: Number
+    total_flush_count: Number
+    average_batch_size: Annotated[int, Field(ge=0, description="rows written by a flush")]
+    uptime_seconds: Number
+
+
+@_closed
+class Accounting(TypedDict):
+    """Rows since the data directory was made: accepted = written + merged + rejected + pending."""
+
+    accepted: Number
+    written: Number
+    merged: Number
+    rejected: Number
+    pending: Number
+
+
+@_closed
+class JournalStats(TypedDict):
+    """What is accepted and not settled."""
+
+    bytes: Number
+    records: Number
+    oldest_seconds: Annotated[float, Field(ge=0, description="age of the oldest record; 0 without one")]
+    sync: Literal["always", "interval", "off"]
+
+
+@_closed
+class Stats(TypedDict):
+    """What waits, and what was done."""
+
+    buffer: BufferStats
+    flush_info: FlushStats
+    performance: Performance
+    accounting: Accounting
+    journal: JournalStats
+
+
+@_closed
+class Error(TypedDict):
+    """Any other error."""
+
+    detail: Annotated[str, Field(description="one sentence")]
