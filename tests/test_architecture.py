@@ -22,6 +22,7 @@ ALLOWED = {
     "parser": {"decoder", "models", "times"},
     "metrics": {"metrics", "models"},
     "interpreter": set[str](),
+    "turns": set[str](),
     "buffer": {"models"},
     "datadir": set[str](),
     "backoff": set[str](),
@@ -31,7 +32,7 @@ ALLOWED = {
     "backlog": {"journal", "buffer", "metrics", "models", "parser", "times", "trail"},
     "sinks": {"sinks", "models"},
     "config": {"sinks"},
-    "ingest": {"backlog", "buffer", "journal", "models", "parser", "times"},
+    "ingest": {"backlog", "buffer", "journal", "models", "parser", "times", "turns"},
     "releaser": {"deadletter", "journal", "sinks"},
     "flusher": {
         *("settler", "releaser", "backlog", "backoff", "buffer", "deadletter"),

@@ -13,9 +13,12 @@ from tornado_persist.journal import Journal
 from tornado_persist.models import Kind, Row
 from tornado_persist.parser import Parser
 from tornado_persist.times import stamp
+from tornado_persist.turns import Turns
 
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 
+#: Bytes of a body from which on it is parsed in a turn of its own, for it takes a millisecond or more.
+LARGE = 1 << 16
 #: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
 KNOWN_SESSIONS = 100_000
 
@@ -50,6 +53,7 @@ class Ingest:
         self._find_sessions = find_sessions
         self._known_sessions: dict[str, None] = {}
         self._closed_because = ""
+        self._turns = Turns()
 
     def close(self, reason: str) -> None:
         """Refuse every batch from now on."""
@@ -93,6 +97,9 @@ class Ingest:
                 up.
         """
         self.check()
+        if len(body) >= LARGE:
+            await self._turns.take()
+            self.check()
         rows = self._parser.parse(kind, body)
         if self._find_sessions is not None:
             await self._require_sessions(kind, rows, self._find_sessions)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from enum import Enum
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, repeat
 from operator import itemgetter
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from sqlalchemy import JSON, Column, Float, Integer, Table
 
@@ -28,25 +27,33 @@ def batched(items: Collection[T], size: int) -> Iterator[list[T]]:
         yield some
 
 
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """``items``, each made in another thread while the one before it is used; there are about ``count`` of them.
+class Ahead(Generic[T]):
+    """Items of which the next is made in another thread while the database works on the last.
 
-    For an encoder and a database that else take turns. An exception of ``items`` comes in its place.
+    Else the encoder and the database would take turns. Used as a context, which ends the thread.
     """
-    if count < 2:
-        yield from items
-        return
-    # A sentinel, for StopIteration cannot pass a future.
-    with ThreadPoolExecutor(1, "encoder") as pool:
-        item: T | _End = next(items, _End.END)
-        while item is not _End.END:
-            following = pool.submit(next, items, _End.END)
-            yield item
-            item = following.result()
 
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: Future[T | None] | None = None
 
-class _End(Enum):
-    END = 0
+    def begin(self) -> None:
+        """Begin to make the next item."""
+        self._pool = self._pool or ThreadPoolExecutor(1, "encoder")
+        self._begun = self._pool.submit(next, self._items, None)
+
+    def take(self) -> T | None:
+        """The next item, which is waited for, or made here if it was not begun; None after the last."""
+        begun, self._begun = self._begun, None
+        return begun.result() if begun else next(self._items, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
 class Encoder(ABC):

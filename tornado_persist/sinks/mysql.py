@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.models import KEYS, KINDS, Kind, Row
-from tornado_persist.sinks.encoder import BLOCK, Encoder, ahead, batched
+from tornado_persist.sinks.encoder import BLOCK, Ahead, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
@@ -184,10 +184,15 @@ class MySQLSink(SQLSink[MySQLSettings]):
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
         insert = _Insert(connection.connection.driver_connection, _ENCODERS[kind], fields, head, tail)
-        # The server works on one statement while the next is encoded.
         blocks = ((block, insert.encoder.encode(fields, block)) for block in batched(rows, BLOCK))
-        for block, texts in ahead(blocks, len(rows) // BLOCK + 1):
-            self._send(insert, block, texts)
+        with Ahead(blocks) as statements:
+            left = len(rows)
+            while statement := statements.take():
+                block, texts = statement
+                left -= len(block)
+                if left:  # the server works on one statement while the next is encoded
+                    statements.begin()
+                self._send(insert, block, texts)
 
     def _send(self, insert: _Insert, rows: Sequence[Row], texts: Sequence[str]) -> None:
         """Write ``rows``, spelt ``texts``, by one statement, or by as many as it takes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import psycopg
@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.models import KEYS, KINDS, Kind, Row
-from tornado_persist.sinks.encoder import BLOCK, Encoder, ahead, batched
+from tornado_persist.sinks.encoder import BLOCK, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
@@ -28,10 +28,6 @@ from tornado_persist.sinks.sql import (
 from tornado_persist.sinks.tables import TABLES
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
-
-#: Rows of the first COPY and its merge, and of later ones. Few at first, that the server need not wait for long; with
-#: fewer later on the two statements and the emptying of the table between them would weigh.
-_FIRST_PART, _PART = 500, 4000
 
 #: Libpq's; what the URL says goes before. A server that vanished without a word is noticed within a minute.
 _CONNECTION = {
@@ -50,6 +46,8 @@ _SESSION = {
     "datestyle": "ISO",
     "client_min_messages": "warning",
     "lock_timeout": f"{LOCK_TIMEOUT}s",
+    # For the temporary tables: a whole transaction of ordinary rows fits.
+    "temp_buffers": "32MB",
     # Between two flushes there may be a night.
     "idle_session_timeout": "0",
 }
@@ -142,6 +140,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def _begin_write(self, connection: Connection) -> None:
         """Make the temporary tables of this connection, unless it has them; a pooler between may have changed it."""
+        self._filled: set[Kind] = set()  # since the last commit, which empties them
         statements = []
         for kind in KINDS:
             columns = [f"{_quoted(column.name)} {column.type.compile(connection.dialect)}" for column in TABLES[kind].c]
@@ -162,14 +161,14 @@ class PostgresSink(SQLSink[PostgresSettings]):
             f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
         ).encode()
         with _driver(connection).cursor() as cursor:
-            # In parts, so that the server merges one while the next is encoded: else each of the two waits for the
-            # other, a third of the time.
-            for lines in ahead(_parts(kind, fields, rows), 1 + len(rows) // _FIRST_PART):
-                with cursor.copy(copy_in) as copy:
-                    for text in lines:
-                        copy.write(text)
-                cursor.execute(merge)
+            if kind in self._filled:
                 cursor.execute(f"TRUNCATE {staging}".encode())
+            self._filled.add(kind)
+            with cursor.copy(copy_in) as copy:
+                # The server takes in one block while the next is encoded.
+                for block in batched(rows, BLOCK):
+                    copy.write("\n".join([*_ENCODERS[kind].encode(fields, block), ""]))
+            cursor.execute(merge)
 
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SHOW server_version").scalar_one()
@@ -206,15 +205,6 @@ class _CopyText(Encoder):
 
 
 _ENCODERS = {kind: _CopyText(TABLES[kind]) for kind in KINDS}
-
-
-def _parts(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[list[bytes]]:
-    """The lines of ``rows``, so many at a time as one COPY shall bring."""
-    start, size = 0, _FIRST_PART
-    while start < len(rows):
-        part = rows[start : start + size]
-        start, size = start + size, min(2 * size, _PART)
-        yield ["\n".join([*_ENCODERS[kind].encode(fields, block), ""]).encode() for block in batched(part, BLOCK)]
 
 
 def _staging(kind: Kind) -> str:
