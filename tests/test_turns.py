@@ -32,10 +32,10 @@ async def test_each_round_of_the_loop_has_one_turn_and_the_first_comes_first() -
 @pytest.mark.gen_test
 async def test_whoever_is_gone_gives_the_turn_to_the_next() -> None:
     turns = Turns()
-    await turns.take()
-    gone, waits = asyncio.ensure_future(turns.take()), asyncio.ensure_future(turns.take())
+    tasks = [asyncio.ensure_future(turns.take()) for _ in range(4)]
     await asyncio.sleep(0)
-    gone.cancel()
-    await asyncio.wait_for(waits, 5)
+    tasks[1].cancel()
+    tasks[2].cancel()
+    await asyncio.wait_for(tasks[3], 5)
     await asyncio.wait_for(turns.take(), 5)
-    assert gone.cancelled()
+    assert [task.cancelled() for task in tasks] == [False, True, True, False]

@@ -20,7 +20,7 @@ from tornado_persist.models import Batch
 from tornado_persist.sinks import postgres
 from tornado_persist.sinks.postgres import PostgresSettings, PostgresSink
 from tornado_persist.sinks.sql import Blame
-from tornado_persist.testing import session, task
+from tornado_persist.testing import SECOND, T0, merge, nothing, same, session, task
 
 Run = Callable[[str], None]
 
@@ -195,6 +195,75 @@ def test_a_database_of_another_encoding_is_refused_when_it_opens(
             sink.open()
     finally:
         postgres_server.admin("DROP DATABASE latin WITH (FORCE)")
+
+
+def many(*, at: Any = T0, start: int = 0, **fields: Any) -> Batch:
+    return Batch([], [task(f"t{number:04}", at=at, **fields) for number in range(start, start + postgres._MANY)])
+
+
+def test_many_new_rows_go_straight_into_their_table_and_known_ones_are_merged(
+    sink: PostgresSink, postgres_url: str, owner: Run
+) -> None:
+    expected = nothing()
+    # New ones; one that is there among new ones; all of them again, with fewer fields and while none is taken for new.
+    for batch in (many(context="c"), many(start=postgres._MANY - 1), many(at=T0 + SECOND, status="failed")):
+        sink.write(batch)
+        merge(expected, batch)
+        same(read_postgres(postgres_url), expected)
+    # What was tried in vain left nothing but dead rows.
+    owner("CREATE FUNCTION no_update() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'an update'; END$$")
+    owner("CREATE TRIGGER t BEFORE UPDATE ON translation_tasks FOR EACH ROW EXECUTE FUNCTION no_update()")
+    for start in range(10_000, 15_000, 1000):
+        sink.write(many(start=start))
+    with pytest.raises(BatchRejected, match="an update"):
+        sink.write(many())
+
+
+def test_a_bad_row_among_many_new_ones_leaves_none_of_them(sink: PostgresSink, postgres_url: str, owner: Run) -> None:
+    owner("ALTER TABLE translation_tasks ADD CONSTRAINT short CHECK (row_index < 100)")
+    batch = many()
+    batch.tasks[-1]["row_index"] = 100
+    assert isinstance(failure(sink, batch), BatchRejected)
+    assert read_postgres(postgres_url)["task"] == {}
+    batch.tasks[-1]["row_index"] = 99
+    sink.write(batch)
+    assert len(read_postgres(postgres_url)["task"]) == postgres._MANY
+
+
+def test_a_table_with_row_security_is_served(
+    make: Callable[..., PostgresSink], postgres_url: str, admin: Callable[[str], list[tuple[Any, ...]]], owner: Run
+) -> None:
+    sink = make()
+    sink.open()
+    for table in ("translation_tasks", "translation_sessions"):
+        owner(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        owner(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")  # for the owner, too
+        owner(f"CREATE POLICY everything ON {table} USING (true) WITH CHECK (true)")
+    sink.write(many())
+    (count,) = admin("SELECT count(*) FROM translation_tasks")[0]
+    assert count == postgres._MANY
+
+
+def test_a_try_in_vain_is_not_repeated_for_longer_and_longer() -> None:
+    news = postgres._News()
+
+    def pause() -> int:
+        """Chunks that pass until the next try."""
+        count = 0
+        while not news.worth_a_try():
+            count += 1
+        return count
+
+    pauses = []
+    for _ in range(9):
+        pauses.append(pause())
+        news.failed()
+    assert pauses == [0, 1, 2, 4, 8, 16, 32, 64, 64]
+    assert pause() == 64
+    news.succeeded()
+    assert pause() == 0
+    news.failed()
+    assert pause() == 1
 
 
 def test_a_pooler_that_clears_the_session_does_no_harm(sink: PostgresSink) -> None:

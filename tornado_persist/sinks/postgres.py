@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -27,7 +28,12 @@ from tornado_persist.sinks.sql import (
 )
 from tornado_persist.sinks.tables import TABLES
 
+Cursor: TypeAlias = psycopg.Cursor[Any]
+
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+
+#: Rows from which on it pays to try whether all of them are new.
+_MANY = 500
 
 #: Libpq's; what the URL says goes before. A server that vanished without a word is noticed within a minute.
 _CONNECTION = {
@@ -91,12 +97,35 @@ class PostgresSettings(SQLSettings):
         return value
 
 
+class _News:
+    """Whether it is worth a try to take the rows of a chunk for new ones."""
+
+    def __init__(self) -> None:
+        self._pause = self._left = 0  # chunks
+
+    def worth_a_try(self) -> bool:
+        """Asked once a chunk."""
+        self._left = max(0, self._left - 1)
+        return not self._left
+
+    def failed(self) -> None:
+        self._pause = min(2 * self._pause or 1, 64)
+        self._left = self._pause + 1
+
+    def succeeded(self) -> None:
+        self._pause = 0
+
+
 class PostgresSink(SQLSink[PostgresSettings]):
-    """Copies rows into a temporary table and merges them from there, in one transaction."""
+    """Copies new rows into their table; others into a temporary one, to merge them from there."""
 
     name = "postgres"
     Settings: ClassVar[type[PostgresSettings]] = PostgresSettings
     driver_error = psycopg.Error
+
+    def __init__(self, settings: PostgresSettings, data_dir: Path) -> None:
+        super().__init__(settings, data_dir)
+        self._news = {kind: _News() for kind in KINDS}
 
     @property
     def _url(self) -> URL:
@@ -151,24 +180,47 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         columns = ", ".join(map(_quoted, fields))
-        changes = ", ".join(f"{_quoted(name)} = EXCLUDED.{_quoted(name)}" for name in updated(kind, fields))
-        key = _quoted(KEYS[kind])
-        staging = _staging(kind)
-        copy_in = f"COPY {staging} ({columns}) FROM STDIN".encode()
-        # A fresh temporary table is read in the order in which it was filled, by key: a sort would cost a tenth.
-        merge = (
-            f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) SELECT {columns} FROM {staging}"
-            f" ON CONFLICT ({key}) DO UPDATE SET {changes}"
-        ).encode()
         with _driver(connection).cursor() as cursor:
-            if kind in self._filled:
-                cursor.execute(f"TRUNCATE {staging}".encode())
-            self._filled.add(kind)
-            with cursor.copy(copy_in) as copy:
-                # The server takes in one block while the next is encoded.
-                for block in batched(rows, BLOCK):
-                    copy.write("\n".join([*_ENCODERS[kind].encode(fields, block), ""]))
-            cursor.execute(merge)
+            if not self._insert_new(cursor, kind, columns, fields, rows):
+                self._merge(cursor, kind, columns, fields, rows)
+
+    def _insert_new(self, cursor: Cursor, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> bool:
+        """Copy rows that are all new straight into their table; False, and nothing done, if that does not work.
+
+        It takes the server three quarters of what the way over the staging table takes. What was in vain is not tried
+        again for 1, 2, 4, ... 64 chunks: a row that is there already is the usual case for some clients.
+        """
+        news = self._news[kind]
+        if len(rows) < _MANY or not news.worth_a_try():
+            return False
+        cursor.execute("SAVEPOINT persist_new")
+        try:
+            _copy(cursor, _quoted(TABLES[kind].name), kind, columns, fields, rows)
+        except psycopg.Error:
+            if cursor.connection.broken:
+                raise
+            # A row that is there, or one that the table does not take, or a table into which nothing is copied (row
+            # security): the other way tells, and puts the blame where it belongs.
+            cursor.execute("ROLLBACK TO SAVEPOINT persist_new")
+            news.failed()
+            return False
+        cursor.execute("RELEASE SAVEPOINT persist_new")
+        news.succeeded()
+        return True
+
+    def _merge(self, cursor: Cursor, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> None:
+        """Copy rows into the staging table, and upsert them from there."""
+        staging = _staging(kind)
+        if kind in self._filled:
+            cursor.execute(f"TRUNCATE {staging}".encode())
+        self._filled.add(kind)
+        _copy(cursor, staging, kind, columns, fields, rows)
+        changes = ", ".join(f"{_quoted(name)} = EXCLUDED.{_quoted(name)}" for name in updated(kind, fields))
+        # A fresh temporary table is read in the order in which it was filled, by key: a sort would cost a tenth.
+        cursor.execute(
+            f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) SELECT {columns} FROM {staging}"
+            f" ON CONFLICT ({_quoted(KEYS[kind])}) DO UPDATE SET {changes}".encode()
+        )
 
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SHOW server_version").scalar_one()
@@ -205,6 +257,13 @@ class _CopyText(Encoder):
 
 
 _ENCODERS = {kind: _CopyText(TABLES[kind]) for kind in KINDS}
+
+
+def _copy(cursor: Cursor, table: str, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> None:
+    with cursor.copy(f"COPY {table} ({columns}) FROM STDIN".encode()) as copy:
+        # The server takes in one block while the next is encoded.
+        for block in batched(rows, BLOCK):
+            copy.write("\n".join([*_ENCODERS[kind].encode(fields, block), ""]))
 
 
 def _staging(kind: Kind) -> str:
