@@ -42,6 +42,7 @@ DEV = [
     "mypy>=1.14",
     "types-PyMySQL>=1.1",
     "types-PyYAML>=6.0.12",
+    "types-docutils>=0.21",
     "types-tqdm>=4.66",
 ]
 
