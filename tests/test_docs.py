@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import html
 import json
 import re
@@ -20,7 +21,10 @@ from tests.process import Persistd, persistd
 from tests.rows import session, task
 from tests.test_config import flat, keys
 from tornado_persist import config, service
+from tornado_persist.cli import program
 from tornado_persist.sinks import registry
+from tornado_persist.web.app import ROUTES
+from tornado_persist.web.base import GetHandler
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -119,6 +123,30 @@ def test_the_drawing_can_be_read_by_eye_and_by_machine() -> None:
     assert drawing.findtext("{http://www.w3.org/2000/svg}title")
     style = drawing.findtext("{http://www.w3.org/2000/svg}style") or ""
     assert "prefers-color-scheme: dark" in style
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(actions[0].choices) if actions else {}
+
+
+@pytest.mark.parametrize("readme", ["README.rst", "README.zh.rst"])
+def test_a_readme_names_every_path_and_every_command_in_one_row(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for pattern, handler in ROUTES:
+        if "+" not in pattern:  # what the pages load
+            method = "GET" if issubclass(handler, GetHandler) else "POST"
+            assert text.count(f"``{method} {pattern.replace(chr(92), '')}``") >= 1, pattern
+    rows = re.findall(r"^   \* - ``bin/persistd \[?(\w+)", text, re.MULTILINE)
+    assert sorted(rows) == sorted(subcommands(program.parser()))
+
+
+def test_every_command_that_is_not_of_the_process_has_a_chapter() -> None:
+    titles = re.findall(r"^(.+)\n[-~]+$", (DOCS / "commands.rst").read_text(encoding="utf-8"), re.MULTILINE)
+    of_the_process = {"run", "start", "stop", "status", "reload", "check"}
+    for name, parser in subcommands(program.parser()).items():
+        wanted = {name, *(f"{name} {inner}" for inner in subcommands(parser))}
+        assert name in of_the_process or wanted <= set(titles), name
 
 
 # The sink of plugin.rst, whose own tests are beside it.
