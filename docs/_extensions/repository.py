@@ -41,11 +41,14 @@ class RelativeLinks(SphinxTransform):
         root = docs.parent
         # What is included from the root has links from there.
         start = root if self.env.docname in INCLUDED.values() else docs
+        uri, _, section = uri.partition("#")
         target = (start / uri).resolve()
         inner = nodes.inline("", "", *reference.children)
         page = INCLUDED.get(target.name) if target.parent == root else None
         if page is None and target.parent == docs and target.suffix == ".rst":
             page = target.stem
+        if page is not None and section:
+            return nodes.reference("", "", inner, internal=True, refuri=f"{page}.html#{section}")
         if page is not None:
             return addnodes.pending_xref(
                 "",
@@ -57,6 +60,8 @@ class RelativeLinks(SphinxTransform):
                 refexplicit=True,
                 refwarn=True,
             )
+        if target.is_dir():
+            return inner  # of which there is no copy
         if not target.is_file():
             logger.warning("a link leads to no file: %s", uri, location=reference)
             return inner
