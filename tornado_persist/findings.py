@@ -207,7 +207,7 @@ def _sink(settings: Settings) -> Iterator[Finding]:
         sink.open()
         sink.ping()
         yield Finding("sink", f"{settings.sink}: {sink.describe()}")
-        if settings.sink != "jsonl":
+        if hasattr(sink.settings, "create_tables"):  # a plugin may have none
             yield Finding("tables", "there, and writable")
     except SinkError as exc:
         yield Finding("sink", f"{settings.sink}: unavailable: {exc}", "error", hint(settings.sink, exc))

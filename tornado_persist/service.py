@@ -48,8 +48,8 @@ CLOSING_TIME = 0.5
 #: Seconds between two signs of life that nobody waits for.
 FOR_EVER = 86_400.0
 
-# Keys that a reload applies; all others need a restart.
-_LIVE = ("sink", "sinks", "buffer", "log.level")
+#: Keys that a reload applies; all others need a restart.
+LIVE = ("sink", "sinks", "buffer", "log.level")
 
 
 class Service:
@@ -239,7 +239,7 @@ class Service:
             logger.error("configuration not reloaded", error=str(exc))
             return
         for key in _changed(self._settings, new):
-            if not key.startswith(_LIVE):
+            if not key.startswith(LIVE):
                 logger.warning("this setting changes only with a restart", key=key)
         self._apply_numbers(new)
         same = (self._settings.sink, self._settings.sink_settings()) == (new.sink, new.sink_settings())

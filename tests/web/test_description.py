@@ -16,7 +16,7 @@ from tests.rows import body, session, task
 from tornado_persist.errors import InvalidBatch
 from tornado_persist.models import KEYS, KINDS, PLURALS, Kind, Row, Session, Task
 from tornado_persist.parser import Parser
-from tornado_persist.web import handlers
+from tornado_persist.web.app import ROUTES
 from tornado_persist.web.base import GetHandler
 from tornado_persist.web.description import PREFIX, Limits, describe
 
@@ -38,14 +38,19 @@ def refs(part: Any) -> set[str]:
     return set[str]().union(*map(refs, part)) if isinstance(part, list) else set()
 
 
-def test_every_endpoint_is_described_with_its_methods(tmp_path: Path) -> None:
-    source = (ROOT / "tornado_persist" / "web" / "app.py").read_text()
-    routes = dict(re.findall(r'\(rf?"([^"]+)", handlers\.(\w+)\)', source))
-    assert len(routes) >= 8
+#: What the pages load; as they name it, and nobody else.
+ASSETS = {r"/dashboard/[A-Za-z0-9./-]+", r"/docs/(.+)"}
+
+
+def test_every_endpoint_is_described_with_its_methods() -> None:
+    patterns = dict(ROUTES)
+    assert patterns.keys() >= ASSETS
     expected = set()
-    for path, name in routes.items():
-        methods = ("get", "head") if issubclass(getattr(handlers, name), GetHandler) else ("post",)
-        expected |= {(method, path.replace("{PREFIX}", PREFIX)) for method in methods}
+    for pattern in patterns.keys() - ASSETS:
+        path = pattern.replace("\\", "")
+        assert re.fullmatch(pattern, path), pattern  # one path, and no more
+        methods = ("get", "head") if issubclass(patterns[pattern], GetHandler) else ("post",)
+        expected |= {(method, path) for method in methods}
     assert operations(describe(LIMITS)).keys() == expected
 
 
@@ -130,6 +135,7 @@ def test_schemathesis_finds_no_answer_that_is_not_described(tmp_path: Path) -> N
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"Tested: +13", done.stdout), done.stdout
+        # All but the description itself, which it has read to begin with.
+        assert re.search(r"Tested: +22", done.stdout), done.stdout
         assert service.stats()["accounting"]["accepted"] > 2
         assert not service.log("a bug in a request handler")

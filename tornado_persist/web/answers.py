@@ -179,6 +179,101 @@ class Stats(TypedDict):
 
 
 @_closed
+class Intake(TypedDict):
+    """Whether batches are taken."""
+
+    accepting: bool
+    problem: Annotated[str, Field(description="why not, in a sentence; empty while all is well")]
+
+
+@_closed
+class Sink(TypedDict):
+    """The sink as far as is known; it is not asked."""
+
+    name: str
+    description: str
+    up: bool
+    since: Time | None
+    error: Annotated[str, Field(description="why it is down; empty while it is up")]
+    retry_in: Annotated[float, Field(ge=0, description="seconds until a failed flush is tried again; 0: none waits")]
+
+
+@_closed
+class Pending(TypedDict):
+    """What waits, against its limits."""
+
+    rows: Number
+    in_memory: Number
+    max_rows: Number
+    capacity: Number
+    journal_bytes: Number
+    journal_max_bytes: Number
+    journal_records: Number
+    oldest_seconds: Annotated[float, Field(ge=0)]
+    next_flush: Time
+    flush_seconds: Annotated[float, Field(ge=0, description="from one flush to the next")]
+
+
+@_closed
+class Samples(TypedDict):
+    """One list a column, the oldest first: rows a second, rows, bytes, milliseconds (null: nothing was timed)."""
+
+    at: Annotated[list[float], Field(description="seconds since 1970")]
+    accepted: list[float]
+    written: list[float]
+    merged: list[float]
+    rejected: list[float]
+    pending: list[Number]
+    in_memory: list[Number]
+    journal_bytes: list[Number]
+    flush_ms: list[float | None]
+    answer_p50_ms: list[float | None]
+    answer_p99_ms: list[float | None]
+    sink_up: list[bool]
+
+
+@_closed
+class PastFlush(TypedDict):
+    """A flush that is over."""
+
+    at: Time
+    rows: Number
+    rejected: Number
+    seconds: Annotated[float, Field(ge=0)]
+    error: Annotated[str, Field(description="what stopped it; empty if nothing did")]
+
+
+@_closed
+class Incident(TypedDict):
+    """Something that went wrong, once or several times in a row."""
+
+    first: Time
+    last: Time
+    what: Literal["flush", "rejected", "lost", "intake"]
+    message: str
+    code: str
+    count: Number
+
+
+@_closed
+class History(TypedDict):
+    """The last quarter of an hour, and how it is now."""
+
+    now: Annotated[float, Field(description="seconds since 1970")]
+    version: str
+    started: Time
+    interval_seconds: Annotated[float, Field(description="from one sample to the next")]
+    span_seconds: float
+    intake: Intake
+    sink: Sink
+    waiting: Pending
+    accounting: Accounting
+    samples: Samples
+    flushes: Annotated[list[PastFlush], Field(description="the latest first")]
+    incidents: Annotated[list[Incident], Field(description="the latest first")]
+
+
+@_closed
 class Error(TypedDict):
     """Any other error."""
 

@@ -23,6 +23,25 @@ from tornado_persist.web.description import Limits
 
 PREFIX = description.PREFIX
 
+#: Every path, and who answers.
+ROUTES: list[tuple[str, type[RequestHandler]]] = [
+    (r"/", handlers.Root),
+    (r"/health", handlers.Health),
+    (r"/health/live", handlers.Live),
+    (r"/health/ready", handlers.Ready),
+    (rf"{PREFIX}/sessions/batch", handlers.SessionsBatch),
+    (rf"{PREFIX}/tasks/batch", handlers.TasksBatch),
+    (rf"{PREFIX}/flush", handlers.Flush),
+    (rf"{PREFIX}/stats", handlers.Stats),
+    (rf"{PREFIX}/history", dashboard.History),
+    (r"/metrics", scrape.Metrics),
+    (r"/dashboard", dashboard.Dashboard),
+    (r"/dashboard/[A-Za-z0-9./-]+", dashboard.DashboardAsset),
+    (r"/openapi\.json", docs.OpenAPI),
+    (r"/docs", docs.Page),
+    (r"/docs/(.+)", docs.Asset),
+]
+
 logger = log.get(__name__)
 
 
@@ -61,26 +80,7 @@ class Api(Application):
         #: Handlers at work, from the request's headers to the end of the answer.
         self.requests: set[Handler] = set()
         self._draining = False
-        super().__init__(
-            [
-                (r"/", handlers.Root),
-                (r"/health", handlers.Health),
-                (r"/health/live", handlers.Live),
-                (r"/health/ready", handlers.Ready),
-                (rf"{PREFIX}/sessions/batch", handlers.SessionsBatch),
-                (rf"{PREFIX}/tasks/batch", handlers.TasksBatch),
-                (rf"{PREFIX}/flush", handlers.Flush),
-                (rf"{PREFIX}/stats", handlers.Stats),
-                (rf"{PREFIX}/history", dashboard.History),
-                (r"/metrics", scrape.Metrics),
-                (r"/dashboard", dashboard.Dashboard),
-                (r"/dashboard/[A-Za-z0-9./-]+", dashboard.DashboardAsset),
-                (r"/openapi\.json", docs.OpenAPI),
-                (r"/docs", docs.Page),
-                (r"/docs/(.+)", docs.Asset),
-            ],
-            default_handler_class=NotFound,
-        )
+        super().__init__(list(ROUTES), default_handler_class=NotFound)
 
     def check_accepting(self) -> None:
         """Whether a batch that comes now would be taken.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,16 +11,16 @@ from typing_extensions import TypedDict
 from tornado_persist import __version__
 from tornado_persist.models import DEFAULTS, KINDS, PLURALS, Kind, Session, Task
 from tornado_persist.web import answers
+from tornado_persist.web.operation import REFS, get, operation, responses
 
 PREFIX = "/api/v1/persistence"
-_REFS = "#/components/schemas/"
 
 _NO_NUL = r"^[^\x00]*$"
 
 
 def _json(name: str, description: str, number: dict[str, Any]) -> dict[str, Any]:
     """JSON without NUL characters, with such numbers; ``name`` is the schema's own, for what is nested in it."""
-    inner = {"$ref": f"{_REFS}{name}"}
+    inner = {"$ref": f"{REFS}{name}"}
     return {
         "description": description,
         "anyOf": [
@@ -36,7 +35,7 @@ def _json(name: str, description: str, number: dict[str, Any]) -> dict[str, Any]
 
 
 #: What a field that holds JSON may hold, besides the limit of its depth; and one that is passed over.
-_STORED, _IGNORED = {"$ref": f"{_REFS}JSON"}, {"$ref": f"{_REFS}Ignored"}
+_STORED, _IGNORED = {"$ref": f"{REFS}JSON"}, {"$ref": f"{REFS}Ignored"}
 _LARGEST = 1.7976931348623157e308
 _FREE = {
     "JSON": _json(
@@ -56,6 +55,9 @@ _EXACT = {
     r"(?::\d\d": r"(?::[0-5]\d",
 }
 
+#: Of answers that are no JSON.
+_TEXT, _PAGE = {"type": "string"}, ("text/html",)
+
 _INTRODUCTION = """\
 Batches of sessions and tasks come in, are made durable at once, and are written to a database later, merged by key.
 
@@ -67,8 +69,6 @@ any other field is null.
 404 for a path that is not here, 405 (with `Allow`) for a method that a path does not take, and 500, which is a bug.
 Every answer has an `X-Request-ID`.
 """
-
-_HEALTH = {"$ref": f"{_REFS}Health"}
 
 _EXAMPLES: dict[Kind, dict[str, Any]] = {
     "session": {
@@ -123,6 +123,8 @@ def describe(limits: Limits) -> dict[str, Any]:
             {"name": "batches", "description": "What back ends send."},
             {"name": "buffer", "description": "What waits."},
             {"name": "health", "description": "For monitors and orchestrators."},
+            {"name": "watching", "description": "For Prometheus, and for people."},
+            {"name": "description", "description": "This."},
         ],
         "paths": _paths(schemas, limits),
         "components": {
@@ -174,15 +176,15 @@ class _Schemas:
     def ref(self, type: Any) -> dict[str, str]:
         """A reference to the schema of a type, which becomes part of the document."""
         self._types[type.__name__] = TypeAdapter(type)
-        return {"$ref": f"{_REFS}{type.__name__}"}
+        return {"$ref": f"{REFS}{type.__name__}"}
 
     def body(self, kind: Kind) -> dict[str, str]:
-        return {"$ref": f"{_REFS}{PLURALS[kind].capitalize()}Body"}
+        return {"$ref": f"{REFS}{PLURALS[kind].capitalize()}Body"}
 
     def definitions(self) -> dict[str, Any]:
         _, made = TypeAdapter.json_schemas(
             [(name, "validation", adapter) for name, adapter in self._types.items()],
-            ref_template=_REFS + "{model}",
+            ref_template=REFS + "{model}",
         )
         found: dict[str, Any] = {**made["$defs"], "JSON": _FREE["JSON"]}
         if not self._closed:
@@ -234,16 +236,16 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
     schemas.ref(answers.Error)
     unwell = "The sink is away, the journal is full or cannot be written, or the service is shutting down."
     return {
-        "/": _get("root", "Who answers", "health", {200: ("It runs.", ref(answers.Running))}),
-        "/health": _get(
+        "/": get("root", "Who answers", "health", {200: ("It runs.", ref(answers.Running))}),
+        "/health": get(
             "health",
             "Whether the service and its database are well",
             "health",
             {200: ("Both are.", ref(answers.Health)), 503: (unwell, ref(answers.Health))},
             "Answers within half a second, whatever the database does.",
         ),
-        "/health/live": _get("live", "Whether the process answers", "health", {200: ("It does.", ref(answers.Alive))}),
-        "/health/ready": _get(
+        "/health/live": get("live", "Whether the process answers", "health", {200: ("It does.", ref(answers.Alive))}),
+        "/health/ready": get(
             "ready",
             "Whether batches can be made durable",
             "health",
@@ -254,11 +256,11 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
         f"{PREFIX}/sessions/batch": {"post": _batch(schemas, "session", limits)},
         f"{PREFIX}/tasks/batch": {"post": _batch(schemas, "task", limits)},
         f"{PREFIX}/flush": {
-            "post": _operation(
+            "post": operation(
                 "flush",
                 "Write everything now",
                 "buffer",
-                _responses(
+                responses(
                     {
                         200: ("Everything accepted before the call is settled.", ref(answers.Flushed)),
                         503: ("The sink failed or took too long; nothing is lost.", ref(answers.FlushError)),
@@ -268,8 +270,39 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
                 f"Waits {limits.flush_timeout:g} seconds at most; the flush goes on after that.",
             )
         },
-        f"{PREFIX}/stats": _get(
+        f"{PREFIX}/stats": get(
             "stats", "What waits and what was done", "buffer", {200: ("The numbers.", ref(answers.Stats))}
+        ),
+        **_watching(schemas),
+        "/openapi.json": get("openapi", "This description", "description", {200: ("It.", {"type": "object"})}),
+        "/docs": get("docs", "This description as a page", "description", {200: ("The page.", _TEXT)}, media=_PAGE),
+    }
+
+
+def _watching(schemas: _Schemas) -> dict[str, Any]:
+    return {
+        "/metrics": get(
+            "metrics",
+            "What Prometheus scrapes",
+            "watching",
+            {200: ("The metrics, as text; as OpenMetrics where `Accept` asks for it.", _TEXT)},
+            "Answers within half a second, whatever the database does.",
+            media=("text/plain", "application/openmetrics-text"),
+        ),
+        "/dashboard": get(
+            "dashboard",
+            "How the service is, as a page",
+            "watching",
+            {200: ("The page.", _TEXT), 304: ("The browser has it (`If-None-Match`).", None)},
+            "In English or Chinese, as the browser prefers.",
+            media=_PAGE,
+        ),
+        f"{PREFIX}/history": get(
+            "history",
+            "What the dashboard shows",
+            "watching",
+            {200: ("The last quarter of an hour, and how it is now.", schemas.ref(answers.History))},
+            "Its shape may change from one version to the next.",
         ),
     }
 
@@ -277,11 +310,11 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
 def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
     plural, rejected = PLURALS[kind], schemas.ref(answers.Rejected)
     unknown = "refused" if limits.unknown_fields == "reject" else "ignored"
-    operation = _operation(
+    described = operation(
         f"{plural}Batch",
         f"Create or update {plural}",
         "batches",
-        _responses(
+        responses(
             {
                 200: ("The batch is durable.", schemas.ref(answers.Accepted)),
                 400: ("The body is not a JSON object, or not the gzip stream that it should be.", rejected),
@@ -296,54 +329,4 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
         f" (`Content-Encoding: gzip`). Fields that are not listed are {unknown}. An empty batch is accepted.",
     )
     content = {"schema": schemas.body(kind), "example": {plural: [_EXAMPLES[kind]]}}
-    return {**operation, "requestBody": {"required": True, "content": {"application/json": content}}}
-
-
-def _get(
-    name: str,
-    summary: str,
-    tag: str,
-    statuses: Mapping[int, tuple[str, dict[str, Any]]],
-    description: str = "",
-    *,
-    retry: bool = False,
-) -> dict[str, Any]:
-    """``GET`` and the ``HEAD`` that goes with it."""
-    full, empty = _responses(statuses, retry=retry), _responses(statuses, retry=retry, bodies=False)
-    return {
-        "get": _operation(name, summary, tag, full, description),
-        "head": _operation(f"{name}Head", f"{summary}: the headers alone", tag, empty, description),
-    }
-
-
-def _operation(name: str, summary: str, tag: str, responses: dict[str, Any], description: str = "") -> dict[str, Any]:
-    return {
-        "operationId": name,
-        "summary": summary,
-        **({"description": description} if description else {}),
-        "tags": [tag],
-        "parameters": [{"$ref": "#/components/parameters/RequestID"}],
-        "responses": responses,
-    }
-
-
-def _responses(
-    statuses: Mapping[int, tuple[str, dict[str, Any]]], *, retry: bool = False, bodies: bool = True
-) -> dict[str, Any]:
-    def headers(status: int) -> Iterable[tuple[str, dict[str, str]]]:
-        yield "X-Request-ID", {"$ref": "#/components/headers/RequestID"}
-        if retry and status == 503:
-            yield "Retry-After", {"$ref": "#/components/headers/RetryAfter"}
-
-    # In the shape that the handler gives its other errors; /health has no error of its own, it says how things are.
-    shapes = [schema for status, (_, schema) in statuses.items() if status >= 400 and schema != _HEALTH]
-    bug = ("A bug; its traceback is in the log.", shapes[-1] if shapes else {"$ref": f"{_REFS}Error"})
-    described = {**statuses, 500: bug}
-    return {
-        str(status): {
-            "description": description,
-            "headers": dict(headers(status)),
-            **({"content": {"application/json": {"schema": schema}}} if bodies else {}),
-        }
-        for status, (description, schema) in sorted(described.items())
-    }
+    return {**described, "requestBody": {"required": True, "content": {"application/json": content}}}

@@ -1,0 +1,115 @@
+"""A sink for tornado-persist: rows as JSON in a key-value store, which here is one file.
+
+The store is a table of SQLite with a key and a value, so that the example needs nothing else. What matters is the same
+for any store: a write commits as a whole, a row is read, merged and written back, and every failure is told apart.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.models import DEFAULTS, KEYS, KINDS, Batch, Kind, Row, Session, Task
+from tornado_persist.sinks.base import Sink, SinkSettings
+
+FIELDS: dict[Kind, tuple[str, ...]] = {"session": tuple(Session.__annotations__), "task": tuple(Task.__annotations__)}
+
+
+class KeyValueSettings(SinkSettings):
+    """``[sinks.keyvalue]``."""
+
+    path: str = Field("rows.kv", min_length=1, description="the file; a relative path is below data_dir")
+
+
+class KeyValueSink(Sink[KeyValueSettings]):
+    """Keeps each row under its key, as a JSON object with every field."""
+
+    name: ClassVar[str] = "keyvalue"
+    Settings: ClassVar[type[KeyValueSettings]] = KeyValueSettings
+
+    def __init__(self, settings: KeyValueSettings, data_dir: Path) -> None:
+        super().__init__(settings, data_dir)
+        self.path = data_dir / settings.path
+        self._store: sqlite3.Connection | None = None
+
+    def open(self) -> None:
+        self.close()
+        try:
+            # No transactions but those begun below; the service calls from one thread, but not from this one.
+            self._store = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
+            self._store.execute("PRAGMA synchronous = FULL")  # what is committed has to survive a power cut
+            self._store.execute("CREATE TABLE IF NOT EXISTS rows (kind, key, value, PRIMARY KEY (kind, key))")
+        except sqlite3.Error as exc:
+            self.close()
+            raise _unavailable(exc) from exc
+
+    def write(self, batch: Batch) -> None:
+        store = self._opened()
+        try:
+            with store:  # commits at the end, or rolls back
+                store.execute("BEGIN IMMEDIATE")
+                for kind in KINDS:
+                    for row in batch.rows(kind):
+                        _put(store, kind, row)
+        except sqlite3.IntegrityError as exc:  # a constraint or a trigger: what is in the row is at fault
+            raise BatchRejected(str(exc), code=exc.sqlite_errorname) from exc
+        except sqlite3.Error as exc:  # anything else is nobody's fault who sent the row
+            raise _unavailable(exc) from exc
+
+    def ping(self) -> None:
+        try:
+            self._opened().execute("SELECT 1 FROM rows LIMIT 1")
+        except sqlite3.Error as exc:
+            raise _unavailable(exc) from exc
+
+    def close(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def describe(self) -> str:
+        return f"a key-value store at {self.path}"
+
+    # These two are needed by records.require_session and by `persistd rejected retry` alone.
+
+    def find_sessions(self, session_ids: Collection[str]) -> set[str]:
+        return set(self._find("session", session_ids))
+
+    def find_updated(self, kind: Kind, keys: Collection[str]) -> dict[str, datetime]:
+        return {key: datetime.fromisoformat(row["updated_at"]) for key, row in self._find(kind, keys).items()}
+
+    def _find(self, kind: Kind, keys: Collection[str]) -> dict[str, Row]:
+        query = "SELECT key, value FROM rows WHERE kind = ? AND key IN (SELECT value FROM json_each(?))"
+        try:
+            found = self._opened().execute(query, (kind, json.dumps(list(keys)))).fetchall()
+        except sqlite3.Error as exc:
+            raise _unavailable(exc) from exc
+        return {key: json.loads(value) for key, value in found}
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._store is None:
+            raise SinkUnavailable("the store is not open")
+        return self._store
+
+
+def _put(store: sqlite3.Connection, kind: Kind, row: Row) -> None:
+    """The merge rule: a field that the row has replaces the stored one, a field that it has not stays."""
+    key = row[KEYS[kind]]
+    found = store.execute("SELECT value FROM rows WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+    if found is None:
+        merged = {**dict.fromkeys(FIELDS[kind]), **DEFAULTS[kind], **row}
+    else:
+        stored = json.loads(found[0])
+        merged = {**stored, **row, "created_at": stored["created_at"]}
+    store.execute("REPLACE INTO rows VALUES (?, ?, ?)", (kind, key, json.dumps(merged)))
+
+
+def _unavailable(error: sqlite3.Error) -> SinkUnavailable:
+    return SinkUnavailable(str(error), code=getattr(error, "sqlite_errorname", ""))

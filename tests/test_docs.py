@@ -1,0 +1,190 @@
+"""The documentation: it is built without a warning, needs no other host, and tells of all that there is."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.process import Persistd, persistd
+from tests.rows import session, task
+from tests.test_config import flat, keys
+from tornado_persist import config, service
+from tornado_persist.cli import program
+from tornado_persist.sinks import registry
+from tornado_persist.web.app import ROUTES
+from tornado_persist.web.base import GetHandler
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+EXAMPLE = DOCS / "examples" / "keyvalue"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation as HTML; a warning is an error."""
+    directory = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-d", str(directory / "doctrees")]
+    done = subprocess.run(
+        [*command, str(DOCS), str(directory / "html")], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return directory / "html"
+
+
+def words(page: Path) -> str:
+    """The text of a built page, without its frame."""
+    article = page.read_text(encoding="utf-8").partition("<article")[2].partition("</article>")[0]
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", article)).split())
+
+
+def test_every_page_is_built_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    for page in DOCS.glob("*.rst"):
+        text = (site / f"{page.name.removesuffix('.rst')}.html").read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe|link)\b[^>]*?(?:src|href)="([^"]+)"', text)
+        assert loaded
+        assert not [address for address in loaded if "//" in address], page.name
+        # Links between pages lead to pages, not to their sources.
+        assert not re.search(r'<a [^>]*href="(?!_)[^"#:]+\.rst"', text), page.name
+
+
+def test_a_link_to_a_file_that_is_missing_ends_the_build(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "conf.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(DOCS / '_extensions')!r})\nextensions = ['repository']\n"
+    )
+    (tmp_path / "docs" / "index.rst").write_text("A page\n======\n\n`There <../conf/nothing.toml>`_, `here <x.rst>`_\n")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        str(tmp_path / "docs"),
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "index.rst:4: WARNING: a link leads to no file: ../conf/nothing.toml" in done.stderr
+    assert "unknown document: '/x'" in done.stderr
+
+
+def test_every_setting_is_in_the_reference_with_its_default_variable_and_reload(site: Path) -> None:
+    text = words(site / "configuration.html")
+    settings = config.load(None)
+    defaults = flat(settings.model_dump(mode="json", exclude={"sinks"}))
+    assert defaults.keys() == set(keys(config.Settings))
+    for sink in registry.BUILT_IN:
+        for name, field in registry.find(sink).Settings.model_fields.items():
+            default = field.default.get_secret_value() if name == "url" else field.default
+            defaults[f"sinks.{sink}.{name}"] = default
+    for key, default in defaults.items():
+        variable = f"PERSISTD_{key.upper().replace('.', '__')}"
+        reload = "applies it" if key.startswith(service.LIVE) else "names it in the log; it needs a restart"
+        entry = rf"(?<![\w.]){re.escape(key)} ¶ Type : [^¶]+? Default : {re.escape(json.dumps(default))} ([^¶]+?)"
+        found = re.search(f"{entry} Environment: {variable} . A reload \\(SIGHUP\\) {reload}\\.", text)
+        assert found, key
+        assert len(found[1]) > 10, key  # something is said about it
+
+
+def test_every_alert_is_explained() -> None:
+    text = (DOCS / "operations.rst").read_text(encoding="utf-8")
+    rules = yaml.safe_load((ROOT / "conf" / "prometheus-alerts.yaml").read_text())["groups"][0]["rules"]
+    titles = re.findall(r"^(Persistd\w+)\n~+$", text, re.MULTILINE)
+    assert titles == [rule["alert"] for rule in rules]
+    for part in re.split(r"^Persistd\w+\n~+$", text, flags=re.MULTILINE)[1:]:
+        assert [word for word in ("**Means**", "**Look at**", "**Do**") if word not in part] == []
+
+
+def test_the_way_of_a_batch_names_parts_that_there_are() -> None:
+    text = (DOCS / "batch.rst").read_text(encoding="utf-8")
+    named = set(re.findall(r"``(\w+(?:/\w+)*\.py)``", text))
+    ways = ("parser", "decoder", "ingest", "journal/journal", "backlog", "buffer", "flusher", "settler", "releaser")
+    assert {f"{name}.py" for name in ways} <= named
+    for name in named:
+        assert (ROOT / "tornado_persist" / name).is_file(), name
+
+
+def test_the_drawing_can_be_read_by_eye_and_by_machine() -> None:
+    drawing = ElementTree.parse(DOCS / "batch.svg").getroot()
+    assert drawing.get("role") == "img"
+    assert drawing.findtext("{http://www.w3.org/2000/svg}title")
+    style = drawing.findtext("{http://www.w3.org/2000/svg}style") or ""
+    assert "prefers-color-scheme: dark" in style
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(actions[0].choices) if actions else {}
+
+
+@pytest.mark.parametrize("readme", ["README.rst", "README.zh.rst"])
+def test_a_readme_names_every_path_and_every_command_in_one_row(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for pattern, handler in ROUTES:
+        if "+" not in pattern:  # what the pages load
+            method = "GET" if issubclass(handler, GetHandler) else "POST"
+            assert text.count(f"``{method} {pattern.replace(chr(92), '')}``") >= 1, pattern
+    rows = re.findall(r"^   \* - ``bin/persistd \[?(\w+)", text, re.MULTILINE)
+    assert sorted(rows) == sorted(subcommands(program.parser()))
+
+
+def test_every_command_that_is_not_of_the_process_has_a_chapter() -> None:
+    titles = re.findall(r"^(.+)\n[-~]+$", (DOCS / "commands.rst").read_text(encoding="utf-8"), re.MULTILINE)
+    of_the_process = {"run", "start", "stop", "status", "reload", "check"}
+    for name, parser in subcommands(program.parser()).items():
+        wanted = {name, *(f"{name} {inner}" for inner in subcommands(parser))}
+        assert name in of_the_process or wanted <= set(titles), name
+
+
+# The sink of plugin.rst, whose own tests are beside it.
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A directory for ``PYTHONPATH`` in which the example is as pip leaves it."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    info = tmp_path / "site" / "persist_keyvalue-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    offers = project["entry-points"][registry.GROUP]
+    (info / "entry_points.txt").write_text(
+        "\n".join([f"[{registry.GROUP}]", *(f"{name} = {value}" for name, value in offers.items()), ""])
+    )
+    (info.parent / "persist_keyvalue.py").write_text((EXAMPLE / "persist_keyvalue.py").read_text())
+    return info.parent
+
+
+def test_the_service_writes_to_the_sink_of_the_documentation(tmp_path: Path, installed: Path) -> None:
+    chosen = 'sink = "keyvalue"\n[sinks.keyvalue]\npath = "here.kv"\n[records]\nrequire_session = true\n'
+    with Persistd(tmp_path, chosen, variables={"PYTHONPATH": str(installed)}) as running:
+        assert running.post("task", task("t")).status_code == 422
+        assert running.post("session", session("s")).status_code == 200
+        assert running.post("task", task("t", session_id="s")).status_code == 200
+        assert running.post("task", task("t", session_id="s", target_text="x")).status_code == 200
+        assert running.flush()["tasks_written"] == 1
+        with closing(sqlite3.connect(running.data_dir / "here.kv")) as store:
+            ((value,),) = store.execute("SELECT value FROM rows WHERE kind = 'task' AND key = 't'").fetchall()
+        assert json.loads(value)["target_text"] == "x"
+        assert not [line for line in running.log() if line["level"] in ("warning", "error")]
+        done = persistd("check", "-c", str(running.file), cwd=tmp_path, PYTHONPATH=str(installed))
+        assert re.search(r"^sink +keyvalue: a key-value store at \S+here\.kv$", done.stdout, re.MULTILINE), done
+        assert "tables" not in done.stdout  # it has none
+
+
+def test_a_mistake_in_the_table_of_the_documented_sink_is_named(tmp_path: Path, installed: Path) -> None:
+    (tmp_path / "c.toml").write_text('sink = "keyvalue"\n[sinks.keyvalue]\npaht = "x"\n')
+    done = persistd("check", "-c", "c.toml", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert (done.returncode, done.stderr) == (2, "persistd: sinks.keyvalue.paht: this key is not known\n")
