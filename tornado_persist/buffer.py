@@ -56,7 +56,7 @@ class Buffer:
             taken, key_field = self._taken[kind], KEYS[kind]
             rows = batch.rows(kind)
             if len(rows) == len(taken):
-                self._taken[kind] = {}  # as it mostly is: 0.1 µs a row less in the event loop
+                self._taken[kind] = {}  # as it mostly is
                 continue
             for row in rows:
                 del taken[row[key_field]]

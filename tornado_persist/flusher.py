@@ -161,7 +161,7 @@ class Flusher:
         return flushed
 
     async def _join(self) -> Flushed:
-        """A flush, without waiting for the cursor: 2 ms in which the next one writes already."""
+        """A flush, without waiting for the cursor: a millisecond or two in which the next one writes already."""
         if self._flight is None or self._flight.done():
             self._flight = asyncio.create_task(self._fly(), context=Context())
         return await asyncio.shield(self._flight)

@@ -1,8 +1,8 @@
 """Times as rows hold them: text in UTC, of one width, ``2025-09-30T16:35:00.000000+00:00``.
 
-Texts and not datetimes, because a time only passes through here: every sink takes it as text in the end, and to make a
-``datetime`` of it and to spell that again cost 1.2 µs a time, a tenth of all that is done for a row of two. Of one
-width, so that the texts sort as the times do.
+Texts and not datetimes, because a time only passes through here: every sink takes it as text in the end. To make two
+``datetime`` objects for a row cost 0.9 µs, and each had to be spelt again; two texts cost 0.35 µs. Of one width, so
+that the texts sort as the times do.
 """
 
 from __future__ import annotations

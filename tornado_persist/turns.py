@@ -11,8 +11,8 @@ class Turns:
 
     asyncio runs all that is ready before it looks for more. When eight requests are parsed in one such round, whoever
     waits for a step of its own, such as the flusher between two writes, waits for all eight, and twice if it has two
-    steps to make. In turns the flusher waits 5 ms where it waited 75, and at 20,000 rows/s the slowest hundredth of the
-    answers comes after 11 ms instead of 15.
+    steps to make. In turns it waits some 5 ms, and at 20,000 rows/s the slowest hundredth of the answers came after
+    11 ms instead of 15.
     """
 
     def __init__(self) -> None:

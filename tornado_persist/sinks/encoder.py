@@ -104,7 +104,7 @@ class Encoder(ABC):
     def _join(self, columns: list[_Spelt]) -> list[str]:
         if not (self.quote or self.opening or self.closing):
             return list(map(self.separator.join, zip(*[values for values, _ in columns], strict=True)))
-        # Quotes go with what stands between the columns: a third less than to put them around each value.
+        # Quotes go with what stands between the columns: a quarter less than to put them around each value.
         pieces: list[Iterable[str]] = []
         between = self.opening
         for values, bare in columns:

@@ -228,7 +228,7 @@ class JSONLSink(Sink[JSONLSettings]):
         file = self._files[kind]
         for start in range(0, len(rows), _PIECE):
             try:
-                # A row is a line as it is. 0.5 µs for one of 500 bytes: an eighth of what pydantic's core takes.
+                # A row is a line as it is: 0.9 µs for one of 490 bytes, where a copy with its times spelt took 4.
                 lines = _encoder.encode_lines(rows[start : start + _PIECE])
             except (ValueError, TypeError) as exc:  # an unpaired surrogate, or no JSON type at all
                 raise BatchRejected(f"a {kind} cannot be written as JSON: {exc}", code=type(exc).__name__) from exc

@@ -289,13 +289,9 @@ def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[list[str], list[Row
     Writers that take their locks in one order do not deadlock. Those of rows with different fields still may: one
     statement comes before the other.
     """
-    # First by the fields in their order, for a tuple of them costs half as much as a set.
-    ordered: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        ordered.setdefault(tuple(row), []).append(row)
     groups: dict[frozenset[str], list[Row]] = {}
-    for fields, members in ordered.items():
-        groups.setdefault(frozenset(fields), []).extend(members)
+    for row in rows:
+        groups.setdefault(frozenset(row), []).append(row)
     columns = [column.name for column in TABLES[kind].c]
     for names, members in groups.items():
         if unknown := names.difference(columns):
