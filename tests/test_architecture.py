@@ -45,10 +45,9 @@ ALLOWED = {
         *("web", "history", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal", "systemd"),
         *("metrics", "models", "parser", "sinks", "config", "datadir", "interpreter"),
     },
-    "findings": {"service", "config", "datadir"},
     "client": {"models"},
     "transfer": {"transfer", "client", "backoff", "models"},
-    "cli": {"cli", "client", "findings", "transfer", "service", "config", "datadir", "journal", "models", "parser"},
+    "cli": {"cli", "client", "transfer", "service", "config", "datadir", "journal", "models", "parser"},
     "testing": {"models", "sinks", "times"},
     "__main__": {"cli"},
 }

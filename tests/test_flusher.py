@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -540,6 +541,23 @@ async def test_a_cursor_that_cannot_be_written_holds_nothing_up(tmp_path: Path) 
         await it.add("c")
         await it.flusher.flush(5)
         assert (it.journal.released, it.stored()) == (3, ["a", "b", "c"])
+
+
+@pytest.mark.gen_test
+async def test_a_disk_that_hangs_under_the_cursor_holds_neither_a_flush_nor_the_end_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        answers, release = threading.Event(), it.journal.release
+        monkeypatch.setattr(it.journal, "release", lambda *args: answers.wait(60) and release(*args))
+        await it.add("a")
+        async with asyncio.timeout(30):
+            assert (await it.flusher.flush(0.2)).error is None
+            await it.flusher.finish(0.1)
+        assert (it.stored(), it.journal.released, answers.is_set()) == (["a"], 0, False)
+        answers.set()
+        await it.flusher.finish(5)
+        assert it.journal.released == 1
 
 
 @pytest.mark.gen_test

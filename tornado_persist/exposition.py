@@ -136,7 +136,7 @@ class Exposition:
 
     def _of_the_journal(self) -> Iterator[Metric]:
         stats = self._journal.stats()
-        age = max(0.0, (datetime.now(UTC) - stats.oldest).total_seconds()) if stats.oldest else 0.0
+        age = stats.age(datetime.now(UTC))
         yield _gauge("persistd_journal_bytes", "Bytes of the journal's files.", stats.bytes)
         yield _gauge("persistd_journal_max_bytes", "Bytes past which batches are refused.", stats.max_bytes)
         yield _gauge("persistd_journal_records", "Batches in the journal that are not released.", stats.records)

@@ -30,8 +30,6 @@ logger = log.get(__name__)
 
 #: Rows in one transaction of the sink. Between two of them the sink waits for a turn of a busy event loop.
 CHUNK_ROWS = 20_000
-
-
 #: Seconds after a failure from which on the next try no longer waits, once somebody has found the sink well.
 TRY_AGAIN_AFTER = 5.0
 
@@ -123,9 +121,9 @@ class Flusher:
 
     async def _flush_in_background(self) -> None:
         try:
-            await self._join()
+            await self.flush_once()
             while self._due() and self._retry is None and not self._ending:
-                await self._join()
+                await self.flush_once()
         except Exception:
             logger.exception("a bug in the flusher")
 
@@ -154,14 +152,8 @@ class Flusher:
     async def flush_once(self) -> Flushed:
         """Settle everything that waits in memory; joins a flush in progress. What could not be written waits again.
 
-        When it returns the journal's space is given up, too.
+        It does not wait for the journal's cursor: a millisecond or two in which the next flush writes already.
         """
-        flushed = await self._join()
-        await self._releaser.finish()
-        return flushed
-
-    async def _join(self) -> Flushed:
-        """A flush, without waiting for the cursor: a millisecond or two in which the next one writes already."""
         if self._flight is None or self._flight.done():
             self._flight = asyncio.create_task(self._fly(), context=Context())
         return await asyncio.shield(self._flight)
@@ -172,30 +164,20 @@ class Flusher:
         Waits ``timeout`` seconds at most; the flush goes on after that. The counts are of all rows settled during the
         call, by a flush that was in progress too.
         """
-        began = time.monotonic()
-        totals = self._metrics.totals
-        before = dict(totals.written), sum(totals.rejected.values())
+        began, before = time.monotonic(), self._settled()
         error: PersistError | None
         try:
             async with asyncio.timeout(timeout):
                 error = await self._flush_through(self._backlog.accepted_through)
         except TimeoutError:
             error = FlushFailed(f"The flush takes more than {timeout:g} seconds; it goes on, and nothing is lost")
-        with contextlib.suppress(TimeoutError):  # the rows are where they belong
-            async with asyncio.timeout(max(0.0, timeout - (time.monotonic() - began))):
-                await self._releaser.finish()
-        return Flushed(
-            totals.written["session"] - before[0]["session"],
-            totals.written["task"] - before[0]["task"],
-            sum(totals.rejected.values()) - before[1],
-            round((time.monotonic() - began) * 1000),
-            error,
-        )
+        await self._releaser.finish(timeout - (time.monotonic() - began))
+        return self._since(before, began, error)
 
     async def _flush_through(self, seq: int) -> PersistError | None:
         while self.settled_through < seq:
             joined = self._flight is not None and not self._flight.done()
-            error = (await self._join()).error
+            error = (await self.flush_once()).error
             if error is not None and not joined:
                 return error
         return None
@@ -213,11 +195,12 @@ class Flusher:
 
     async def finish(self, timeout: float) -> None:
         """After :meth:`drain`: wait for a flush that is still in progress, ``timeout`` seconds at most."""
+        deadline = time.monotonic() + timeout
         tasks = (self._flight, self._background, self._refilling)
         going = [task for task in tasks if task is not None and not task.done()]
         if going:
             await asyncio.wait(going, timeout=timeout)
-        await self._releaser.finish()
+        await self._releaser.finish(deadline - time.monotonic())
 
     async def _fly(self) -> Flushed:
         self._current = self._runner
@@ -229,9 +212,8 @@ class Flusher:
             return flushed
         through, accepted = self._backlog.merged_through, dict(self._backlog.merged_rows)
         batch = self._buffer.take()
-        began = time.monotonic()
+        began, before = time.monotonic(), self._settled()
         totals = self._metrics.totals
-        before = dict(totals.written), sum(totals.rejected.values())
         error: PersistError | None = None
         try:
             if len(batch):
@@ -250,15 +232,18 @@ class Flusher:
         finally:
             for kind, merged in self._buffer.restore().items():
                 totals.merged[kind] += merged
-        flushed = Flushed(
-            totals.written["session"] - before[0]["session"],
-            totals.written["task"] - before[0]["task"],
-            sum(totals.rejected.values()) - before[1],
-            round((time.monotonic() - began) * 1000),
-            error,
-        )
+        flushed = self._since(before, began, error)
         self._note(flushed, time.monotonic() - began, len(batch))
         return flushed
+
+    def _settled(self) -> tuple[int, int, int]:
+        """Sessions and tasks written, and rows refused, so far."""
+        totals = self._metrics.totals
+        return totals.written["session"], totals.written["task"], sum(totals.rejected.values())
+
+    def _since(self, before: tuple[int, int, int], began: float, error: PersistError | None) -> Flushed:
+        sessions, tasks, rejected = (now - then for now, then in zip(self._settled(), before, strict=True))
+        return Flushed(sessions, tasks, rejected, round((time.monotonic() - began) * 1000), error)
 
     def _refill_ahead(self) -> None:
         """While the sink takes the next rows, read others into the room that these have left."""

@@ -74,10 +74,10 @@ class Releaser:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def finish(self) -> None:
-        """Wait until the cursor was written, or could not be."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def finish(self, timeout: float | None = None) -> None:
+        """Wait until the cursor was written, or could not be; ``timeout`` seconds at most."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=None if timeout is None else max(0.0, timeout))
 
     async def _make_known(self, **changes: Any) -> None:
         await self.finish()

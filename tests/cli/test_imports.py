@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
-import termios
-import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Command
+from tests.cli.terminal import OnTerminal
 from tests.process import COMMAND, Persistd, environment, wait_until
 from tests.rows import session, task
 from tests.sinks.readers import read_jsonl, read_postgres
@@ -266,32 +263,12 @@ def test_on_a_terminal_there_is_a_bar_and_ctrl_c_leaves_where_it_was(tmp_path: P
     (tmp_path / "other").mkdir()
     file = write(tmp_path / "rows.jsonl", *(task(f"t{n}") for n in range(20_000)))
     with Persistd(tmp_path / "other", HOURLY, server="max_batch = 10\n") as service:
-        main_side, terminal = pty.openpty()
-        termios.tcsetwinsize(terminal, (24, 100))
-        words = [*COMMAND, "-c", str(service.file), "import", str(file), "--url", service.url]
-        process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=terminal, stderr=terminal)
-        os.close(terminal)
-        seen: list[bytes] = []
-
-        def read() -> None:
-            try:
-                while data := os.read(main_side, 65536):
-                    seen.append(data)
-            except OSError:  # the end of a terminal
-                pass
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        try:
-            wait_until(lambda: b" rows]" in b"".join(seen), "a bar")
-            process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 130
-        finally:
-            process.kill()
-            process.wait()
-        reader.join()
-        os.close(main_side)
-        said = b"".join(seen)
+        words = ["-c", str(service.file), "import", str(file), "--url", service.url]
+        with OnTerminal(*words, cwd=tmp_path) as importer:
+            wait_until(lambda: b" rows]" in importer.said, "a bar")
+            importer.process.send_signal(signal.SIGINT)
+            assert importer.process.wait(30) == 130
+        said = importer.said
         assert b"rows.jsonl:" in said
         assert b"the same command goes on from there" in said
         assert b"Traceback" not in said

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
-from tests.process import COMMAND, Persistd, environment, wait_until
+from tests.cli.terminal import OnTerminal
+from tests.process import Persistd, wait_until
 from tests.rows import session, task
 
 
@@ -97,37 +95,11 @@ def test_what_cannot_be_a_url_and_an_unknown_port_are_2(command: Command, tmp_pa
 
 
 def test_watch_draws_anew_over_a_restart_until_ctrl_c(service: Persistd, tmp_path: Path) -> None:
-    main_side, terminal = pty.openpty()
-    watcher = subprocess.Popen(
-        [*COMMAND, "stats", "--watch", "0.1", "--url", service.url],
-        cwd=tmp_path,
-        env=environment(),
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-    )
-    os.close(terminal)
-    seen: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(main_side, 65536):
-                seen.append(data)
-        except OSError:  # the end of a terminal
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        wait_until(lambda: b"".join(seen).count(b"\x1b[H\x1b[J") >= 2, "a second look")
-        assert b"+0/s" in b"".join(seen)
+    with OnTerminal("stats", "--watch", "0.1", "--url", service.url, cwd=tmp_path) as watcher:
+        wait_until(lambda: watcher.said.count(b"\x1b[H\x1b[J") >= 2, "a second look")
+        assert b"+0/s" in watcher.said
         service.kill()
-        wait_until(lambda: b"Connection refused" in b"".join(seen), "the outage")
-        watcher.send_signal(signal.SIGINT)
-        assert watcher.wait(10) == 0
-    finally:
-        watcher.kill()
-        watcher.wait()
-        reader.join()
-        os.close(main_side)
-    assert b"Traceback" not in b"".join(seen)
+        wait_until(lambda: b"Connection refused" in watcher.said, "the outage")
+        watcher.process.send_signal(signal.SIGINT)
+        assert watcher.process.wait(10) == 0
+    assert b"Traceback" not in watcher.said

@@ -35,21 +35,6 @@ DRAIN = 600
 _ROW = json.dumps(task("KEY", row_index=0)).replace('"row_index": 0', '"row_index": NUMBER')
 
 
-@pytest.fixture(scope="module", params=[Postgres, MariaDB], ids=["postgres", "mysql"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of this module's own, for it is stopped."""
-    started: Server = request.param()
-    with started:
-        yield started
-
-
-@pytest.fixture
-def url(server: Server) -> Iterator[str]:
-    url = server.fresh_database()
-    yield url
-    server.drop(url)
-
-
 def config(server: Server, url: str, max_rows: int) -> str:
     sink = "postgres" if isinstance(server, Postgres) else "mysql"
     return f"sink = '{sink}'\n[buffer]\nmax_rows = {max_rows}\nflush_interval = 1\n[sinks.{sink}]\nurl = '{url}'\n"

@@ -37,22 +37,6 @@ HEALTH_LIMIT = 0.5
 ANSWER_LIMIT = 0.05
 
 
-@pytest.fixture(scope="module", params=[Postgres, MariaDB], ids=["postgres", "mysql"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of this module's own: it is stopped and killed here, and the other tests need theirs."""
-    started: Server = request.param()
-    with started:
-        yield started
-
-
-@pytest.fixture
-def url(server: Server) -> Iterator[str]:
-    """A fresh, empty database on it."""
-    url = server.fresh_database()
-    yield url
-    server.drop(url)
-
-
 @pytest.fixture
 def soak(request: pytest.FixtureRequest) -> bool:
     """Whether the long form is asked for."""

@@ -137,3 +137,49 @@ def test_without_sync_the_answer_does_not_wait(tmp_path: Path) -> None:
     # The first record of a segment is synced with the segment's name.
     assert [sync_before_answer(calls, key) for key in KEYS[1:3]] == [None, None]
     assert first(calls, -1, "fdatasync", target=".seg") is None
+
+
+#: Calls that wait for a disk, or for a database. What is written to is told by its name: sockets and pipes do not wait.
+_WAITING = "fsync,fdatasync,open,openat,rename,renameat,unlink,unlinkat,link,linkat,ftruncate,fallocate,connect"
+_FILES = "read,pread64,write,pwrite64,writev,pwritev"
+#: 4711 openat(AT_FDCWD</srv>, "data/persist.db", ...
+_ANY_CALL = re.compile(r"(?P<tid>\d+) +(?P<name>\w+)\((?P<rest>.*)")
+
+
+@pytest.mark.parametrize("sink", ["sqlite", "jsonl", "postgres", "mysql"])
+def test_the_thread_of_the_event_loop_asks_no_disk_and_no_database(
+    tmp_path: Path, sink: str, request: pytest.FixtureRequest
+) -> None:
+    """Promise 6. The log, which goes to a pipe or a file of its own, is left out."""
+    trace = tmp_path / "trace"
+    command = [str(require("strace")), "-D", "-f", "-y", "-s", "100", "-o", str(trace)]
+    command += ["-e", f"trace={_WAITING},{_FILES}"]
+    server = sink in ("postgres", "mysql")
+    place = f"[sinks.{sink}]\nurl = '{request.getfixturevalue(f'{sink}_url')}'\n" if server else ""
+    config = f"sink = '{sink}'\n{place}[buffer]\nmax_rows = 20\ncapacity = 10\n[journal]\nsegment_bytes = 65536\n"
+    pages = ["/health", "/metrics", "/dashboard", "/dashboard/charts.js", "/docs", "/openapi.json"]
+    with Persistd(tmp_path, config, prefix=command) as service:
+        served = len(trace.read_text().splitlines())
+        for start in range(0, 400, 10):
+            rows = [task(f"t{number}", source_text="x" * 1000) for number in range(start, start + 10)]
+            assert service.http.post("/api/v1/persistence/tasks/batch", content=body("task", *rows)).status_code == 200
+        assert service.http.post("/api/v1/persistence/flush").status_code == 200
+        for page in pages:
+            assert service.http.get(page).status_code == 200
+        service.kill()
+        end = re.compile(rf"^{service.process.pid} +\+\+\+ killed", re.MULTILINE)
+        wait_until(lambda: end.search(trace.read_text()), "the end of the trace")
+        loop = str(service.process.pid)
+    calls = [match for line in trace.read_text().splitlines()[served:] if (match := _ANY_CALL.match(line))]
+    elsewhere = {call["name"] for call in calls if call["tid"] != loop}
+    assert {"fdatasync", "fsync", "openat"} <= elsewhere, "the trace shows the threads that may wait"
+    own = [call for call in calls if call["tid"] == loop]
+    files, log = _FILES.split(","), tmp_path / "log"
+    found = [call.group() for call in own if call["name"] not in files or _on_disk(call["rest"], log)]
+    assert found == []
+
+
+def _on_disk(rest: str, log: Path) -> bool:
+    """Whether ``13</srv/data/x>, ...`` is of a file that is not the log."""
+    target = rest.partition("<")[2].partition(">")[0]
+    return target.startswith("/") and target != str(log) and not target.startswith("/dev/")

@@ -252,3 +252,10 @@ def test_the_vendored_library_has_its_licence_beside_it() -> None:
     library = (ASSETS / "uplot" / "uPlot.iife.min.js").read_text()
     assert re.match(r"/\*! https://github.com/leeoniya/uPlot \(v\d+\.\d+\.\d+\) \*/", library)
     assert "MIT License" in (ASSETS / "uplot" / "LICENSE").read_text()
+
+
+def test_what_other_pages_load_is_not_kept_in_memory_for_this_one(tmp_path: Path) -> None:
+    with Persistd(tmp_path) as service:
+        assert service.http.get("/docs/swagger-ui.css").status_code == 200
+        assert service.http.get("/dashboard/swagger-ui/swagger-ui.css").status_code == 404
+        assert service.http.get("/dashboard/uplot/uPlot.min.css").status_code == 200

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tornado_persist import findings, masking
+from tornado_persist import masking
+from tornado_persist.cli import findings
 from tornado_persist.cli.command import FAILED, OK, Commands
 from tornado_persist.config import Settings
 

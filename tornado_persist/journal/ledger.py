@@ -28,6 +28,10 @@ class Stats:
     oldest: datetime | None
     sync: str
 
+    def age(self, now: datetime) -> float:
+        """Seconds since the oldest was accepted; 0 when there is none, or the clock was set back."""
+        return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
+
 
 class Ledger:
     """The segments in order, how far they are acknowledged and released, and the numbers that have no record.

@@ -32,7 +32,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tornado_persist import log
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.files import fsync_directory, make_directory
+from tornado_persist.files import fsync_directory, make_directory, write_all
 from tornado_persist.models import KINDS, PLURALS, Batch, Kind, Row
 from tornado_persist.sinks.base import Sink, SinkSettings
 
@@ -233,7 +233,7 @@ class JSONLSink(Sink[JSONLSettings]):
             except (ValueError, TypeError) as exc:  # an unpaired surrogate, or no JSON type at all
                 raise BatchRejected(f"a {kind} cannot be written as JSON: {exc}", code=type(exc).__name__) from exc
             with _disk_errors(file.path):
-                _write_all(file.fd, lines)
+                write_all(file.fd, [lines])
 
     def _follow(self) -> None:
         """Open the files anew if one is no longer under its name."""
@@ -274,12 +274,6 @@ class JSONLSink(Sink[JSONLSettings]):
             if file.size > length:  # else somebody else has shortened it
                 os.ftruncate(file.fd, length)
             del self._to_cut[file.identity]
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
 
 
 def _cut_torn_line(file: _File) -> None:

@@ -40,7 +40,7 @@ class Asset(NamedTuple):
 def load() -> dict[str, Asset]:
     """The files by their paths below ``/dashboard/``, read once, so that no request waits for a disk."""
     assets = {}
-    for file in sorted(ASSETS.rglob("*")):
+    for file in sorted([*ASSETS.glob("*"), *ASSETS.glob("uplot/*")]):  # beside them lies what /docs loads
         if file.suffix in TYPES:
             content = file.read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
@@ -87,7 +87,7 @@ class History(GetHandler):
     async def get(self) -> None:
         app = self.application
         now = datetime.now(UTC)
-        journal = app.journal.stats()
+        journal, waiting = app.journal.stats(), sum(map(app.ingest.pending, KINDS))
         self.set_header("Cache-Control", "no-store")
         self.reply(
             {
@@ -99,18 +99,18 @@ class History(GetHandler):
                 "intake": {"accepting": app.accepting, "problem": app.problem},
                 "sink": self._sink(),
                 "waiting": {
-                    "rows": sum(map(app.ingest.pending, KINDS)),
+                    "rows": waiting,
                     "in_memory": app.ingest.in_memory,
                     "max_rows": app.ingest.max_rows,
                     "capacity": app.flusher.capacity,
                     "journal_bytes": journal.bytes,
                     "journal_max_bytes": journal.max_bytes,
                     "journal_records": journal.records,
-                    "oldest_seconds": max(0.0, (now - journal.oldest).total_seconds()) if journal.oldest else 0.0,
+                    "oldest_seconds": journal.age(now),
                     "next_flush": shown(app.flusher.next_flush),
                     "flush_seconds": app.flusher.interval,
                 },
-                "accounting": self._accounting(),
+                "accounting": app.metrics.totals.accounting(waiting),
                 "samples": app.history.columns(),
                 "flushes": [{**asdict(f), "at": shown(f.at)} for f in reversed(app.metrics.flushes)],
                 "incidents": [
@@ -122,13 +122,3 @@ class History(GetHandler):
     def _sink(self) -> dict[str, Any]:
         sink = self.application.flusher.sink
         return {**asdict(sink), "since": shown(sink.since), "retry_in": round(self.application.flusher.retry_in, 1)}
-
-    def _accounting(self) -> dict[str, int]:
-        totals = self.application.metrics.totals
-        return {
-            "accepted": sum(totals.accepted.values()),
-            "written": sum(totals.written.values()),
-            "merged": sum(totals.merged.values()),
-            "rejected": sum(totals.rejected.values()),
-            "pending": sum(map(self.application.ingest.pending, KINDS)),
-        }

@@ -125,7 +125,7 @@ class Stats(GetHandler):
     async def get(self) -> None:
         flusher, metrics = self.application.flusher, self.application.metrics
         now = datetime.now(UTC)
-        totals, journal = metrics.totals, self.application.journal.stats()
+        journal = self.application.journal.stats()
         pending = {kind: self.application.ingest.pending(kind) for kind in PLURALS}
         total = sum(pending.values())
         self.reply(
@@ -149,17 +149,11 @@ class Stats(GetHandler):
                     "average_batch_size": metrics.average_batch_size(),
                     "uptime_seconds": int((now - metrics.started).total_seconds()),
                 },
-                "accounting": {
-                    "accepted": sum(totals.accepted.values()),
-                    "written": sum(totals.written.values()),
-                    "merged": sum(totals.merged.values()),
-                    "rejected": sum(totals.rejected.values()),
-                    "pending": total,
-                },
+                "accounting": metrics.totals.accounting(total),
                 "journal": {
                     "bytes": journal.bytes,
                     "records": journal.records,
-                    "oldest_seconds": round((now - journal.oldest).total_seconds(), 3) if journal.oldest else 0.0,
+                    "oldest_seconds": round(journal.age(now), 3),
                     "sync": journal.sync,
                 },
             }

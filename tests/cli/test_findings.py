@@ -15,12 +15,12 @@ import pytest
 import sqlalchemy
 
 from tests.process import environment
-from tornado_persist import config, findings
+from tornado_persist import config
+from tornado_persist.cli import findings
+from tornado_persist.cli.findings import Finding, hint
 from tornado_persist.config import Settings
 from tornado_persist.datadir import DataDir
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.findings import Finding, hint
-from tornado_persist.journal.record import HEADER_SIZE
 
 Look = Callable[..., list[Finding]]
 
@@ -87,7 +87,6 @@ def test_a_directory_that_everybody_may_write_is_a_warning(look: Look, tmp_path:
 
 
 def test_a_journal_smaller_than_one_request_is_an_error(look: Look) -> None:
-    assert findings.RECORD_HEADER == HEADER_SIZE
     limits = {"server": {"max_body_bytes": 10_000}}
     assert found(look(**limits, journal={"max_bytes": 10_040}), "journal").level == "ok"
     finding = found(look(**limits, journal={"max_bytes": 10_039}), "journal")
@@ -191,7 +190,7 @@ def test_every_finding_is_a_line_and_its_advice_another() -> None:
 
 def test_the_shipped_configuration_has_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shipped = Path(__file__).parent.parent / "conf" / "persistd.toml"
+    shipped = Path(__file__).parent.parent.parent / "conf" / "persistd.toml"
     settings = config.load(shipped).model_copy(update={"server": config.Server(port=0)})
     assert not [one for one in findings.look(settings, shipped) if one.level == "error"]
 
@@ -202,7 +201,8 @@ def test_a_part_of_the_directory_that_cannot_be_written_is_an_error(tmp_path: Pa
     journal.mkdir(mode=0o700)
     os.chown(journal, 12345, 12345)
     program = (
-        "from pathlib import Path; from tornado_persist import findings; from tornado_persist.config import Settings\n"
+        "from pathlib import Path; from tornado_persist.cli import findings\n"
+        "from tornado_persist.config import Settings\n"
         f"for one in findings.look(Settings(data_dir=Path({str(tmp_path)!r})), None): print(one)"
     )
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", program]

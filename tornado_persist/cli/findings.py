@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tornado_persist.cli.table import size
 from tornado_persist.config import Settings
 from tornado_persist.datadir import DataDir
 from tornado_persist.errors import SinkError
 from tornado_persist.files import reason
+from tornado_persist.journal.record import HEADER_SIZE
 from tornado_persist.service import make_sink
-
-#: Bytes of a journal record beside the request's body.
-RECORD_HEADER = 40
 
 #: What to do about a sink's failure, by its name, and by the driver's code and message; the first that fits.
 _HINTS: tuple[tuple[str, str, str], ...] = (
@@ -56,7 +55,6 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     ("", r"ENOSPC|FULL|No space|disk is full", "make room on the disk"),
 )
 _NO_HINT = "rows wait in the journal until this is over; the message is the sink's own"
-
 
 _ADDRESS = {
     errno.EADDRINUSE: "end what listens there (ss -ltnp shows it), or choose another server.port",
@@ -115,7 +113,7 @@ def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
 
 
 def _journal(settings: Settings) -> Iterator[Finding]:
-    journal, largest = settings.journal, settings.server.max_body_bytes + RECORD_HEADER
+    journal, largest = settings.journal, settings.server.max_body_bytes + HEADER_SIZE
     match journal.sync:
         case "always":
             yield Finding("journal", "sync always: what is accepted survives a power cut")
@@ -147,7 +145,7 @@ def _disk(settings: Settings) -> Iterator[Finding]:
     journal = settings.path("journal")
     used = sum(path.stat().st_size for path in journal.iterdir() if path.is_file()) if journal.is_dir() else 0
     room = max(0, settings.journal.max_bytes - used)
-    text = f"{_size(free)} free, the journal may grow by {_size(room)}"
+    text = f"{size(free)} free, the journal may grow by {size(room)}"
     if free >= room:
         yield Finding("disk", text)
     else:
@@ -219,11 +217,3 @@ def hint(sink: str, error: SinkError) -> str:
     """What to do about a sink's failure."""
     said = f"{error.code} {error}"
     return next((advice for name, words, advice in _HINTS if name in ("", sink) and re.search(words, said)), _NO_HINT)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
