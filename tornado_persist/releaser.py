@@ -48,8 +48,10 @@ class Releaser:
             OSError: the file cannot.
         """
         length = await asyncio.to_thread(self._dead_letters.length)
-        if length < self._cursor[1].get("rejected_bytes", length + 1):
-            # It is new, or somebody has shortened it: where the new lines begin is to be known before they are there.
+        known = self._cursor[1].get("rejected_bytes", length + 1)
+        if length < known or (length > known and self._rejected_bytes is None):
+            # It is new, or another hand has changed it, for of ours nothing can be past what is known before the first
+            # of this life. Where the new lines begin is to be known before they are there.
             await self._make_known(rejected_bytes=length)
         self._rejected_bytes = await asyncio.to_thread(self._dead_letters.append, refused)
         file, first = str(self._dead_letters.path), refused[0]

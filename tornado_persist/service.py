@@ -109,7 +109,8 @@ class Service:
         self._manager.status("Reading the journal")
         checkpoint = await asyncio.to_thread(journal.open)
         dead_letters = DeadLetters(settings.path("rejected.jsonl"))
-        _cut_dead_letters(dead_letters, checkpoint.state)
+        if journal.found.records:  # else nothing will be refused again, and what somebody has added may stay
+            _cut_dead_letters(dead_letters, checkpoint.state)
         metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
         buffer = Buffer()
         backlog = self._backlog = Backlog(journal, buffer, metrics, max_rows=settings.buffer.max_rows)

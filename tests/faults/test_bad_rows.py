@@ -329,6 +329,34 @@ def kill_when_it_grows(service: Persistd, file: Path, after: float) -> None:
     client.join()
 
 
+def test_lines_that_somebody_adds_to_the_refused_rows_outlast_a_restart_and_a_crash(tmp_path: Path) -> None:
+    added = b'{"note": "asked the team about these"}\n'
+    rejected = tmp_path / "data" / "rejected.jsonl"
+    with Persistd(tmp_path, MANUAL) as service:
+        with contextlib.closing(sqlite3.connect(service.data_dir / "persist.db")) as connection:
+            connection.execute(
+                "CREATE TRIGGER rule BEFORE INSERT ON translation_tasks WHEN NEW.source_text = 'bad'"
+                " BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+        service.post("task", task("a", source_text="bad"))
+        service.flush()
+        with rejected.open("ab") as file:
+            file.write(added)
+        assert service.stop() == 0
+        service.start()
+        before = rejected.read_bytes()
+        assert before.endswith(added)
+        service.post("task", task("b", source_text="bad"))
+        service.flush()
+        service.post("task", task("c"))
+        service.kill()
+        service.start()
+        service.flush()
+        lines = rejected.read_bytes().splitlines(keepends=True)
+        assert b"".join(lines[:2]) == before
+        assert [json.loads(line)["row"]["task_id"] for line in lines[2:]] == ["b"]
+
+
 @pytest.mark.parametrize("place", ["postgres", "mysql"], indirect=True)
 def test_connections_that_end_during_the_search_for_bad_rows_change_nothing_of_it(place: Place, tmp_path: Path) -> None:
     wanted = sorted(f"{number:04}" for number in random.Random(9).sample(range(ROWS), 7))
