@@ -136,6 +136,22 @@ def test_many_who_open_at_once_make_the_tables_once(tmp_path: Path, monkeypatch:
     assert errors == []
 
 
+def test_the_switch_to_wal_waits_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_TIMEOUT", 10)
+    sink = SQLiteSink(SQLiteSettings(), tmp_path)
+    other = sqlite3.connect(sink.path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE other (x)")
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.2, other.execute, ["COMMIT"])
+    timer.start()
+    sink.open()
+    timer.join()
+    with contextlib.closing(sqlite3.connect(sink.path)) as fresh:
+        assert fresh.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+    sink.close()
+
+
 def test_without_create_tables_a_missing_table_is_named(tmp_path: Path) -> None:
     sink = SQLiteSink(SQLiteSettings(create_tables=False), tmp_path)
     with pytest.raises(SinkUnavailable, match="translation_sessions does not exist"):

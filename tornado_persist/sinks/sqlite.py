@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
@@ -28,6 +29,8 @@ _SERVER = {
     *(sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_EMPTY, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_MISUSE),
     *(sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_NOTADB),
 }
+#: Seconds between two tries to get a lock that SQLite does not wait for.
+RETRY_EVERY = 0.01
 #: Rows of one statement.
 _STATEMENTS = (512, 64, 8, 1)
 
@@ -74,8 +77,18 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
 
     def _set_up(self, connection: Connection) -> None:
         driver = _driver(connection)
-        # Where WAL is not to be had (some network file systems) SQLite stays with its rollback journal, durable too.
-        driver.execute("PRAGMA journal_mode = WAL").close()
+        # Who changes the mode while another one does may be refused without having waited for the lock.
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                # Where WAL is not to be had (some network file systems) SQLite stays with its rollback journal, durable
+                # too.
+                driver.execute("PRAGMA journal_mode = WAL").close()
+                break
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_EVERY)
         driver.execute("PRAGMA synchronous = FULL").close()
 
     def _check(self, connection: Connection) -> None:
