@@ -116,12 +116,11 @@ class Handler(RequestHandler):
     def reply(self, payload: dict[str, Any], status: int = 200) -> None:
         """Answer with JSON."""
         self.set_status(status)
-        self.finish(_encode(payload) + "\n")  # the line's end is for people with curl
+        self.finish(to_json(payload))
 
     def set_default_headers(self) -> None:
-        self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.set_header("Server", f"persistd/{__version__}")
-        self.set_header("X-Request-ID", self.request_id)
+        for name, value in common_headers(self.request_id).items():
+            self.set_header(name, value)
 
     def compute_etag(self) -> str | None:
         """None: hardly an answer here is worth caching."""
@@ -155,6 +154,20 @@ class Handler(RequestHandler):
 
 
 _UNIMPLEMENTED = RequestHandler.get
+
+
+def common_headers(request_id: str) -> dict[str, str]:
+    """The headers of every answer."""
+    return {
+        "Content-Type": "application/json; charset=utf-8",
+        "Server": f"persistd/{__version__}",
+        "X-Request-ID": request_id,
+    }
+
+
+def to_json(payload: dict[str, Any]) -> str:
+    """An answer's content. The line's end is for people with curl."""
+    return _encode(payload) + "\n"
 
 
 class GetHandler(Handler):

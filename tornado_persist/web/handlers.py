@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from tornado_persist import __version__
 from tornado_persist.errors import FieldError, NotAccepting
 from tornado_persist.flusher import Flushed
+from tornado_persist.ingest import Accepted
 from tornado_persist.models import PLURALS, Kind
 from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, shown
 
@@ -75,10 +76,15 @@ class BatchHandler(Handler):
         if self._refused:
             raise self._refused
         accepted = await self.application.ingest.accept(self.kind, self.body())
-        self.reply({"status": "accepted", "count": accepted.count, "timestamp": accepted.at})
+        self.reply(acknowledgement(accepted))
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> dict[str, Any]:
         return {"detail": detail, "status": "rejected", "count": 0, "errors": errors}
+
+
+def acknowledgement(accepted: Accepted) -> dict[str, Any]:
+    """What is said to the client of a batch that was taken."""
+    return {"status": "accepted", "count": accepted.count, "timestamp": accepted.at}
 
 
 class SessionsBatch(BatchHandler):
