@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tornado_persist import times
-from tornado_persist.times import in_utc, stamp
+from tornado_persist.times import all_in_utc, in_utc, stamp
 
 #: Any zone that ISO 8601 can say, to the minute.
 zones: Any = st.none() | st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -57,3 +57,31 @@ def test_the_quick_way_takes_nothing_that_the_slow_one_refuses(text: str) -> Non
             in_utc(text)
     else:
         assert in_utc(text) == expected
+
+
+#: Columns of times as they come: all of one form, but for some.
+columns = st.builds(
+    lambda moments, precision, end, misses: [*(at.isoformat(timespec=precision) + end for at in moments), *misses],
+    st.lists(st.datetimes(datetime(1000, 1, 3), datetime(9999, 12, 29)), min_size=7, max_size=20),
+    st.sampled_from(["seconds", "microseconds"]),
+    st.sampled_from(["", "Z", "+00:00", "+02:00"]),
+    st.lists(near_misses, max_size=1),
+)
+
+
+@given(columns.flatmap(st.permutations))
+@example(["2025-09-30T16:35:00"] * 9 + ["2025-09-30X16:35:00"])
+@example(["2025-09-30T16:35:00"] * 9 + ["2025-W40-1T16:35:00"])
+@example(["2025-09-30T16:35:00"] * 9 + ["2025-02-29T16:35:00"])
+@example(["0999-09-30T16:35:00"] * 9)
+@example(["2025-09-30T16:35:00.1"] * 4 + ["2025-09-30T16:35:00.12345"] * 4)
+@example(["2025-09-30T16:35:00.123456+00:00"] * 9 + ["2025-09-30T16:35:00.123456+00:01"])
+@example([])
+def test_many_at_once_come_out_as_one_by_one(texts: list[str]) -> None:
+    try:
+        expected = [in_utc(text) for text in texts]
+    except ValueError:
+        with pytest.raises(ValueError, match=r"."):
+            all_in_utc(texts)
+    else:
+        assert all_in_utc(texts) == expected

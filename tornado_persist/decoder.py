@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from tornado_persist.models import KEY_PATTERN, PLURALS, Kind, Row
 from tornado_persist.times import PATTERN as TIME_PATTERN
-from tornado_persist.times import in_utc
+from tornado_persist.times import all_in_utc
 
 _PIECE = 16384  # bytes
 
@@ -60,10 +60,9 @@ class Decoder:
                 if not keys.isprintable() or " " in keys:
                     return None
             for name in self._times:
-                for row in rows:
-                    text = row.get(name)
-                    if text is not None:
-                        row[name] = in_utc(text)
+                timed = [row for row in rows if row.get(name) is not None]
+                for row, text in zip(timed, all_in_utc([row[name] for row in timed]), strict=True):
+                    row[name] = text
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
         return rows

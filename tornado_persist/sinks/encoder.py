@@ -94,12 +94,12 @@ class Encoder(ABC):
     @abstractmethod
     def escape(self, text: str) -> str: ...
 
-    def time(self, value: str) -> str:
-        """A time, as rows hold it, without quotes."""
-        return value
+    def times(self, values: Sequence[str]) -> Sequence[str]:
+        """Times, as rows hold them, without quotes."""
+        return values
 
-    def number(self, value: float) -> str:
-        return str(value)
+    def floats(self, values: Sequence[float]) -> Sequence[str]:
+        return list(map(repr, values))
 
     def _join(self, columns: list[_Spelt]) -> list[str]:
         if not (self.quote or self.opening or self.closing):
@@ -144,17 +144,28 @@ class Encoder(ABC):
         return self._texts([None if value is None else dump_json(value) for value in values])
 
     def _times(self, values: Sequence[str | None]) -> _Spelt:
-        null, quote, time = self.null, self.quote, self.time
-        if None in values:
-            return [null if value is None else f"{quote}{time(value)}{quote}" for value in values], False
-        return list(map(time, values)), True  # type: ignore[arg-type]
+        if None not in values:
+            return self.times(values), True  # type: ignore[arg-type]
+        quote = self.quote
+        return self._with_nulls([f"{quote}{text}{quote}" for text in self.times(_present(values))], values), False
 
     def _floats(self, values: Sequence[float | None]) -> _Spelt:
-        return [self.null if value is None else self.number(value) for value in values], False
+        if None not in values:
+            return self.floats(values), False  # type: ignore[arg-type]
+        return self._with_nulls(self.floats(_present(values)), values), False
+
+    def _with_nulls(self, texts: Sequence[str], values: Sequence[object]) -> list[str]:
+        """The ``texts`` of those of ``values`` that are not null, and null between them."""
+        present = iter(texts)
+        return [self.null if value is None else next(present) for value in values]
 
     def _integers(self, values: Sequence[int | None]) -> _Spelt:
         null = self.null
         return [null if value is None else str(value) for value in values], False
+
+
+def _present(values: Sequence[T | None]) -> list[T]:
+    return [value for value in values if value is not None]
 
 
 #: A column's values as texts, and whether each still lacks the quotes around it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 import pymysql
@@ -275,14 +276,15 @@ class _Literals(Encoder):
     def escape(self, text: str) -> str:
         return text.replace("\\", r"\\").replace("'", "''")
 
-    def time(self, value: str) -> str:
-        return value[:26]  # DATETIME has no offset, and MariaDB refuses one
+    def times(self, values: Sequence[str]) -> Sequence[str]:
+        return list(map(_without_offset, values))  # DATETIME has none, and MariaDB refuses one
 
-    def number(self, value: float) -> str:
+    def floats(self, values: Sequence[float]) -> Sequence[str]:
         # Without an exponent it would be a decimal number, and be rounded as one.
-        return f"{value!r}e0" if isinstance(value, float) and "e" not in repr(value) else str(value)
+        return [text if "e" in text else text + "e0" for text in map(repr, values)]
 
 
+_without_offset = itemgetter(slice(26))
 _ENCODERS = {kind: _Literals(TABLES[kind]) for kind in KINDS}
 
 

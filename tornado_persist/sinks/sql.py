@@ -290,8 +290,14 @@ def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[list[str], list[Row
     statement comes before the other.
     """
     groups: dict[frozenset[str], list[Row]] = {}
+    last: list[str] = []
     for row in rows:
-        groups.setdefault(frozenset(row), []).append(row)
+        names_of_row = [*row]
+        # Mostly they are those of the row before, and a set for each row would cost 0.4 µs instead of 0.15.
+        if names_of_row != last or not groups:
+            last = names_of_row
+            members = groups.setdefault(frozenset(last), [])
+        members.append(row)
     columns = [column.name for column in TABLES[kind].c]
     for names, members in groups.items():
         if unknown := names.difference(columns):
