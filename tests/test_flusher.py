@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
+import weakref
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tornado_persist import flusher as flusher_module
 from tornado_persist import settler
 from tornado_persist.backoff import Backoff
 from tornado_persist.errors import FlushFailed, SinkConflict, SinkUnavailable
-from tornado_persist.models import Batch
+from tornado_persist.models import Batch, Kind
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.testing import AppendSink, FlakySink
 
@@ -69,6 +71,44 @@ async def test_chunks_are_bounded_and_sessions_go_before_tasks(tmp_path: Path, m
         ]
         assert written == ["vwxy", "zabc", "defg"]
         assert it.metrics.flush_count == 1
+
+
+class NotedRow(dict[str, Any]):
+    """A row of which one can tell whether it is still there."""
+
+
+@pytest.mark.gen_test
+async def test_written_rows_are_let_go_chunk_by_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(flusher_module, "FREE_ROWS", 3)
+    async with rig(tmp_path) as it:
+        known: dict[str, weakref.ref[NotedRow]] = {}
+        parse = it.ingest._parser.parse
+
+        def noting(kind: Kind, body: bytes) -> list[NotedRow]:
+            rows = [NotedRow(row) for row in parse(kind, body)]
+            known.update((row["task_id"], weakref.ref(row)) for row in rows)
+            return rows
+
+        def there() -> str:
+            return "".join(key for key, row in known.items() if row() is not None)
+
+        found: list[str] = []
+        write = it.sink.write
+
+        def patient(batch: Batch) -> None:
+            deadline = time.monotonic() + 5
+            while len(there()) > 10 - 4 * len(found) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            found.append(there())
+            write(batch)
+
+        monkeypatch.setattr(it.sink, "write", patient)
+        monkeypatch.setattr(it.ingest._parser, "parse", noting)
+        await it.add(*"abcdefghij")
+        await it.flusher.flush_once()
+        assert found == ["abcdefghij", "efghij", "ij"]
+        await wait_until(lambda: not there())
 
 
 @pytest.mark.gen_test

@@ -69,6 +69,8 @@ class Buffer:
         merged = dict.fromkeys(KINDS, 0)
         for kind in KINDS:
             rows = self._taken[kind]
+            if not rows:  # as it mostly is; what waits may be many
+                continue
             for key, newer in self._waiting[kind].items():
                 older = rows.setdefault(key, newer)
                 if older is not newer:

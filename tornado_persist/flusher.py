@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from tornado_persist.deadletter import DeadLetters
 from tornado_persist.errors import FlushFailed, PersistError, SinkError, SinkUnavailable
 from tornado_persist.journal import Journal
 from tornado_persist.metrics import Flush, Metrics
-from tornado_persist.models import KINDS
+from tornado_persist.models import KINDS, Row
 from tornado_persist.releaser import Releaser
 from tornado_persist.settler import Settler
 from tornado_persist.sinks.runner import SinkRunner, SinkState
@@ -30,6 +30,8 @@ logger = log.get(__name__)
 
 #: Rows in one transaction of the sink. Between two of them the sink waits for a turn of a busy event loop.
 CHUNK_ROWS = 20_000
+#: Rows freed at a time.
+FREE_ROWS = 500
 #: Seconds after a failure from which on the next try no longer waits, once somebody has found the sink well.
 TRY_AGAIN_AFTER = 5.0
 
@@ -78,6 +80,7 @@ class Flusher:
         self._flight: asyncio.Task[Flushed] | None = None
         self._background: asyncio.Task[None] | None = None
         self._refilling: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._backoff = Backoff()
         self._retry: asyncio.TimerHandle | None = None
         self._failed_at = 0.0
@@ -211,16 +214,19 @@ class Flusher:
             self._note(flushed, 0.0, 0)
             return flushed
         through, accepted = self._backlog.merged_through, dict(self._backlog.merged_rows)
-        batch = self._buffer.take()
+        chunks = self._buffer.take().parts(CHUNK_ROWS)
+        taken = sum(map(len, chunks))
         began, before = time.monotonic(), self._settled()
         totals = self._metrics.totals
         error: PersistError | None = None
         try:
-            if len(batch):
+            if chunks:
                 await self._releaser.anchor(self._current)
-            for start in range(0, len(batch), CHUNK_ROWS):
-                chunk = batch.part(start, start + CHUNK_ROWS)
+            while chunks:
+                chunk = chunks.popleft()
                 await self._settler.settle(chunk, self._current, self._suspicions)
+                self._spawn(_let_go([*chunk.sessions, *chunk.tasks]))
+                del chunk
                 self._refill_ahead()
             if through > self.settled_through:
                 self.settled_through = through
@@ -233,7 +239,7 @@ class Flusher:
             for kind, merged in self._buffer.restore().items():
                 totals.merged[kind] += merged
         flushed = self._since(before, began, error)
-        self._note(flushed, time.monotonic() - began, len(batch))
+        self._note(flushed, time.monotonic() - began, taken)
         return flushed
 
     def _settled(self) -> tuple[int, int, int]:
@@ -249,6 +255,11 @@ class Flusher:
         """While the sink takes the next rows, read others into the room that these have left."""
         if self._backlog.left_out() and (self._refilling is None or self._refilling.done()):
             self._refilling = asyncio.create_task(self._refill_quietly())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _refill_quietly(self) -> None:
         with contextlib.suppress(OSError):  # the next flush meets it as well, and says so
@@ -332,6 +343,16 @@ class Flusher:
             SinkUnavailable: it cannot be asked now.
         """
         return await self._runner.find_sessions(session_ids)
+
+
+async def _let_go(rows: list[Row]) -> None:
+    """Free written rows, a few in each round of the event loop.
+
+    All 20,000 of a chunk at once would hold it up for 8 ms, in which nobody is answered.
+    """
+    while rows:
+        del rows[-FREE_ROWS:]
+        await asyncio.sleep(0)
 
 
 def _now() -> datetime:

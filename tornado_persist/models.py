@@ -6,6 +6,7 @@ no object with defaults could say, and no object per row has to be made.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Required, TypeAlias
@@ -108,6 +109,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.sessions) + len(self.tasks)
+
+    def parts(self, size: int) -> deque[Batch]:
+        """All of it in batches of at most ``size`` rows."""
+        return deque(self.part(start, start + size) for start in range(0, len(self), size))
 
     def part(self, start: int, stop: int) -> Batch:
         """The rows from ``start`` to ``stop``, counted through sessions and then tasks."""

@@ -189,6 +189,7 @@ class SinkRunner:
             except BaseException as exc:
                 error = exc
             self._busy_since = None
+            del call, function, args  # rows that are written are not held until the next call
             try:
                 self._loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:  # the loop is closed: nobody waits any more
