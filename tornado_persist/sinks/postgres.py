@@ -166,17 +166,22 @@ class PostgresSink(SQLSink[PostgresSettings]):
     def _check(self, connection: Connection) -> None:
         # Not everybody may make temporary tables; better known at once.
         self._begin_write(connection)
+        with _driver(connection).cursor() as cursor:
+            for kind in KINDS:
+                self._empty_staging(cursor, kind)
 
     def _begin_write(self, connection: Connection) -> None:
-        """Make the temporary tables of this connection, unless it has them; a pooler between may have changed it."""
-        self._filled: set[Kind] = set()  # since the last commit, which empties them
-        statements = []
-        for kind in KINDS:
-            columns = [f"{_quoted(column.name)} {column.type.compile(connection.dialect)}" for column in TABLES[kind].c]
-            table = f"{_staging(kind)} ({', '.join(columns)})"
-            statements.append(f"CREATE TEMPORARY TABLE IF NOT EXISTS {table} ON COMMIT DELETE ROWS")
-        with _driver(connection).cursor() as cursor:
-            cursor.execute("; ".join(statements).encode())
+        # The temporary tables that there are for sure, and not empty; a commit empties them.
+        self._filled: set[Kind] = set()
+
+    def _empty_staging(self, cursor: Cursor, kind: Kind) -> None:
+        """Have the temporary table of this connection empty. It may have to be made: a pooler between may have changed
+        the connection."""
+        if kind in self._filled:
+            cursor.execute(f"TRUNCATE {_staging(kind)}".encode())
+        else:
+            cursor.execute(_STAGING[kind].encode())
+            self._filled.add(kind)
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         columns = ", ".join(map(_quoted, fields))
@@ -211,9 +216,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
     def _merge(self, cursor: Cursor, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> None:
         """Copy rows into the staging table, and upsert them from there."""
         staging = _staging(kind)
-        if kind in self._filled:
-            cursor.execute(f"TRUNCATE {staging}".encode())
-        self._filled.add(kind)
+        self._empty_staging(cursor, kind)
         _copy(cursor, staging, kind, columns, fields, rows)
         changes = ", ".join(f"{_quoted(name)} = EXCLUDED.{_quoted(name)}" for name in updated(kind, fields))
         # A fresh temporary table is read in the order in which it was filled, by key: a sort would cost a tenth.
@@ -272,6 +275,15 @@ def _staging(kind: Kind) -> str:
 
 def _quoted(name: str) -> str:
     return f'"{name}"'
+
+
+def _make_staging(kind: Kind) -> str:
+    dialect = URL.create("postgresql+psycopg").get_dialect()()
+    columns = [f"{_quoted(column.name)} {column.type.compile(dialect)}" for column in TABLES[kind].c]
+    return f"CREATE TEMPORARY TABLE IF NOT EXISTS {_staging(kind)} ({', '.join(columns)}) ON COMMIT DELETE ROWS"
+
+
+_STAGING = {kind: _make_staging(kind) for kind in KINDS}
 
 
 def _driver(connection: Connection) -> psycopg.Connection[Any]:
