@@ -100,6 +100,7 @@ class Intake(HTTPMessageDelegate):
         request_id = requestid.choose(self._headers.get("X-Request-ID"))
         log.request_id.set(request_id)
         body = b"".join(self._chunks)
+        self._chunks.clear()
         try:
             accepted = await self._application.ingest.accept(self._handler.kind, body)
         except Exception:
