@@ -120,6 +120,25 @@ async def test_reaching_the_capacity_starts_a_flush(tmp_path: Path) -> None:
         await wait_until(lambda: it.stored() == ["a", "b", "c"])
 
 
+@pytest.mark.parametrize(("enough", "batches"), [(100, ["ab", "cdef"]), (2, ["ab", "cd", "ef"])])
+@pytest.mark.gen_test
+async def test_after_a_flush_rows_gather_for_a_moment_unless_there_are_many(
+    enough: int, batches: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "GATHER", 0.2)
+    monkeypatch.setattr(flusher_module, "ENOUGH_ROWS", enough)
+    async with rig(tmp_path, capacity=2) as it:
+        it.sink.hold()
+        await it.add("a", "b")
+        await wait_until(it.sink.holding.is_set)
+        await it.add("c", "d")
+        it.sink.release()
+        await wait_until(lambda: len(it.sink.batches) >= len(batches) - 1)
+        await it.add("e", "f")
+        await wait_until(lambda: it.stored() == list("abcdef"))
+        assert ["".join(row["task_id"] for row in batch.tasks) for batch in it.sink.batches] == batches
+
+
 @pytest.mark.gen_test
 async def test_what_reaches_the_capacity_during_a_flush_is_flushed_after_it(tmp_path: Path) -> None:
     async with rig(tmp_path, capacity=2) as it:

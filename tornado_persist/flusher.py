@@ -30,6 +30,11 @@ logger = log.get(__name__)
 
 #: Rows in one transaction of the sink. Between two of them the sink waits for a turn of a busy event loop.
 CHUNK_ROWS = 20_000
+#: Seconds in which rows gather after a flush that has left more than the capacity, and how many need not wait for it: a
+#: transaction and the release of the journal's space cost some milliseconds, be the rows few or many. With 100 rows in
+#: a request PostgreSQL takes a fifth more of them.
+GATHER = 0.02
+ENOUGH_ROWS = 5000
 #: Rows freed at a time.
 FREE_ROWS = 500
 #: Seconds after a failure from which on the next try no longer waits, once somebody has found the sink well.
@@ -125,7 +130,11 @@ class Flusher:
     async def _flush_in_background(self) -> None:
         try:
             await self.flush_once()
-            while self._due() and self._retry is None and not self._ending:
+            while self._due():
+                if self._buffer.waiting() < ENOUGH_ROWS and not self._backlog.left_out():
+                    await asyncio.sleep(GATHER)
+                if self._retry is not None or self._ending:
+                    break
                 await self.flush_once()
         except Exception:
             logger.exception("a bug in the flusher")
