@@ -68,7 +68,7 @@ setup(
     ],
     packages=find_packages(include=["tornado_persist", "tornado_persist.*"]),
     package_data={
-        "tornado_persist": ["py.typed", "web/assets/*", "web/assets/uplot/*", "web/assets/swagger-ui/*"],
+        "tornado_persist": ["py.typed", "web/assets/docs/*", "web/assets/dashboard/*", "web/assets/dashboard/uplot/*"],
     },
     python_requires=">=3.11",
     install_requires=[

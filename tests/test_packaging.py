@@ -48,7 +48,7 @@ def test_metadata(metadata: dict[str, Any]) -> None:
     assert metadata["python_requires"] == ">=3.11"
     assert metadata["entry_points"]["console_scripts"] == ["persistd = tornado_persist.cli:main"]
     assert metadata["package_data"] == {
-        "tornado_persist": ["py.typed", "web/assets/*", "web/assets/uplot/*", "web/assets/swagger-ui/*"]
+        "tornado_persist": ["py.typed", "web/assets/docs/*", "web/assets/dashboard/*", "web/assets/dashboard/uplot/*"]
     }
     assert (ROOT / "tornado_persist" / "py.typed").exists()
 

@@ -18,7 +18,6 @@ from tests.process import PATIENCE, Persistd, wait_until
 from tests.rows import body, session, task
 from tests.servers import Postgres
 from tests.tools import require
-from tornado_persist.web.dashboard import ASSETS
 
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
@@ -226,36 +225,3 @@ def test_a_service_that_is_gone_is_said_to_be(tmp_path: Path, visit: Open, compl
         expect(page.locator("#live")).to_contain_text("No answer since")
     assert all("net::ERR_" in complaint for complaint in complaints)
     complaints.clear()
-
-
-def test_assets_are_served_with_their_types_and_nothing_else_is(service: Persistd) -> None:
-    page = service.http.get("/dashboard")
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    policy = page.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    wanted = re.findall(r'(?:href|src)="(dashboard/[^"]+)"', page.text)
-    assert len(wanted) == 5
-    for path in wanted:
-        asset = service.http.get(f"/{path}")
-        assert asset.status_code == 200, path
-        assert asset.headers["x-content-type-options"] == "nosniff"
-        again = service.http.get(f"/{path}", headers={"If-None-Match": asset.headers["etag"]})
-        assert (again.status_code, again.content) == (304, b"")
-    for path in ("../base.py", "uplot", "uplot/", "nothing.js", "..%2Fbase.py", "uplot/LICENSE"):
-        response = service.http.get(f"/dashboard/{path}")
-        assert response.status_code == 404, path
-        assert response.json()["detail"]
-
-
-def test_the_vendored_library_has_its_licence_beside_it() -> None:
-    library = (ASSETS / "uplot" / "uPlot.iife.min.js").read_text()
-    assert re.match(r"/\*! https://github.com/leeoniya/uPlot \(v\d+\.\d+\.\d+\) \*/", library)
-    assert "MIT License" in (ASSETS / "uplot" / "LICENSE").read_text()
-
-
-def test_what_other_pages_load_is_not_kept_in_memory_for_this_one(tmp_path: Path) -> None:
-    with Persistd(tmp_path) as service:
-        assert service.http.get("/docs/swagger-ui.css").status_code == 200
-        assert service.http.get("/dashboard/swagger-ui/swagger-ui.css").status_code == 404
-        assert service.http.get("/dashboard/uplot/uPlot.min.css").status_code == 200

@@ -17,7 +17,7 @@ from tornado_persist.history import History
 from tornado_persist.ingest import Ingest
 from tornado_persist.journal import Journal
 from tornado_persist.metrics import Metrics
-from tornado_persist.web import dashboard, description, docs, handlers
+from tornado_persist.web import description, handlers, history, openapi, pages
 from tornado_persist.web import metrics as scrape
 from tornado_persist.web.base import Handler, NotFound
 from tornado_persist.web.description import Limits
@@ -35,13 +35,11 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (rf"{PREFIX}/tasks/batch", handlers.TasksBatch),
     (rf"{PREFIX}/flush", handlers.Flush),
     (rf"{PREFIX}/stats", handlers.Stats),
-    (rf"{PREFIX}/history", dashboard.History),
+    (rf"{PREFIX}/history", history.History),
     (r"/metrics", scrape.Metrics),
-    (r"/dashboard", dashboard.Dashboard),
-    (r"/dashboard/[A-Za-z0-9./-]+", dashboard.DashboardAsset),
-    (r"/openapi\.json", docs.OpenAPI),
-    (r"/docs", docs.Page),
-    (r"/docs/(.+)", docs.Asset),
+    (r"/openapi\.json", openapi.OpenAPI),
+    (r"/(dashboard|docs)", pages.Page),
+    (r"/(dashboard|docs)/(.+)", pages.Asset),
 ]
 
 #: Those that batches come to.
@@ -76,8 +74,6 @@ class Api(Application):
         self.exposition = Exposition(ingest, flusher, journal, metrics)
         #: Sampled by the service, every ``history.INTERVAL`` seconds.
         self.history = History(ingest, flusher, journal, metrics)
-        #: The files of the dashboard.
-        self.assets = dashboard.load()
         self.max_body_bytes = max_body_bytes
         self.flush_timeout = flush_timeout
         self._max_batch = max_batch

@@ -1,0 +1,85 @@
+"""The pages for people, ``/dashboard`` and ``/docs``, and what they load: below ``assets`` each has a directory."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gzip
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from tornado.web import HTTPError
+
+from tornado_persist.web.base import Handler
+
+_ASSETS = Path(__file__).parent / "assets"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+#: Nothing comes from another host, and nothing that a database or a client has said can run as a script.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data:; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+#: What else styles may come from; Swagger UI writes some into its elements.
+_STYLES = {"dashboard": "", "docs": " 'unsafe-inline'"}
+#: Bytes below which it does not pay to compress.
+_SMALL = 1024
+
+
+class _File(NamedTuple):
+    content: bytes
+    packed: bytes | None
+    etag: str
+
+
+class Asset(Handler):
+    """``GET /dashboard/…`` and ``GET /docs/…``: what a page loads. A browser that has it is told so."""
+
+    async def get(self, page: str, name: str = "index.html") -> None:
+        path = _paths().get(f"{page}/{name}")
+        if path is None:
+            raise HTTPError(404)
+        file = await asyncio.to_thread(_read, path)
+        self._etag = file.etag
+        self.set_header("Content-Type", _TYPES.get(path.suffix, "text/plain; charset=utf-8"))
+        self.set_header("Content-Security-Policy", _POLICY.format(styles=_STYLES[page]))
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Cache-Control", "no-cache")  # ask each time, so that an upgrade shows at once
+        content = file.content
+        if file.packed is not None:
+            self.set_header("Vary", "Accept-Encoding")
+            if "gzip" in self.request.headers.get("Accept-Encoding", ""):
+                self.set_header("Content-Encoding", "gzip")
+                content = file.packed
+        self.finish(content)
+
+    async def head(self, page: str, name: str = "index.html") -> None:
+        await self.get(page, name)
+
+    def compute_etag(self) -> str | None:
+        return getattr(self, "_etag", None)  # none for an error
+
+
+class Page(Asset):
+    """``GET /dashboard`` and ``GET /docs``."""
+
+
+@functools.cache
+def _paths() -> dict[str, Path]:
+    """The files by their paths below ``assets``: nothing else is handed out."""
+    return {path.relative_to(_ASSETS).as_posix(): path for path in _ASSETS.rglob("*") if path.is_file()}
+
+
+@functools.cache
+def _read(path: Path) -> _File:
+    """A file, kept from the first time that somebody asks for it: those of ``/docs`` are two megabytes."""
+    content = path.read_bytes()
+    # One tag for both forms, and so a weak one.
+    etag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
+    return _File(content, gzip.compress(content, mtime=0) if len(content) >= _SMALL else None, etag)
