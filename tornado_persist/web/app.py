@@ -38,8 +38,10 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (rf"{PREFIX}/history", history.History),
     (r"/metrics", scrape.Metrics),
     (r"/openapi\.json", openapi.OpenAPI),
-    (r"/(dashboard|docs)", pages.Page),
-    (r"/(dashboard|docs)/(.+)", pages.Asset),
+    (r"/dashboard", pages.Page),
+    (r"/dashboard/.+", pages.Asset),
+    (r"/docs", pages.Page),
+    (r"/docs/.+", pages.Asset),
 ]
 
 #: Those that batches come to.

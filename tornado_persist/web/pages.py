@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tornado.web import HTTPError
 
-from tornado_persist.web.base import Handler
+from tornado_persist.web.base import GetHandler
 
 _ASSETS = Path(__file__).parent / "assets"
 _TYPES = {
@@ -37,11 +37,12 @@ class _File(NamedTuple):
     etag: str
 
 
-class Asset(Handler):
+class Asset(GetHandler):
     """``GET /dashboard/…`` and ``GET /docs/…``: what a page loads. A browser that has it is told so."""
 
-    async def get(self, page: str, name: str = "index.html") -> None:
-        path = _paths().get(f"{page}/{name}")
+    async def get(self) -> None:
+        page, slash, name = self.request.path.removeprefix("/").partition("/")
+        path = _paths().get(f"{page}/{name}" if slash else f"{page}/index.html")
         if path is None:
             raise HTTPError(404)
         file = await asyncio.to_thread(_read, path)
@@ -58,9 +59,6 @@ class Asset(Handler):
                 self.set_header("Content-Encoding", "gzip")
                 content = file.packed
         self.finish(content)
-
-    async def head(self, page: str, name: str = "index.html") -> None:
-        await self.get(page, name)
 
     def compute_etag(self) -> str | None:
         return getattr(self, "_etag", None)  # none for an error
