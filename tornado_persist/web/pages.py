@@ -32,6 +32,7 @@ _SMALL = 1024
 
 
 class _File(NamedTuple):
+    content_type: str
     content: bytes
     packed: bytes | None
     etag: str
@@ -42,12 +43,11 @@ class Asset(GetHandler):
 
     async def get(self) -> None:
         page, slash, name = self.request.path.removeprefix("/").partition("/")
-        path = _paths().get(f"{page}/{name}" if slash else f"{page}/index.html")
-        if path is None:
+        file = await asyncio.to_thread(_find, f"{page}/{name}" if slash else f"{page}/index.html")
+        if file is None:
             raise HTTPError(404)
-        file = await asyncio.to_thread(_read, path)
         self._etag = file.etag
-        self.set_header("Content-Type", _TYPES.get(path.suffix, "text/plain; charset=utf-8"))
+        self.set_header("Content-Type", file.content_type)
         self.set_header("Content-Security-Policy", _POLICY.format(styles=_STYLES[page]))
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "no-referrer")
@@ -68,9 +68,14 @@ class Page(Asset):
     """``GET /dashboard`` and ``GET /docs``."""
 
 
+def _find(name: str) -> _File | None:
+    """The file of this path below ``assets``, if it is one of those that are there: nothing else is handed out."""
+    path = _paths().get(name)
+    return None if path is None else _read(path)
+
+
 @functools.cache
 def _paths() -> dict[str, Path]:
-    """The files by their paths below ``assets``: nothing else is handed out."""
     return {path.relative_to(_ASSETS).as_posix(): path for path in _ASSETS.rglob("*") if path.is_file()}
 
 
@@ -78,6 +83,7 @@ def _paths() -> dict[str, Path]:
 def _read(path: Path) -> _File:
     """A file, kept from the first time that somebody asks for it: those of ``/docs`` are two megabytes."""
     content = path.read_bytes()
+    content_type = _TYPES.get(path.suffix, "text/plain; charset=utf-8")
     # One tag for both forms, and so a weak one.
     etag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
-    return _File(content, gzip.compress(content, mtime=0) if len(content) >= _SMALL else None, etag)
+    return _File(content_type, content, gzip.compress(content, mtime=0) if len(content) >= _SMALL else None, etag)
