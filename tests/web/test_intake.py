@@ -175,6 +175,16 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
 
 
 @pytest.mark.gen_test
+async def test_a_length_of_thousands_of_digits_is_too_large(app: Api, http_server: HTTPServer, http_port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+    writer.write(f"POST {TASKS} HTTP/1.1\r\nHost: h\r\nContent-Type: {SHORT}\r\n".encode())
+    writer.write(b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+    writer.close()
+    await until(lambda: not app.requests)
+
+
+@pytest.mark.gen_test
 async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(
     rig: Rig, http_server: HTTPServer, http_port: int
 ) -> None:

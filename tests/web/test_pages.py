@@ -53,8 +53,10 @@ def test_a_page_may_load_and_send_nothing_elsewhere(page: str, http: httpx.Clien
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_the_dashboard_takes_no_styles_but_those_of_its_file(http: httpx.Client) -> None:
-    assert "unsafe" not in http.get("/dashboard").headers["Content-Security-Policy"]
+def test_the_dashboard_takes_no_styles_and_images_but_its_files(http: httpx.Client) -> None:
+    policy = http.get("/dashboard").headers["Content-Security-Policy"]
+    assert "unsafe" not in policy
+    assert "data:" not in policy
 
 
 @pytest.mark.parametrize("path", ["/dashboard", "/dashboard/dashboard.js", "/docs/swagger-ui.css"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import zlib
 from datetime import datetime
 from email.message import Message
@@ -11,6 +12,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from tornado_persist import __version__, log
@@ -30,6 +32,8 @@ RETRY_AFTER = 5
 #: A body over the limit is read to its end and thrown away, so that the client can read the answer instead of meeting a
 #: reset connection; but not past this many times the limit.
 PATIENCE = 8
+#: Digits of a length that nothing can have.
+_DIGITS = 19
 
 
 class TooLarge(HTTPError):
@@ -64,8 +68,7 @@ class Handler(RequestHandler):
         log.request_id.set(self.request_id)
         self.application.requests.add(self)
         limit = self.application.max_body_bytes
-        length = self.request.headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) > PATIENCE * limit:
+        if (content_length(self.request.headers) or 0) > PATIENCE * limit:
             raise TooLarge(limit)
 
     def data_received(self, chunk: bytes) -> None:
@@ -163,6 +166,15 @@ def common_headers(request_id: str) -> dict[str, str]:
         "Server": f"persistd/{__version__}",
         "X-Request-ID": request_id,
     }
+
+
+def content_length(headers: HTTPHeaders) -> int | None:
+    """Bytes that the body will have, if the client says so."""
+    text = headers.get("Content-Length", "")
+    if not text.isdecimal():
+        return None
+    # Python refuses to read numbers of thousands of digits; any of so many is too large.
+    return int(text) if len(text) < _DIGITS else sys.maxsize
 
 
 def to_json(payload: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from tornado.httputil import (
 from tornado_persist import log
 from tornado_persist.ingest import Accepted
 from tornado_persist.web import requestid
-from tornado_persist.web.base import common_headers, to_json
+from tornado_persist.web.base import common_headers, content_length, to_json
 from tornado_persist.web.handlers import BatchHandler, acknowledgement
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ class Intake(HTTPMessageDelegate):
         return None
 
     def _takes(self, headers: HTTPHeaders) -> bool:
-        length = headers.get("Content-Length", "")
+        length = content_length(headers)
         return (
-            length.isdecimal()
-            and int(length) <= self._application.max_body_bytes
+            length is not None
+            and length <= self._application.max_body_bytes
             and headers.get("Content-Type") == "application/json"
             and "Content-Encoding" not in headers
             and self._application.accepting

@@ -22,11 +22,11 @@ _TYPES = {
 }
 #: Nothing comes from another host, and nothing that a database or a client has said can run as a script.
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data:; connect-src 'self';"
+    "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self'{images}; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-#: What else styles may come from; Swagger UI writes some into its elements.
-_STYLES = {"dashboard": "", "docs": " 'unsafe-inline'"}
+#: What else may be used: Swagger UI writes styles into its elements, and images into its styles.
+_ALLOWED = {"dashboard": {"styles": "", "images": ""}, "docs": {"styles": " 'unsafe-inline'", "images": " data:"}}
 #: Bytes below which it does not pay to compress.
 _SMALL = 1024
 
@@ -48,7 +48,7 @@ class Asset(GetHandler):
             raise HTTPError(404)
         self._etag = file.etag
         self.set_header("Content-Type", file.content_type)
-        self.set_header("Content-Security-Policy", _POLICY.format(styles=_STYLES[page]))
+        self.set_header("Content-Security-Policy", _POLICY.format(**_ALLOWED[page]))
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("Cache-Control", "no-cache")  # ask each time, so that an upgrade shows at once
