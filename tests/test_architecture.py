@@ -23,6 +23,7 @@ ALLOWED = {
     "metrics": {"metrics", "models"},
     "interpreter": set[str](),
     "turns": set[str](),
+    "background": set[str](),
     "buffer": {"models"},
     "datadir": set[str](),
     "backoff": set[str](),
@@ -33,9 +34,9 @@ ALLOWED = {
     "sinks": {"sinks", "models"},
     "config": {"sinks"},
     "ingest": {"backlog", "buffer", "journal", "models", "parser", "times", "turns"},
-    "releaser": {"deadletter", "journal", "sinks"},
+    "releaser": {"background", "deadletter", "journal", "sinks"},
     "flusher": {
-        *("settler", "releaser", "backlog", "backoff", "buffer", "deadletter"),
+        *("settler", "releaser", "background", "backlog", "backoff", "buffer", "deadletter"),
         *("journal", "metrics", "models", "sinks"),
     },
     "exposition": {"flusher", "ingest", "journal", "metrics", "models"},
@@ -43,7 +44,7 @@ ALLOWED = {
     "web": {"web", "exposition", "history", "flusher", "ingest", "journal", "metrics", "models", "times"},
     "service": {
         *("web", "history", "flusher", "ingest", "backlog", "buffer", "deadletter", "journal", "systemd"),
-        *("metrics", "models", "parser", "sinks", "config", "datadir", "interpreter"),
+        *("metrics", "models", "parser", "sinks", "config", "datadir", "interpreter", "background"),
     },
     "client": {"models"},
     "transfer": {"transfer", "client", "backoff", "models"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,7 @@ from typing import Any
 from tornado.ioloop import PeriodicCallback
 
 from tornado_persist import log
+from tornado_persist.background import Background
 from tornado_persist.backlog import Backlog
 from tornado_persist.backoff import Backoff
 from tornado_persist.buffer import Buffer
@@ -85,7 +86,7 @@ class Flusher:
         self._flight: asyncio.Task[Flushed] | None = None
         self._background: asyncio.Task[None] | None = None
         self._refilling: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._freeing = Background()
         self._backoff = Backoff()
         self._retry: asyncio.TimerHandle | None = None
         self._failed_at = 0.0
@@ -234,7 +235,7 @@ class Flusher:
             while chunks:
                 chunk = chunks.popleft()
                 await self._settler.settle(chunk, self._current, self._suspicions)
-                self._spawn(_let_go([*chunk.sessions, *chunk.tasks]))
+                self._freeing.spawn(_let_go([*chunk.sessions, *chunk.tasks]))
                 del chunk
                 self._refill_ahead()
             if through > self.settled_through:
@@ -264,11 +265,6 @@ class Flusher:
         """While the sink takes the next rows, read others into the room that these have left."""
         if self._backlog.left_out() and (self._refilling is None or self._refilling.done()):
             self._refilling = asyncio.create_task(self._refill_quietly())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _refill_quietly(self) -> None:
         with contextlib.suppress(OSError):  # the next flush meets it as well, and says so

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from tornado_persist import log
+from tornado_persist.background import Background
 from tornado_persist.deadletter import DeadLetters, Refusal
 from tornado_persist.errors import FlushFailed, SinkUnavailable
 from tornado_persist.journal import Journal
@@ -24,7 +25,7 @@ class Releaser:
         # What the cursor should say, and what it says.
         self._cursor = self._written = released, state
         self._writing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._background = Background()
         self._anchored: SinkRunner | None = None
         # Of the file of refused rows, once there were any.
         self._rejected_bytes: int | None = None
@@ -72,14 +73,11 @@ class Releaser:
         if self._rejected_bytes is not None:
             state["rejected_bytes"] = self._rejected_bytes
         self._cursor = seq, state
-        task = asyncio.create_task(self._write())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.spawn(self._write())
 
     async def finish(self, timeout: float | None = None) -> None:
         """Wait until the cursor was written, or could not be; ``timeout`` seconds at most."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=None if timeout is None else max(0.0, timeout))
+        await self._background.finish(timeout)
 
     async def _make_known(self, **changes: Any) -> None:
         await self.finish()

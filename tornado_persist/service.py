@@ -15,6 +15,7 @@ from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
 from tornado_persist import __version__, config, interpreter, log
+from tornado_persist.background import Background
 from tornado_persist.backlog import Backlog
 from tornado_persist.buffer import Buffer
 from tornado_persist.config import Settings
@@ -61,7 +62,7 @@ class Service:
         self._file = file
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._url = ""
 
     async def run(self, serving: Callable[[str], None] = lambda url: None) -> None:
@@ -215,12 +216,7 @@ class Service:
     # Reload.
 
     def _reload_soon(self) -> None:
-        self._spawn(self.reload())
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.spawn(self.reload())
 
     async def reload(self) -> None:
         """Read the configuration again and apply what can change live; what is wrong with it changes nothing."""
