@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
-from tornado.ioloop import IOLoop
 
-from tests.rig import Rig
 from tests.rows import body, session, task
+from tests.web.conftest import LIMIT
 from tornado_persist import __version__
 from tornado_persist.models import PLURALS, Kind
 from tornado_persist.testing import FlakySink
 from tornado_persist.web.app import PREFIX, Api
 
-LIMIT = 65536
 ENDPOINTS = [
     ("GET", "/"),
     ("GET", "/health"),
@@ -33,25 +30,6 @@ ENDPOINTS = [
 ]
 
 Fetch = Callable[..., Awaitable[HTTPResponse]]
-
-
-@pytest.fixture
-def sink() -> FlakySink:
-    return FlakySink()
-
-
-@pytest.fixture
-def parts(io_loop: IOLoop, sink: FlakySink, tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path, sink)
-    io_loop.run_sync(lambda: rig.start(interval=30, max_batch=100, max_bytes=1 << 20))
-    yield rig
-    rig.assert_conserved()
-    io_loop.run_sync(rig.stop)
-
-
-@pytest.fixture
-def app(parts: Rig) -> Api:
-    return Api(parts.ingest, parts.flusher, parts.journal, parts.metrics, max_body_bytes=LIMIT, flush_timeout=0.5)
 
 
 @pytest.fixture

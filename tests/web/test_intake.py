@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.httpserver import HTTPServer
-from tornado.ioloop import IOLoop
 
 from tests.rig import Rig
 from tests.rows import body, session, task
 from tornado_persist.models import KINDS, PLURALS, Kind
-from tornado_persist.testing import FlakySink
 from tornado_persist.web.app import PREFIX, Api
 from tornado_persist.web.handlers import BatchHandler
 
@@ -26,20 +23,6 @@ SHORT, LONG = "application/json", "application/json; charset=utf-8"
 TASKS = f"{PREFIX}/tasks/batch"
 
 Post = Callable[..., Awaitable[HTTPResponse]]
-
-
-@pytest.fixture
-def rig(io_loop: IOLoop, tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path, FlakySink())
-    io_loop.run_sync(lambda: rig.start(interval=30, max_batch=100, max_bytes=1 << 20))
-    yield rig
-    rig.assert_conserved()
-    io_loop.run_sync(rig.stop)
-
-
-@pytest.fixture
-def app(rig: Rig) -> Api:
-    return Api(rig.ingest, rig.flusher, rig.journal, rig.metrics, max_body_bytes=65536, flush_timeout=0.5)
 
 
 @pytest.fixture
@@ -78,7 +61,7 @@ async def until(true: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.gen_test
-async def test_success_looks_the_same_either_way(kind: Kind, post: Post, long_ways: list[str], rig: Rig) -> None:
+async def test_success_looks_the_same_either_way(kind: Kind, post: Post, long_ways: list[str], parts: Rig) -> None:
     path = f"{PREFIX}/{PLURALS[kind]}/batch"
     content = body(kind, session("s") if kind == "session" else task("t"))
     short = await post(content, SHORT, path, **{"X-Request-ID": "mine"})
@@ -93,23 +76,23 @@ async def test_success_looks_the_same_either_way(kind: Kind, post: Post, long_wa
     assert sorted(short.headers) == sorted(long.headers)
     for name in set(short.headers) - {"Date"}:
         assert short.headers[name] == long.headers[name]
-    assert rig.metrics.totals.accepted[kind] == 2
+    assert parts.metrics.totals.accepted[kind] == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", body("task", task("t", status="no")), body("session")])
 @pytest.mark.gen_test
-async def test_what_is_refused_is_told_why_by_the_handler(content: bytes, post: Post, rig: Rig) -> None:
+async def test_what_is_refused_is_told_why_by_the_handler(content: bytes, post: Post, parts: Rig) -> None:
     short, long = await post(content, SHORT), await post(content, LONG)
     assert short.code == long.code >= 400
     assert short.body == long.body
-    assert sum(rig.metrics.totals.accepted.values()) == 0
+    assert sum(parts.metrics.totals.accepted.values()) == 0
 
 
 @pytest.mark.parametrize("content", [body("task", task("t")), b"{"])
 @pytest.mark.gen_test
-async def test_an_answer_is_counted_once(content: bytes, post: Post, rig: Rig) -> None:
+async def test_an_answer_is_counted_once(content: bytes, post: Post, parts: Rig) -> None:
     code = (await post(content)).code
-    counted = [(handler, method, status, count) for handler, method, status, count in rig.metrics.requests.counts()]
+    counted = [(handler, method, status, count) for handler, method, status, count in parts.metrics.requests.counts()]
     assert counted == [("TasksBatch", "POST", code, 1)]
 
 
@@ -157,7 +140,7 @@ async def test_while_a_batch_is_taken_it_counts_as_a_request_at_work(
 
 @pytest.mark.gen_test
 async def test_a_client_that_goes_away_leaves_nothing_behind(
-    app: Api, rig: Rig, http_server: HTTPServer, http_port: int
+    app: Api, parts: Rig, http_server: HTTPServer, http_port: int
 ) -> None:
     content = body("task", task("t"))
     head = (
@@ -167,10 +150,10 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
         half.sendall(head + content[:20])
         await until(lambda: app.requests)
     await until(lambda: not app.requests)
-    assert rig.metrics.totals.accepted["task"] == 0
+    assert parts.metrics.totals.accepted["task"] == 0
     with socket.create_connection(("127.0.0.1", http_port)) as whole:
         whole.sendall(head + content)
-    await until(lambda: rig.metrics.totals.accepted["task"] == 1)
+    await until(lambda: parts.metrics.totals.accepted["task"] == 1)
     await until(lambda: not app.requests)
 
 
@@ -186,7 +169,7 @@ async def test_a_length_of_thousands_of_digits_is_too_large(app: Api, http_serve
 
 @pytest.mark.gen_test
 async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(
-    rig: Rig, http_server: HTTPServer, http_port: int
+    parts: Rig, http_server: HTTPServer, http_port: int
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
     content = body("task", task("t"))
@@ -196,4 +179,4 @@ async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(
     writer.write(content)
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
     writer.close()
-    assert rig.metrics.totals.accepted["task"] == 1
+    assert parts.metrics.totals.accepted["task"] == 1
