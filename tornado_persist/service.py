@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
@@ -34,11 +33,14 @@ from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.systemd import ServiceManager
 from tornado_persist.web.app import Api
+from tornado_persist.web.server import Server
 
 logger = log.get(__name__)
 
 #: Seconds between looks at an idle sink, so that the log tells of an outage before a flush meets it.
 WATCH_INTERVAL = 5.0
+#: Seconds between looks for connections that nobody uses any more.
+TIDY_INTERVAL = 60.0
 #: Seconds that the start waits for the sink to be opened; then it goes on without.
 FIRST_LOOK = 2.0
 #: Bytes read from a connection at a time. A batch of 500 rows is one piece instead of four ways through the event loop.
@@ -152,12 +154,14 @@ class Service:
         # So that the first answer of /health, and of a curl right after the start, is no guess.
         await self._runner.healthy(wait=FIRST_LOOK)
         # The handlers keep the limits of bodies, so that they can answer with 413; Tornado would only hang up.
-        server = HTTPServer(self._api, max_body_size=2**62, chunk_size=READ_BYTES)
+        server = Server(self._api, max_body_size=2**62, chunk_size=READ_BYTES)
         server.add_sockets(sockets)
         interpreter.tune()
         self._flusher.poke()
         watch = PeriodicCallback(self._watch, WATCH_INTERVAL * 1000)
         watch.start()
+        tidy = PeriodicCallback(server.close_idle, TIDY_INTERVAL * 1000)
+        tidy.start()
         history = PeriodicCallback(self._api.history.sample, INTERVAL * 1000)
         history.start()
 
@@ -173,6 +177,7 @@ class Service:
         self._manager.stopping()
         self._manager.status(f"Shutting down, {self._pending()} rows wait")
         watch.stop()
+        tidy.stop()
         history.stop()
         server.stop()
         await self._drain(settings.server.shutdown_timeout)
