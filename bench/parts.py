@@ -17,8 +17,8 @@ import msgspec
 
 from bench.rows import bodies
 from tornado_persist.buffer import Buffer
-from tornado_persist.models import Row
 from tornado_persist.parser import Parser
+from tornado_persist.rows import Row
 from tornado_persist.sinks import mysql, postgres
 from tornado_persist.sinks.encoder import BLOCK, batched
 from tornado_persist.sinks.sql import group
@@ -50,8 +50,7 @@ def main() -> None:
     requests = list(bodies(0, ROWS, 500, 0, "tasks"))
     parser, judge, at = Parser(max_batch=1000), Judge(), in_utc("2025-09-30T16:40:00")
     rows: list[Row] = [row for body in requests for row in parser.parse("task", body)]
-    for row in rows:
-        row["created_at"] = row["updated_at"] = at
+    Buffer().add("task", rows, at)  # sets the times
     ((fields, ordered),) = group("task", rows)
     blocks = list(batched(ordered, BLOCK))
     copy, literals, lines = postgres._ENCODERS["task"], mysql._ENCODERS["task"], msgspec.json.Encoder()

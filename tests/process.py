@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx
 
 from tests.rows import body
-from tornado_persist.models import PLURALS, Kind, Row
+from tornado_persist.models import PLURALS, Fields, Kind
 
 #: Seconds within which a process must have done what it was told.
 PATIENCE = 30
@@ -122,7 +122,7 @@ class Persistd:
             self.process.wait(PATIENCE)
         self.http.close()
 
-    def post(self, kind: Kind, *rows: Row) -> httpx.Response:
+    def post(self, kind: Kind, *rows: Fields) -> httpx.Response:
         """POST a batch."""
         return self.http.post(f"/api/v1/persistence/{PLURALS[kind]}/batch", content=body(kind, *rows))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tornado_persist.models import PLURALS, Kind, Row
+from tornado_persist.models import PLURALS, Fields, Kind
 
 
-def session(session_id: str = "s1", /, **fields: Any) -> Row:
+def session(session_id: str = "s1", /, **fields: Any) -> Fields:
     """A session with its required fields, and ``fields`` over them."""
     return {
         "session_id": session_id,
@@ -20,7 +20,7 @@ def session(session_id: str = "s1", /, **fields: Any) -> Row:
     }
 
 
-def task(task_id: str = "t1", /, **fields: Any) -> Row:
+def task(task_id: str = "t1", /, **fields: Any) -> Fields:
     """A task with its required fields, and ``fields`` over them."""
     return {
         "task_id": task_id,
@@ -35,10 +35,10 @@ def task(task_id: str = "t1", /, **fields: Any) -> Row:
     }
 
 
-def row(kind: Kind, key: str, /, **fields: Any) -> Row:
+def row(kind: Kind, key: str, /, **fields: Any) -> Fields:
     return session(key, **fields) if kind == "session" else task(key, **fields)
 
 
-def body(kind: Kind, *rows: Row) -> bytes:
+def body(kind: Kind, *rows: Fields) -> bytes:
     """A request body with these rows."""
     return json.dumps({PLURALS[kind]: rows}).encode()

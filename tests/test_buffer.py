@@ -10,13 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.rows import session, task
+from tests import rows
 from tornado_persist.buffer import Buffer
-from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
+from tornado_persist.models import KEYS, KINDS, SHAPES, Batch, Fields, Kind
+from tornado_persist.rows import Row
 from tornado_persist.times import stamp
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 T0, T1, T2 = (stamp(START + timedelta(seconds=second)) for second in range(3))
+
+
+def session(key: str, /, **fields: Any) -> Row:
+    return SHAPES["session"].row(rows.session(key, **fields))
+
+
+def task(key: str, /, **fields: Any) -> Row:
+    return SHAPES["task"].row(rows.task(key, **fields))
 
 
 def only_task(buffer: Buffer) -> Row:
@@ -27,7 +36,7 @@ def only_task(buffer: Buffer) -> Row:
 def test_a_field_given_replaces_one_left_out_stays_and_null_clears() -> None:
     buffer = Buffer()
     buffer.add("task", [task("a", context="c", target_text="x", confidence=0.5)], T0)
-    merged = buffer.add("task", [{"task_id": "a", "target_text": "y", "confidence": None}], T1)
+    merged = buffer.add("task", [SHAPES["task"].row({"task_id": "a", "target_text": "y", "confidence": None})], T1)
     assert merged == 1
     assert only_task(buffer) == {
         **task("a", context="c", target_text="y", confidence=None),
@@ -107,17 +116,26 @@ def test_a_second_take_before_the_first_is_settled_is_a_bug() -> None:
         buffer.take()
 
 
-FIELDS = st.dictionaries(
-    st.sampled_from(["context", "target_text", "error_message"]), st.none() | st.sampled_from("xyz")
-)
+OPTIONAL: dict[Kind, list[str]] = {
+    "session": ["game_info", "metadata", "total_tasks"],
+    "task": ["context", "target_text", "error_message"],
+}
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), FIELDS), max_size=12))
+def updates_of(kind: Kind, most: int) -> st.SearchStrategy[Any]:
+    """Keys and fields, of which the buffer does not care what they are."""
+    fields = st.dictionaries(st.sampled_from(OPTIONAL[kind]), st.none() | st.sampled_from("xyz"))
+    return st.lists(st.tuples(st.sampled_from("abc"), fields), max_size=most)
+
+
+@given(updates_of("task", 12))
 def test_any_split_into_batches_gives_the_same_rows(updates: list[tuple[str, dict[str, Any]]]) -> None:
-    rows = [{"task_id": key, **fields} for key, fields in updates]
+    def sent() -> list[Row]:
+        return [SHAPES["task"].row({"task_id": key, **fields}) for key, fields in updates]
+
     whole, split = Buffer(), Buffer()
-    merged = whole.add("task", [dict(row) for row in rows], T0)
-    assert merged == sum(split.add("task", [dict(row)], T0) for row in rows)
+    merged = whole.add("task", sent(), T0)
+    assert merged == sum(split.add("task", [row], T0) for row in sent())
     assert whole.take() == split.take()
 
 
@@ -129,12 +147,13 @@ class BufferAndModel(RuleBasedStateMachine):
         self.buffer = Buffer()
         self.taken: Batch | None = None
         self.now = START
-        self.sink: dict[tuple[Kind, str], Row] = {}
-        self.model: dict[tuple[Kind, str], Row] = {}
+        self.sink: dict[tuple[Kind, str], Fields] = {}
+        self.model: dict[tuple[Kind, str], Fields] = {}
         self.accepted = self.merged = self.written = 0
 
-    @rule(kind=st.sampled_from(KINDS), updates=st.lists(st.tuples(st.sampled_from("abc"), FIELDS), max_size=4))
-    def add(self, kind: Kind, updates: list[tuple[str, dict[str, Any]]]) -> None:
+    @rule(kind=st.sampled_from(KINDS), data=st.data())
+    def add(self, kind: Kind, data: st.DataObject) -> None:
+        updates = data.draw(updates_of(kind, 4))
         self.now += timedelta(seconds=1)
         at = stamp(self.now)
         rows = [{KEYS[kind]: key, **fields} for key, fields in updates]
@@ -142,7 +161,7 @@ class BufferAndModel(RuleBasedStateMachine):
             stored = self.model.setdefault((kind, row[KEYS[kind]]), {"created_at": at})
             stored.update(row, updated_at=at)
         self.accepted += len(rows)
-        self.merged += self.buffer.add(kind, [dict(row) for row in rows], at)
+        self.merged += self.buffer.add(kind, [SHAPES[kind].row(row) for row in rows], at)
 
     @precondition(lambda self: self.taken is None)
     @rule()

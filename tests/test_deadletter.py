@@ -13,16 +13,15 @@ import pytest
 
 from tests.rows import session, task
 from tornado_persist.deadletter import DeadLetters, Refusal
-from tornado_persist.models import Kind, Row
+from tornado_persist.models import SHAPES, Fields, Kind
 from tornado_persist.times import stamp
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def refusal(kind: Kind, row: Row) -> Refusal:
-    return Refusal(
-        kind, {**row, "created_at": stamp(AT), "updated_at": stamp(AT)}, "postgres", "23514", "check failed", AT
-    )
+def refusal(kind: Kind, row: Fields) -> Refusal:
+    accepted = SHAPES[kind].row({**row, "created_at": stamp(AT), "updated_at": stamp(AT)})
+    return Refusal(kind, accepted, "postgres", "23514", "check failed", AT)
 
 
 def test_a_line_has_the_row_as_it_was_sent_and_why_it_was_refused(tmp_path: Path) -> None:

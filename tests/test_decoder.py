@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import Field
-from typing_extensions import TypedDict
 
 from tests.rows import body, task
 from tornado_persist.decoder import Decoder
 from tornado_persist.errors import BatchRefused
-from tornado_persist.models import KEYS, MAX_INT32, MAX_INT64, Row, Task
+from tornado_persist.models import KEYS, MAX_INT32, MAX_INT64, Fields, Task
 from tornado_persist.parser import Parser
+from tornado_persist.rows import Row
 
-decoder = Decoder("task", Task, max_batch=3)
+decoder = Decoder("task", max_batch=3, drop_unknown=True)
 
 
 class Judge(Parser):
@@ -73,13 +72,13 @@ def exactly(rows: list[Row]) -> list[list[str]]:
 
 
 @given(st.lists(rows, max_size=4))
-def test_what_it_takes_the_parser_takes_and_reads_the_same(batch: list[Row]) -> None:
+def test_what_it_takes_the_parser_takes_and_reads_the_same(batch: list[Fields]) -> None:
     agree(json.dumps({"tasks": batch}).encode())
     agree(json.dumps({"tasks": batch}, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 @given(st.lists(rows, min_size=1, max_size=2), st.data())
-def test_a_byte_that_is_changed_misleads_it_no_more_than_the_parser(batch: list[Row], data: st.DataObject) -> None:
+def test_a_byte_that_is_changed_misleads_it_no_more_than_the_parser(batch: list[Fields], data: st.DataObject) -> None:
     raw = bytearray(json.dumps({"tasks": batch}, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(
         st.integers(0, 255) | st.sampled_from(list(b'"\\{}[],:0.eE-'))
@@ -117,7 +116,7 @@ def test_what_is_wrong_in_a_field_that_is_dropped_is_left_to_the_parser(raw: byt
 
 def test_what_clients_usually_send_is_taken() -> None:
     full = {**dict.fromkeys(Task.__annotations__), **task("你好", source_text="a\nb", retry_count=1, confidence=1)}
-    rows: list[Row] = [
+    rows: list[Fields] = [
         {**full, "start_time": "2025-09-30T16:35:00", "more": 1},
         task("b", end_time="2025-09-30 16:35+08:00"),
     ]
@@ -129,10 +128,39 @@ def test_every_key_of_a_task_is_looked_at() -> None:
         assert decoder.decode(body("task", task() | {name: "a\u0085"})) is None
 
 
-@pytest.mark.parametrize(
-    "hint", [bytes, dict[str, Any], Annotated[int, Field(multiple_of=2)], Annotated[str, Field(pattern="a")]]
-)
-def test_a_type_or_constraint_that_it_does_not_know_is_an_error(hint: Any) -> None:
-    make: Any = TypedDict
-    with pytest.raises(TypeError, match="does not know"):
-        Decoder("task", make("Odd", {"field": hint}), max_batch=None)
+def test_rows_of_many_forms_are_taken_whatever_came_before() -> None:
+    """A decoder that has seen other rows guesses by them; what it gives does not depend on that."""
+    plain, more = task("a"), task("b", context="}{", confidence=0.5)
+    null, dropped = task("c", context=None, end_time="2026-01-01T00:00:00"), task("d", unknown=[{"a": "}"}])
+    bodies = [body("task", *some) for some in ([plain], [more, more], [plain, more, null], [dropped], [null], [])]
+    for first in bodies:
+        for second in bodies:
+            one = Decoder("task", max_batch=3, drop_unknown=True)
+            for raw in (first, second, second, first):
+                assert exactly(one.decode(raw) or []) == exactly(judged(raw) or [])
+                assert one.decode(raw) is not None
+
+
+def test_where_no_field_may_be_dropped_it_takes_what_has_none_to_drop() -> None:
+    raw = body("task", task("a"), task("b"))
+    assert exactly(Decoder("task", max_batch=3, drop_unknown=False).decode(raw) or []) == exactly(judged(raw) or [])
+
+
+def test_bodies_whose_rows_are_alike_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Decoder("task", max_batch=3, drop_unknown=True)
+    monkeypatch.setattr(one, "_rows_unlike", None)
+    for context in ("a", "b"):
+        for raw in (body("task", task("a")), body("task", task("a", context=context), task("b", context=context))):
+            assert exactly(one.decode(raw) or []) == exactly(judged(raw) or [])
+
+
+@pytest.mark.parametrize("name", ["unknown", "created_at", "updated_at"])
+@pytest.mark.parametrize("value", [1, "x", None, [], {"a": 1}])
+def test_a_field_that_no_row_has_is_dropped_or_left_to_the_parser(name: str, value: Any) -> None:
+    strict = Decoder("task", max_batch=3, drop_unknown=False)
+    for rows in ([task("a") | {name: value}], [task("a"), task("b") | {name: value}]):
+        for raw in (body("task", *rows), b'{"x": 1, ' + body("task", task("a"))[1:]):
+            assert strict.decode(raw) is None
+            decoded = decoder.decode(raw)
+            assert decoded is not None
+            assert exactly(decoded) == exactly(judged(raw) or [])

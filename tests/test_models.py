@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.rows import session, task
 from tornado_persist.models import KEYS, KINDS, Batch
+from tornado_persist.testing import session, task
 
 
 def test_a_batch_counts_the_rows_of_both_kinds() -> None:

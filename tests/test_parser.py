@@ -10,19 +10,20 @@ import pytest
 
 from tests.rows import body, session, task
 from tornado_persist.errors import InvalidBatch, NotJSON
-from tornado_persist.models import DEFAULTS, KINDS, MAX_TEXT, Kind, Row, Session, Task
+from tornado_persist.models import DEFAULTS, KINDS, MAX_TEXT, Fields, Kind, Session, Task
 from tornado_persist.parser import Parser
+from tornado_persist.rows import Row
 from tornado_persist.times import stamp
 
 parser = Parser(max_batch=1000)
 
 
-def parse_one(kind: Kind, row: Row) -> Row:
+def parse_one(kind: Kind, row: Fields) -> Row:
     (parsed,) = parser.parse(kind, body(kind, row))
     return parsed
 
 
-def refused(kind: Kind, row: Row) -> list[tuple[Any, str]]:
+def refused(kind: Kind, row: Fields) -> list[tuple[Any, str]]:
     with pytest.raises(InvalidBatch) as caught:
         parser.parse(kind, body(kind, row))
     return [(tuple(error["loc"]), error["msg"]) for error in caught.value.errors]

@@ -15,8 +15,9 @@ from tornado_persist.buffer import Buffer
 from tornado_persist.errors import BatchRefused
 from tornado_persist.journal import Journal, Record
 from tornado_persist.metrics import Metrics
-from tornado_persist.models import Kind, Row
+from tornado_persist.models import Kind
 from tornado_persist.parser import Parser
+from tornado_persist.rows import Row
 from tornado_persist.times import stamp
 from tornado_persist.trail import Trail
 

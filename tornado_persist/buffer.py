@@ -7,9 +7,13 @@ whatever came since.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from operator import attrgetter
 
-from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
+from tornado_persist.models import KEYS, KINDS, SHAPES, Batch, Kind
+from tornado_persist.rows import Row
+
+_KEY = {kind: attrgetter(KEYS[kind]) for kind in KINDS}
 
 
 class Buffer:
@@ -19,22 +23,19 @@ class Buffer:
         self._waiting: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
         self._taken: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
 
-    def add(self, kind: Kind, rows: Iterable[Row], at: str) -> int:
+    def add(self, kind: Kind, rows: Sequence[Row], at: str) -> int:
         """Merge rows by the merge rule: a field given replaces, a field left out stays.
 
         ``at`` is when they were accepted, as rows hold times. Takes ownership of the row objects. Returns how many rows
         were merged into one that waited already.
         """
-        key_field = KEYS[kind]
-        waiting = self._waiting[kind]
+        waiting, overlay = self._waiting[kind], SHAPES[kind].overlay
         merged = 0
-        for row in rows:
-            row["updated_at"] = at
-            older = waiting.setdefault(row[key_field], row)
-            if older is row:
-                row["created_at"] = at
-            else:
-                older.update(row)  # row has no created_at, so the older one's stays
+        for key, row in zip(map(_KEY[kind], rows), rows, strict=True):
+            row.created_at = row.updated_at = at  # type: ignore[assignment]
+            older = waiting.setdefault(key, row)
+            if older is not row:
+                waiting[key] = overlay(older, row)
                 merged += 1
         return merged
 
@@ -53,13 +54,13 @@ class Buffer:
     def release(self, batch: Batch) -> None:
         """Forget rows of the last batch taken: the sink has committed them."""
         for kind in KINDS:
-            taken, key_field = self._taken[kind], KEYS[kind]
+            taken = self._taken[kind]
             rows = batch.rows(kind)
             if len(rows) == len(taken):
                 self._taken[kind] = {}  # as it mostly is
                 continue
-            for row in rows:
-                del taken[row[key_field]]
+            for key in map(_KEY[kind], rows):
+                del taken[key]
 
     def restore(self) -> dict[Kind, int]:
         """Put back what was taken and not released, under the updates that came since.
@@ -74,9 +75,7 @@ class Buffer:
             for key, newer in self._waiting[kind].items():
                 older = rows.setdefault(key, newer)
                 if older is not newer:
-                    created_at = older["created_at"]
-                    older.update(newer)
-                    older["created_at"] = created_at
+                    rows[key] = SHAPES[kind].overlay(older, newer)
                     merged[kind] += 1
             self._waiting[kind] = rows
             self._taken[kind] = {}

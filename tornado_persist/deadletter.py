@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 from tornado_persist.files import fsync_directory, write_all
-from tornado_persist.models import Kind, Row
+from tornado_persist.models import Kind
+from tornado_persist.rows import Row
 from tornado_persist.times import stamp
 
 

@@ -22,8 +22,9 @@ from tornado_persist.deadletter import DeadLetters
 from tornado_persist.errors import FlushFailed, PersistError, SinkError, SinkUnavailable
 from tornado_persist.journal import Journal
 from tornado_persist.metrics import Flush, Metrics
-from tornado_persist.models import KINDS, Row
+from tornado_persist.models import KINDS
 from tornado_persist.releaser import Releaser
+from tornado_persist.rows import Row
 from tornado_persist.settler import Settler
 from tornado_persist.sinks.runner import SinkRunner, SinkState
 

@@ -10,8 +10,9 @@ from tornado_persist.backlog import Backlog
 from tornado_persist.buffer import Buffer
 from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
 from tornado_persist.journal import Journal
-from tornado_persist.models import Kind, Row
+from tornado_persist.models import Kind
 from tornado_persist.parser import Parser
+from tornado_persist.rows import Row
 from tornado_persist.times import stamp
 from tornado_persist.turns import Turns
 

@@ -1,8 +1,4 @@
-"""The record types: what a session and a task are, and their limits.
-
-Rows stay plain dicts that hold only the fields the client sent: a field's absence means "keep what is stored", which
-no object with defaults could say, and no object per row has to be made.
-"""
+"""The record types: what a session and a task are, their limits, and batches of them on their way to a sink."""
 
 from __future__ import annotations
 
@@ -14,10 +10,13 @@ from typing import Annotated, Any, Literal, Required, TypeAlias
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from tornado_persist.annotations import types_of
+from tornado_persist.rows import Row, Shapes
 from tornado_persist.times import PATTERN as TIME_PATTERN
 
 Kind: TypeAlias = Literal["session", "task"]
-Row: TypeAlias = dict[str, Any]
+#: Fields and their values, as JSON has them.
+Fields: TypeAlias = dict[str, Any]
 
 #: In the order in which they are written: a session goes before its tasks.
 KINDS: tuple[Kind, ...] = ("session", "task")
@@ -91,6 +90,15 @@ class Task(TypedDict, total=False):
     start_time: Time | None
     end_time: Time | None
     duration_ms: Milliseconds | None
+
+
+#: What the fields of a row may be, by pydantic's annotations and by msgspec's.
+RECORDS: Mapping[Kind, type] = {"session": Session, "task": Task}
+TYPES: Mapping[Kind, Mapping[str, Any]] = {
+    kind: types_of(record, patterns=(KEY_PATTERN, TIME_PATTERN)) for kind, record in RECORDS.items()
+}
+#: The rows themselves.
+SHAPES: Mapping[Kind, Shapes] = {kind: Shapes(kind, types) for kind, types in TYPES.items()}
 
 
 @dataclass(slots=True)

@@ -17,7 +17,8 @@ from typing_extensions import TypedDict
 
 from tornado_persist.decoder import Decoder
 from tornado_persist.errors import FieldError, InvalidBatch, NotJSON
-from tornado_persist.models import KEY_PATTERN, MAX_DEPTH, PLURALS, TIMES, Kind, Row, Session, Task
+from tornado_persist.models import KEY_PATTERN, MAX_DEPTH, PLURALS, SHAPES, TIMES, Fields, Kind, Session, Task
+from tornado_persist.rows import Row
 from tornado_persist.times import in_utc
 
 
@@ -41,8 +42,7 @@ class Parser:
             "session": TypeAdapter(SessionsBody),
             "task": TypeAdapter(TasksBody),
         }
-        # It drops fields that it does not know, and cannot do otherwise.
-        self._decoder = Decoder("task", Task, max_batch=max_batch) if unknown_fields == "ignore" else None
+        self._decoder: Decoder | None = Decoder("task", max_batch=max_batch, drop_unknown=unknown_fields == "ignore")
 
     def parse(self, kind: Kind, body: bytes) -> list[Row]:
         """The rows of a request body, each holding just the fields that were sent, times in UTC.
@@ -57,7 +57,7 @@ class Parser:
                 return decoded
         name = PLURALS[kind]
         try:
-            rows: list[Row] = self._adapters[kind].validate_json(body)[name]
+            rows: list[Fields] = self._adapters[kind].validate_json(body)[name]
         except ValidationError as exc:
             raise _refusal(kind, exc) from None
         errors = _forbidden_values(body)
@@ -65,7 +65,7 @@ class Parser:
             errors = _time_errors(name, rows) if kind == "task" else _object_errors(name, rows)
         if errors:
             raise _invalid(kind, errors)
-        return rows
+        return [SHAPES[kind].row(row) for row in rows]
 
 
 def _refusal(kind: Kind, exc: ValidationError) -> NotJSON | InvalidBatch:
@@ -107,7 +107,7 @@ def _invalid(kind: Kind, errors: list[FieldError]) -> InvalidBatch:
     return InvalidBatch(f"Invalid {kind} data format: {where}: {errors[0]['msg']}", errors)
 
 
-def _time_errors(name: str, rows: list[Row]) -> list[FieldError]:
+def _time_errors(name: str, rows: list[Fields]) -> list[FieldError]:
     """Spells the times of tasks in UTC; what is none, or leaves the years 1000 to 9999, is an error."""
     errors: list[FieldError] = []
     for index, row in enumerate(rows):
@@ -121,7 +121,7 @@ def _time_errors(name: str, rows: list[Row]) -> list[FieldError]:
     return errors
 
 
-def _object_errors(name: str, rows: list[Row]) -> list[FieldError]:
+def _object_errors(name: str, rows: list[Fields]) -> list[FieldError]:
     """What some sink could not store of the sessions' free JSON: it is too deep, or a number is beyond a double."""
     errors: list[FieldError] = []
     for index, row in enumerate(rows):

@@ -44,17 +44,19 @@ from tornado_persist.models import (
     MAX_INT32,
     MAX_INT64,
     MAX_TEXT,
+    SHAPES,
     Batch,
+    Fields,
     Kind,
-    Row,
     Session,
     Task,
 )
+from tornado_persist.rows import Row
 from tornado_persist.sinks.base import Sink, SinkSettings
 from tornado_persist.times import stamp
 
 #: What a sink holds: its rows by kind and key.
-Stored: TypeAlias = dict[Kind, dict[str, Row]]
+Stored: TypeAlias = dict[Kind, dict[str, Fields]]
 
 #: Every field that a stored row has.
 FIELDS: Mapping[Kind, tuple[str, ...]] = {
@@ -66,7 +68,7 @@ T0 = datetime(2025, 9, 30, 16, 35, 0, 123456, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
-def complete(kind: Kind, row: Row) -> Row:
+def complete(kind: Kind, row: Row | Fields) -> Fields:
     """A row as it is stored when it is new: what it leaves out has its default."""
     return {**dict.fromkeys(FIELDS[kind]), **DEFAULTS[kind], **row}
 
@@ -91,18 +93,18 @@ def session(session_id: str = "s", /, *, at: Any = T0, **fields: Any) -> Row:
     A time may be given as an aware ``datetime``; in the row it is a text.
     """
     file = {"filename": "test.xlsx", "file_path": "/uploads/test.xlsx", "status": "pending", "llm_provider": "openai"}
-    return _spelt({"session_id": session_id, **file, "created_at": at, "updated_at": at, **fields})
+    return _spelt("session", {"session_id": session_id, **file, "created_at": at, "updated_at": at, **fields})
 
 
 def task(task_id: str = "t", /, *, at: Any = T0, **fields: Any) -> Row:
     """A task as sinks are given them: what is required, ``fields``, and ``at`` for both its times; see session()."""
     ids = {"task_id": task_id, "session_id": "s", "batch_id": "b"}
     cell = {"sheet_name": "Sheet1", "row_index": 1, "column_name": "Text", "source_text": "Hello", "status": "pending"}
-    return _spelt({**ids, **cell, "created_at": at, "updated_at": at, **fields})
+    return _spelt("task", {**ids, **cell, "created_at": at, "updated_at": at, **fields})
 
 
-def _spelt(row: Row) -> Row:
-    return {name: _in_row(value) for name, value in row.items()}
+def _spelt(kind: Kind, fields: Fields) -> Row:
+    return SHAPES[kind].row({name: _in_row(value) for name, value in fields.items()})
 
 
 def _in_row(value: Any) -> Any:
@@ -140,7 +142,7 @@ class MemorySink(Sink[SinkSettings]):
     def write(self, batch: Batch) -> None:
         self._need_open()
         merge(self.stored, batch)
-        self.batches.append(Batch(list(map(dict, batch.sessions)), list(map(dict, batch.tasks))))
+        self.batches.append(Batch(list(map(copy.copy, batch.sessions)), list(map(copy.copy, batch.tasks))))
 
     def ping(self) -> None:
         self._need_open()
@@ -363,11 +365,6 @@ class SinkContract:
             )
         self._check(sink, rows[True], rows[False])
 
-    def test_fields_may_come_in_any_order(self, sink: Any) -> None:
-        rows = [task(f"t{i}", source_text="source", target_text="target", context="context") for i in range(6)]
-        mixed = [dict(sorted(row.items(), reverse=bool(i % 2))) for i, row in enumerate(rows)]
-        self._check(sink, Batch([], mixed))
-
     def test_new_and_known_rows_share_a_batch(self, sink: Any) -> None:
         first = Batch([], [task(f"t{i}", target_text="old", confidence=0.5) for i in range(0, 20, 2)])
         self._check(sink, first, Batch([], [task(f"t{i}", target_text="new", at=T0 + SECOND) for i in range(20)]))
@@ -507,7 +504,7 @@ class SinkContract:
             datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
         )
         rows = [task(f"t{i}", start_time=time, end_time=time, at=time) for i, time in enumerate(times)]
-        self._check(sink, Batch([], rows), Batch([], [{**row, "start_time": None} for row in rows]))
+        self._check(sink, Batch([], rows), Batch([], [SHAPES["task"].row({**row, "start_time": None}) for row in rows]))
 
     # Life
 
@@ -673,7 +670,7 @@ class SinkContract:
 
 
 #: For each kind a value for every field that may be left out.
-_FULL: Mapping[Kind, Row] = {
+_FULL: Mapping[Kind, Fields] = {
     "session": {
         "game_info": {"game_name": "标题", "n": [1, 2.5, None]},
         "metadata": {"user_id": "user123"},
@@ -695,7 +692,7 @@ _FULL: Mapping[Kind, Row] = {
 }
 
 
-def _subsets(fields: Row, present: bool) -> Iterator[Row]:
+def _subsets(fields: Fields, present: bool) -> Iterator[Fields]:
     """Every subset of ``fields``; or, in the same order, what each of them lacks."""
     for chosen in itertools.product((True, False), repeat=len(fields)):
         yield {name: value for (name, value), taken in zip(fields.items(), chosen, strict=True) if taken is present}

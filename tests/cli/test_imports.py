@@ -18,12 +18,12 @@ from tests.cli.terminal import OnTerminal
 from tests.process import COMMAND, Persistd, environment, wait_until
 from tests.rows import session, task
 from tests.sinks.readers import read_jsonl, read_postgres
-from tornado_persist.models import KINDS, Row
+from tornado_persist.models import KINDS, Fields
 
 HOURLY = "[buffer]\nflush_interval = 3600\n"
 
 
-def write(path: Path, *rows: Row) -> Path:
+def write(path: Path, *rows: Fields) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
@@ -34,7 +34,7 @@ def state(path: Path) -> dict[str, Any]:
     return place
 
 
-def without_times(stored: dict[str, Row]) -> dict[str, Row]:
+def without_times(stored: dict[str, Fields]) -> dict[str, Fields]:
     """The service that imports gives rows its own."""
     for row in stored.values():
         del row["created_at"], row["updated_at"]
@@ -58,7 +58,7 @@ def test_from_jsonl_to_postgres_killed_half_way_nothing_is_lost_or_doubled(
     for n in range(20):
         # Half of the keys come again, with other fields: the order of the file matters.
         tasks = (task(f"t{(n * 500 + i) % 9700}", row_index=n, source_text=f"你好 {i}") for i in range(1000))
-        more: list[Row] = [{"target_text": None}, {"target_text": f"x{n}"}, {}]
+        more: list[Fields] = [{"target_text": None}, {"target_text": f"x{n}"}, {}]
         service.post("task", *(row | more[n % 3] for row in tasks))
         service.flush()
     service.stop()

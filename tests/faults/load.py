@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tests.process import PATIENCE, wait_until
 from tests.rows import body, row
-from tornado_persist.models import KEYS, KINDS, PLURALS, Kind, Row
+from tornado_persist.models import KEYS, KINDS, PLURALS, Fields, Kind
 from tornado_persist.testing import Stored, complete
 
 #: The field that holds an update's version.
@@ -52,17 +52,17 @@ class Record:
 
     def __init__(self) -> None:
         #: In a state a time is None when it is not known; a state that is None: the key is not stored.
-        self.states: dict[Kind, dict[str, list[Row | None]]] = {kind: {} for kind in KINDS}
+        self.states: dict[Kind, dict[str, list[Fields | None]]] = {kind: {} for kind in KINDS}
         #: Rows.
         self.sent = self.acknowledged = self.refused = 0
         self._lock = threading.Lock()
 
-    def sending(self, rows: list[Row]) -> None:
+    def sending(self, rows: list[Fields]) -> None:
         """To be called before a request goes out."""
         with self._lock:
             self.sent += len(rows)
 
-    def answered(self, kind: Kind, rows: list[Row], status: int, at: datetime | None) -> None:
+    def answered(self, kind: Kind, rows: list[Fields], status: int, at: datetime | None) -> None:
         """There was an answer: 200 with the accept time, or a refusal, by which nothing was taken."""
         with self._lock:
             if status == 200:
@@ -72,7 +72,7 @@ class Record:
                 self.refused += len(rows)
                 self._update(kind, [], None, certain=True)
 
-    def unanswered(self, kind: Kind, rows: list[Row]) -> None:
+    def unanswered(self, kind: Kind, rows: list[Fields]) -> None:
         """There was none, and never will be."""
         with self._lock:
             self._update(kind, rows, None, certain=False)
@@ -82,9 +82,9 @@ class Record:
         """Rows without an answer so far."""
         return self.sent - self.acknowledged - self.refused
 
-    def _update(self, kind: Kind, rows: list[Row], at: datetime | None, *, certain: bool) -> None:
+    def _update(self, kind: Kind, rows: list[Fields], at: datetime | None, *, certain: bool) -> None:
         # What happened to a batch happened to all of it; so a key that occurs twice in it goes through both rows.
-        updates: dict[str, list[Row]] = {}
+        updates: dict[str, list[Fields]] = {}
         for update in rows:
             updates.setdefault(update[KEYS[kind]], []).append(update)
         for key, given in updates.items():
@@ -117,13 +117,13 @@ class Record:
                     yield f"{kind} {key} is stored as {found}, and should be {' or '.join(map(str, states))}"
 
 
-def _merged(kind: Kind, state: Row | None, update: Row, at: datetime | None) -> Row:
+def _merged(kind: Kind, state: Fields | None, update: Fields, at: datetime | None) -> Fields:
     if state is None:
         return {**complete(kind, update), "created_at": at, "updated_at": at}
     return {**state, **update, "updated_at": at}
 
 
-def _fits(found: Row | None, state: Row | None) -> bool:
+def _fits(found: Fields | None, state: Fields | None) -> bool:
     if found is None or state is None:
         return found is state
     return found.keys() == state.keys() and all(
@@ -145,17 +145,17 @@ class Client:
     _versions: dict[str, int] = field(default_factory=dict)
     _new: Iterator[int] = field(default_factory=itertools.count)
 
-    def batch(self) -> tuple[Kind, list[Row]]:
+    def batch(self) -> tuple[Kind, list[Fields]]:
         """The next request: new keys, and partial updates of old ones, also two of the same."""
         kind: Kind = self.rng.choice(("session", "task", "task"))
         return kind, [self._row(kind) for _ in range(self.rng.randint(1, self.rows))]
 
-    def _row(self, kind: Kind) -> Row:
+    def _row(self, kind: Kind) -> Fields:
         if self.rng.random() < 0.2:
             return self.update(kind, f"{self.name}-new{next(self._new)}")
         return self.update(kind, f"{self.name}-{self.rng.randrange(self.keys)}")
 
-    def update(self, kind: Kind, key: str, **fields: Any) -> Row:
+    def update(self, kind: Kind, key: str, **fields: Any) -> Fields:
         """The next version of a row; ``fields`` over it."""
         version = self._versions[f"{kind} {key}"] = self._versions.get(f"{kind} {key}", 0) + 1
         text = f"{key} v{version} ✓"

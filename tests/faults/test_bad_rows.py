@@ -26,7 +26,7 @@ from tests.rows import row, session, task
 from tests.servers import PASSWORD, Server, database_of
 from tests.sinks.readers import TABLES, read_mysql, read_postgres, read_sqlite
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.models import KEYS, KINDS, Fields, Kind
 from tornado_persist.testing import FlakySink, Stored
 
 MANUAL = "[buffer]\nflush_interval = 3600\ncapacity = 1000000\n"
@@ -155,11 +155,11 @@ def serve(directory: Path, place: Place) -> Persistd:
     return Persistd(directory, f"sink = '{place.sink}'\n{MANUAL}{place.options}")
 
 
-def bad(kind: Kind, key: str) -> Row:
+def bad(kind: Kind, key: str) -> Fields:
     return session(key, filename=FORBIDDEN) if kind == "session" else task(key, sheet_name=FORBIDDEN, context="好")
 
 
-def send(service: Persistd, kind: Kind, rows: Sequence[Row]) -> None:
+def send(service: Persistd, kind: Kind, rows: Sequence[Fields]) -> None:
     for start in range(0, len(rows), 1000):
         response = service.post(kind, *rows[start : start + 1000])
         assert response.status_code == 200, response.text

@@ -17,7 +17,7 @@ from tests.process import Persistd, wait_until
 from tests.rows import task
 from tests.sinks.readers import read_jsonl, read_sqlite
 from tests.tools import require
-from tornado_persist.models import Kind, Row
+from tornado_persist.models import Fields, Kind
 
 #: Bytes of a small disk; less than the journal wants to see free before it goes on.
 ROOM = 512 << 10
@@ -26,7 +26,7 @@ ROOM = 512 << 10
 class Bulky(Client):
     """Sends rows that fill a disk soon."""
 
-    def update(self, kind: Kind, key: str, **fields: Any) -> Row:
+    def update(self, kind: Kind, key: str, **fields: Any) -> Fields:
         row = super().update(kind, key, **fields)
         row["file_path" if kind == "session" else "source_text"] = "长" * (500 if kind == "session" else 5000)
         return row

@@ -25,7 +25,7 @@ from tests.process import PATIENCE, Persistd
 from tests.rows import task
 from tests.sinks.readers import read_jsonl, read_mysql, read_postgres, read_sqlite
 from tornado_persist.flusher import CHUNK_ROWS
-from tornado_persist.models import KEYS, KINDS, PLURALS, Kind, Row
+from tornado_persist.models import KEYS, KINDS, PLURALS, Fields, Kind
 from tornado_persist.testing import Stored, complete
 
 #: Flushes when told to.
@@ -146,7 +146,7 @@ def test_what_was_acknowledged_outlives_a_kill_at_any_moment(
 class SometimesBad(Client):
     """Sends rows that the sink refuses, too: each with a key of its own, once."""
 
-    def batch(self) -> tuple[Kind, list[Row]]:
+    def batch(self) -> tuple[Kind, list[Fields]]:
         kind, rows = super().batch()
         # Few, since each costs some commits.
         if kind == "task" and self.rng.random() < 0.1:
@@ -173,7 +173,7 @@ def size_of_refused(data_dir: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def refused(data_dir: Path) -> list[Row]:
+def refused(data_dir: Path) -> list[Fields]:
     """The tasks in ``rejected.jsonl``, as they would have been stored."""
     path = data_dir / "rejected.jsonl"
     entries = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []

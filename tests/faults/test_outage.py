@@ -22,7 +22,7 @@ from tests.process import PATIENCE, Persistd, wait_until
 from tests.rows import row, task
 from tests.servers import PASSWORD, USER, MariaDB, Postgres, Server, database_of
 from tests.sinks.readers import connect_mysql, read_mysql, read_postgres
-from tornado_persist.models import KINDS, Batch, Kind, Row
+from tornado_persist.models import KINDS, SHAPES, Batch, Fields, Kind
 from tornado_persist.sinks.runner import STALLED_AFTER
 from tornado_persist.testing import Stored, merge, nothing, same
 
@@ -253,9 +253,9 @@ def refuse_and_allow(
     """What is accepted while every write is refused is tried again, for as long as it takes, and nothing is dropped."""
     expected = nothing()
 
-    def send(kind: Kind, *rows: Row) -> None:
+    def send(kind: Kind, *rows: Fields) -> None:
         at = service.post(kind, *rows).json()["timestamp"]
-        whole = [{**one, "created_at": at, "updated_at": at} for one in rows]
+        whole = [SHAPES[kind].row({**one, "created_at": at, "updated_at": at}) for one in rows]
         merge(expected, Batch(whole) if kind == "session" else Batch(tasks=whole))
 
     for kind in KINDS:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pymysql
 
-from tornado_persist.models import KEYS, KINDS, Batch, Kind, Row
+from tornado_persist.models import KEYS, KINDS, Batch, Fields, Kind
 from tornado_persist.testing import FIELDS, Stored, merge, nothing
 from tornado_persist.times import stamp
 
@@ -83,7 +83,7 @@ def _read(rows: Callable[[str], Iterable[tuple[Any, ...]]], quote: str, as_text:
     return stored
 
 
-def _python(row: Row) -> Row:
+def _python(row: Fields) -> Fields:
     for name in OBJECTS:
         if row.get(name) is not None:
             row[name] = json.loads(row[name])

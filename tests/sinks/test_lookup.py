@@ -9,19 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.rows import session, task
 from tornado_persist.models import Batch
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
-from tornado_persist.testing import MemorySink
-from tornado_persist.times import stamp
+from tornado_persist.testing import MemorySink, session, task
 
 FIRST = datetime(2026, 1, 1, 12, 30, 0, 123456, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, tzinfo=UTC)
-
-
-def times(at: datetime) -> dict[str, Any]:
-    return {"created_at": stamp(at), "updated_at": stamp(at)}
 
 
 @pytest.mark.parametrize("name", ["sqlite", "postgres", "mysql"])
@@ -33,8 +27,8 @@ def test_it_tells_the_last_update_of_the_rows_that_are_there(
     sink: Sink[Any] = sink_class(sink_class.Settings.model_validate(given), tmp_path)
     with closing(sink):
         sink.open()
-        sink.write(Batch([session("s", **times(FIRST))], [task("a", **times(FIRST)), task("A", **times(FIRST))]))
-        sink.write(Batch([], [task("a", **times(LATER))]))
+        sink.write(Batch([session("s", at=FIRST)], [task("a", at=FIRST), task("A", at=FIRST)]))
+        sink.write(Batch([], [task("a", at=LATER)]))
         assert sink.find_updated("task", ["a", "A", "none"]) == {"a": LATER, "A": FIRST}
         assert sink.find_updated("session", [*(f"s{n}" for n in range(1200)), "s"]) == {"s": FIRST}
         assert sink.find_updated("session", []) == {}

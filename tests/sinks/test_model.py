@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.sinks import readers
 from tornado_persist.buffer import Buffer
-from tornado_persist.models import KEYS, KINDS, MAX_INT32, MAX_INT64, Kind, Row
+from tornado_persist.models import KEYS, KINDS, MAX_INT32, MAX_INT64, SHAPES, Fields, Kind
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.testing import T0, MemorySink, Stored, complete, nothing, same
@@ -70,7 +70,7 @@ statuses = st.sampled_from(["pending", "processing", "completed", "failed"])
 # Few, so that they meet again; a prefix that is new for each example keeps the examples apart.
 keys = st.sampled_from(["k", "K", "k\u0301", "é"])
 
-ROWS: dict[Kind, st.SearchStrategy[Row]] = {
+ROWS: dict[Kind, st.SearchStrategy[Fields]] = {
     "session": st.fixed_dictionaries(
         {"session_id": keys, "filename": texts, "file_path": texts, "status": statuses, "llm_provider": texts},
         optional={
@@ -98,7 +98,7 @@ ROWS: dict[Kind, st.SearchStrategy[Row]] = {
 
 class Accept(NamedTuple):
     kind: Kind
-    rows: list[Row]
+    rows: list[Fields]
 
 
 #: What a flush does: "write" commits, "fail" puts the rows back, "repeat" is a crash after the commit: it writes again
@@ -118,7 +118,7 @@ def test_a_sink_behind_the_buffer_holds_what_a_dict_does(subject: Subject, steps
             rows = [{**row, KEYS[step.kind]: prefix + row[KEYS[step.kind]]} for row in step.rows]
             for row in rows:
                 accept(model[step.kind], step.kind, row, at)
-            buffer.add(step.kind, rows, at)
+            buffer.add(step.kind, [SHAPES[step.kind].row(row) for row in rows], at)
         elif step == "reopen":
             subject.sink.close()
             subject.sink.open()
@@ -138,7 +138,7 @@ def test_a_sink_behind_the_buffer_holds_what_a_dict_does(subject: Subject, steps
 examples = itertools.count()
 
 
-def accept(model: dict[str, Row], kind: Kind, row: Row, at: str) -> None:
+def accept(model: dict[str, Fields], kind: Kind, row: Fields, at: str) -> None:
     """The merge rule once more, written for one row at a time and no batches."""
     key = row[KEYS[kind]]
     stored = model.setdefault(key, complete(kind, {KEYS[kind]: key, "created_at": at}))

@@ -14,7 +14,7 @@ import pytest
 from tests.process import Persistd, environment
 from tests.rows import body, session, task
 from tornado_persist.errors import InvalidBatch
-from tornado_persist.models import KEYS, KINDS, PLURALS, Kind, Row, Session, Task
+from tornado_persist.models import KEYS, KINDS, PLURALS, Fields, Kind, Session, Task
 from tornado_persist.parser import Parser
 from tornado_persist.web.app import ROUTES
 from tornado_persist.web.base import GetHandler
@@ -93,7 +93,7 @@ def test_unknown_fields_are_described_as_the_parser_takes_them(unknown: Any) -> 
 
 def test_the_fields_are_those_that_the_parser_knows() -> None:
     parser = Parser(unknown_fields="reject")
-    rows: tuple[tuple[Kind, Any, Row], ...] = (("session", Session, session("a")), ("task", Task, task("a")))
+    rows: tuple[tuple[Kind, Any, Fields], ...] = (("session", Session, session("a")), ("task", Task, task("a")))
     for kind, type, whole in rows:
         schema = describe(LIMITS)["components"]["schemas"][kind.capitalize()]
         assert schema["properties"].keys() == type.__annotations__.keys()

@@ -23,7 +23,7 @@ from tornado_persist.client import Client
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError, InvalidBatch, PersistError, RequestRefused, SinkError
 from tornado_persist.files import reason
-from tornado_persist.models import KEYS, KINDS, PLURALS, Kind, Row
+from tornado_persist.models import KEYS, KINDS, PLURALS, Fields, Kind
 from tornado_persist.parser import Parser
 from tornado_persist.service import make_sink
 from tornado_persist.transfer.lines import decode, parse
@@ -55,7 +55,7 @@ class _Again:
     """An entry, and the row that is sent for it; ``place`` for messages."""
 
     entry: Entry
-    row: Row
+    row: Fields
     place: str
 
     @property

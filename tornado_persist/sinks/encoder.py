@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, repeat
-from operator import itemgetter
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from msgspec.structs import astuple
 from sqlalchemy import JSON, Column, Float, Integer, Table
 
-from tornado_persist.models import Row
+from tornado_persist.rows import Row
 from tornado_persist.sinks.tables import TimeType, dump_json
 
 #: Rows to encode at a time: enough to spread the cost, few enough to stay in the cache.
@@ -78,16 +78,15 @@ class Encoder(ABC):
         self._spellings = {column.name: self._spelling(column) for column in table.c}
 
     def encode(self, fields: Sequence[str], rows: Collection[Row]) -> list[str]:
-        """Each row as a text, its values in the order of ``fields``; to be called for ``BLOCK`` rows at a time."""
-        # A row has a key and two times at least, so that itemgetter gives tuples.
-        columns = zip(*map(itemgetter(*fields), rows), strict=True)
+        """Each row as a text; to be called for ``BLOCK`` rows at a time, which all hold ``fields``, in this order."""
+        columns = zip(*map(astuple, rows), strict=True)
         return self._join([self._spellings[name](values) for name, values in zip(fields, columns, strict=True)])
 
     def values(self, fields: Sequence[str], row: Row) -> list[str]:
         """The values of one row, each by itself, quotes and all."""
         texts = []
-        for name in fields:
-            values, bare = self._spellings[name]((row[name],))
+        for name, value in zip(fields, astuple(row), strict=True):
+            values, bare = self._spellings[name]((value,))
             texts.append(f"{self.quote}{values[0]}{self.quote}" if bare else values[0])
         return texts
 

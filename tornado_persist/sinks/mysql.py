@@ -13,7 +13,8 @@ from pydantic import SecretStr, field_validator
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.models import KEYS, KINDS, Kind
+from tornado_persist.rows import Row
 from tornado_persist.sinks.encoder import BLOCK, Ahead, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,

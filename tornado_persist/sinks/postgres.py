@@ -13,7 +13,9 @@ from pydantic import SecretStr, field_validator
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.hunch import Hunch
+from tornado_persist.models import KEYS, KINDS, Kind
+from tornado_persist.rows import Row
 from tornado_persist.sinks.encoder import BLOCK, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
@@ -97,25 +99,6 @@ class PostgresSettings(SQLSettings):
         return value
 
 
-class _News:
-    """Whether it is worth a try to take the rows of a chunk for new ones."""
-
-    def __init__(self) -> None:
-        self._pause = self._left = 0  # chunks
-
-    def worth_a_try(self) -> bool:
-        """Asked once a chunk."""
-        self._left = max(0, self._left - 1)
-        return not self._left
-
-    def failed(self) -> None:
-        self._pause = min(2 * self._pause or 1, 64)
-        self._left = self._pause + 1
-
-    def succeeded(self) -> None:
-        self._pause = 0
-
-
 class PostgresSink(SQLSink[PostgresSettings]):
     """Copies new rows into their table; others into a temporary one, to merge them from there."""
 
@@ -125,7 +108,8 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def __init__(self, settings: PostgresSettings, data_dir: Path) -> None:
         super().__init__(settings, data_dir)
-        self._news = {kind: _News() for kind in KINDS}
+        # Whether the rows of a chunk are all new.
+        self._all_new = {kind: Hunch() for kind in KINDS}
 
     @property
     def _url(self) -> URL:
@@ -192,11 +176,10 @@ class PostgresSink(SQLSink[PostgresSettings]):
     def _insert_new(self, cursor: Cursor, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> bool:
         """Copy rows that are all new straight into their table; False, and nothing done, if that does not work.
 
-        It takes the server three quarters of what the way over the staging table takes. What was in vain is not tried
-        again for 1, 2, 4, ... 64 chunks: a row that is there already is the usual case for some clients.
+        It takes the server three quarters of what the way over the staging table takes.
         """
-        news = self._news[kind]
-        if len(rows) < _MANY or not news.worth_a_try():
+        all_new = self._all_new[kind]
+        if len(rows) < _MANY or not all_new.worth_a_try():
             return False
         cursor.execute("SAVEPOINT persist_new")
         try:
@@ -207,10 +190,10 @@ class PostgresSink(SQLSink[PostgresSettings]):
             # A row that is there, or one that the table does not take, or a table into which nothing is copied (row
             # security): the other way tells, and puts the blame where it belongs.
             cursor.execute("ROLLBACK TO SAVEPOINT persist_new")
-            news.failed()
+            all_new.failed()
             return False
         cursor.execute("RELEASE SAVEPOINT persist_new")
-        news.succeeded()
+        all_new.succeeded()
         return True
 
     def _merge(self, cursor: Cursor, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> None:

@@ -7,15 +7,16 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
+from msgspec.structs import astuple
 from pydantic import Field
 from sqlalchemy import JSON, URL, Connection, Engine, NullPool, create_engine, event
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.models import KEYS, Kind, Row
+from tornado_persist.models import KEYS, Kind
+from tornado_persist.rows import Row
 from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSettings, SQLSink, updated
 from tornado_persist.sinks.tables import TABLES, dump_json
 
@@ -150,15 +151,19 @@ def _blame(code: int | None, message: str) -> Blame:
     return Blame.UNKNOWN
 
 
-def _values(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[tuple[Any, ...]]:
+def _values(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[Sequence[Any]]:
     """The rows as the driver takes them: JSON as text."""
-    objects = [name for name in fields if isinstance(TABLES[kind].c[name].type, JSON)]
-    if objects:
-        rows = [
-            {**row, **{name: dump_json(row[name]) for name in objects if row[name] is not None}}  # null stays null
-            for row in rows
+    values = map(astuple, rows)
+    objects = {name for name in fields if isinstance(TABLES[kind].c[name].type, JSON)}
+    if not objects:
+        return values
+    return (
+        [
+            dump_json(value) if name in objects and value is not None else value  # null stays null
+            for name, value in zip(fields, row, strict=True)
         ]
-    return map(itemgetter(*fields), rows)
+        for row in values
+    )
 
 
 def _quoted(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tornado_persist.errors import InputError
-from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.models import KEYS, KINDS, Fields, Kind
 
 #: Bytes of a line at most: what is longer is no row, and must not be read into memory to find that out.
 MAX_LINE = 1 << 26
@@ -25,7 +25,7 @@ class Line:
     number: int
     content: bytes
     kind: Kind
-    row: Row
+    row: Fields
 
 
 def read(file: BinaryIO, path: Path, stop: int, number: int = 0) -> Iterator[Line]:
@@ -53,7 +53,7 @@ def read(file: BinaryIO, path: Path, stop: int, number: int = 0) -> Iterator[Lin
         blank = b""
 
 
-def parse(content: bytes) -> tuple[Kind, Row]:
+def parse(content: bytes) -> tuple[Kind, Fields]:
     """The row of a line, and its kind: as ``kind`` says, else as its key tells. Without the times that are not the
     client's to give.
 
@@ -77,7 +77,7 @@ def parse(content: bytes) -> tuple[Kind, Row]:
     return kind, row
 
 
-def decode(content: bytes) -> Row:
+def decode(content: bytes) -> Fields:
     """The JSON object of a line.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from tornado_persist.errors import InputError, PersistError
 from tornado_persist.files import fsync_directory, reason
-from tornado_persist.models import KEYS, KINDS, Kind, Row
+from tornado_persist.models import KEYS, KINDS, Fields, Kind
 from tornado_persist.transfer.lines import decode
 
 State: TypeAlias = Literal["open", "sending", "retried", "dropped"]
@@ -42,7 +42,7 @@ class Entry:
     offset: int
     sha256: str
     state: State
-    found: Row
+    found: Fields
     problem: str = ""
 
     @property
@@ -51,8 +51,8 @@ class Entry:
         return kind
 
     @property
-    def row(self) -> Row:
-        row: Row = self.found["row"]
+    def row(self) -> Fields:
+        row: Fields = self.found["row"]
         return row
 
     @property
@@ -68,7 +68,7 @@ class Entry:
         """When the last update in it was accepted."""
         return datetime.fromisoformat(self.found["updated_at"])
 
-    def exported(self) -> Row:
+    def exported(self) -> Fields:
         """As ``rejected ls --json`` shows it, and ``retry`` takes it back."""
         place = {"line": self.line, "offset": self.offset, "sha256": self.sha256, "state": self.state}
         return place | ({"problem": self.problem} if self.problem else self.found)
@@ -190,7 +190,7 @@ class Rejections:
 def _entry(number: int, offset: int, content: bytes) -> Entry:
     text = content.removesuffix(b"\n")
     sha256 = hashlib.sha256(text).hexdigest()
-    problem, found = "", Row()
+    problem, found = "", Fields()
     try:
         found = decode(text)
         problem = _problem(found)
@@ -201,7 +201,7 @@ def _entry(number: int, offset: int, content: bytes) -> Entry:
     return Entry(number, offset, sha256, "open", found, problem)
 
 
-def _problem(found: Row) -> str:
+def _problem(found: Fields) -> str:
     """Why this is no entry; empty when it is one."""
     if found.get("kind") not in KINDS:
         return "its kind is not session or task"

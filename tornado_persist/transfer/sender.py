@@ -10,7 +10,7 @@ from datetime import datetime
 from tornado_persist.backoff import Backoff
 from tornado_persist.client import Client
 from tornado_persist.errors import NoAnswer, PersistError, RequestRefused
-from tornado_persist.models import KINDS, PLURALS, Kind, Row
+from tornado_persist.models import KINDS, PLURALS, Fields, Kind
 
 #: Seconds between tries at most.
 LONGEST_PAUSE = 5.0
@@ -51,7 +51,7 @@ class Sender:
         #: When the service took the last batch, as its answer says.
         self.accepted_at: datetime | None = None
 
-    def send(self, rows: Sequence[tuple[Kind, Row]]) -> None:
+    def send(self, rows: Sequence[tuple[Kind, Fields]]) -> None:
         """Send them; for each key in this order, and sessions before tasks. All are durable when this returns.
 
         Raises:
@@ -70,7 +70,7 @@ class Sender:
         if fault is not None:
             raise fault
 
-    def _send_kind(self, kind: Kind, rows: list[tuple[int, Row]]) -> None:
+    def _send_kind(self, kind: Kind, rows: list[tuple[int, Fields]]) -> None:
         chunk: list[tuple[int, bytes]] = []
         size = room = self._max_bytes - 100  # for what is around the rows
         for index, row in rows:

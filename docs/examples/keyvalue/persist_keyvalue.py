@@ -16,7 +16,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.models import DEFAULTS, KEYS, KINDS, Batch, Kind, Row, Session, Task
+from tornado_persist.models import DEFAULTS, KEYS, KINDS, Batch, Fields, Kind, Session, Task
+from tornado_persist.rows import Row
 from tornado_persist.sinks.base import Sink, SinkSettings
 
 FIELDS: dict[Kind, tuple[str, ...]] = {"session": tuple(Session.__annotations__), "task": tuple(Task.__annotations__)}
@@ -85,7 +86,7 @@ class KeyValueSink(Sink[KeyValueSettings]):
     def find_updated(self, kind: Kind, keys: Collection[str]) -> dict[str, datetime]:
         return {key: datetime.fromisoformat(row["updated_at"]) for key, row in self._find(kind, keys).items()}
 
-    def _find(self, kind: Kind, keys: Collection[str]) -> dict[str, Row]:
+    def _find(self, kind: Kind, keys: Collection[str]) -> dict[str, Fields]:
         query = "SELECT key, value FROM rows WHERE kind = ? AND key IN (SELECT value FROM json_each(?))"
         try:
             found = self._opened().execute(query, (kind, json.dumps(list(keys)))).fetchall()
