@@ -25,6 +25,7 @@ def description() -> str:
 TEST = [
     "pytest>=8.3",
     "pytest-tornado>=0.8.1",
+    "pytest-xdist>=3.6.1",
     "hypothesis>=6.112",
     "httpx>=0.27",
     "PyYAML>=6.0.2",

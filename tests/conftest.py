@@ -1,12 +1,19 @@
-"""Fixtures that every test may use: the database servers, started when a test first asks for them."""
+"""Fixtures that every test may use: the database servers, started when a test first asks for them; and how the suite
+is shared by several processes (``-n``), each of which has servers of its own.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.servers import MariaDB, Postgres
 from tests.tools import describe
@@ -33,6 +40,53 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="COUNT",
         help="the long form of the tests with faults: so many rounds (200) of each instead of 20",
     )
+
+
+# Several processes
+
+#: Where the longest tests are: they are given out first, lest one process is left with them at the end. Most of those
+#: that are to be alone come later, in company of short ones, for whose end they do not wait long.
+LONG = (
+    *("tests/faults/test_kill.py", "tests/faults/test_bad_rows.py", "tests/faults/test_memory.py"),
+    *("tests/web/test_description.py", "tests/web/test_dashboard.py", "tests/cli/test_daemon.py"),
+)
+
+
+def group(nodeid: str) -> str:
+    """Tests of one group run in one process: those of a module, since they may share its fixtures.
+
+    The tests with faults take too long for that; they share no more than one server, and are parted by that.
+    """
+    module, _, name = nodeid.partition("::")
+    if not module.startswith("tests/faults/"):
+        return module
+    database = re.search(r"\[.*(sqlite|jsonl|postgres|mysql)", name)
+    return f"{module} {database[1]}" if database else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = group
+    return scheduler
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Lets no test of another process run meanwhile if this one is to be alone."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    shared = Path(item.config.option.basetemp).parent  # each process has a directory of its own in it
+    with (shared / "door").open("a") as door, (shared / "room").open("a") as room:
+        # Who waits for the room to be empty keeps the door closed, so that the others do not come in one after another.
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

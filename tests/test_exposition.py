@@ -270,6 +270,7 @@ def database() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("hung", [False, True], ids=["dead", "hung"])
 def test_a_scrape_and_the_dashboard_are_quick_without_a_database_and_say_so(
     tmp_path: Path, database: Postgres, hung: bool

@@ -162,16 +162,19 @@ def test_sighup_opens_the_file_again_and_changes_the_level_even_if_the_configura
     with Persistd(tmp_path, log="file = 'own.log'\n") as service:
         log, moved = service.data_dir / "own.log", service.data_dir / "own.log-1"
         log.rename(moved)
-        service.file.write_text(service.file.read_text().replace('level = "debug"', 'level = "warning"'))
+        config = service.file.read_text().replace('level = "debug"', 'level = "warning"')
+        service.file.write_text(f"{config}[buffer]\ncapacity = 7\n")
         service.send(signal.SIGHUP)
-        wait_until(log.exists)
+        # The file is opened before the configuration is read; this is seen when all of it holds.
+        wait_until(lambda: service.stats()["buffer"]["capacity"] == 7)
+        assert log.exists()
         service.http.get("/health/live")  # would be a debug line
         service.file.write_text("nonsense")
         log.rename(service.data_dir / "own.log-2")
         service.send(signal.SIGHUP)
         wait_until(lambda: log.exists() and "configuration not reloaded" in log.read_text())
         assert '"serving"' in moved.read_text()
-        assert '"request"' not in moved.read_text() + (service.data_dir / "own.log-2").read_text()
+        assert '"/health/live"' not in moved.read_text() + (service.data_dir / "own.log-2").read_text()
 
 
 def test_the_log_of_a_daemon_is_rotated_and_opened_again_with_what_it_prints_besides(tmp_path: Path) -> None:

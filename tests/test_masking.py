@@ -14,6 +14,7 @@ from tornado_persist import masking
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
+    masking.forget()  # a test before may have had secrets of its own
     yield
     masking.forget()
 

@@ -150,6 +150,7 @@ def assert_calm_log(service: Persistd, *, outages: int) -> None:
 # The server is away
 
 
+@pytest.mark.alone
 def test_a_database_that_is_down_at_the_start_gets_all_of_it_later(server: Server, url: str, tmp_path: Path) -> None:
     server.stop()
     with Persistd(tmp_path, config(server, url)) as service:
@@ -164,6 +165,7 @@ def test_a_database_that_is_down_at_the_start_gets_all_of_it_later(server: Serve
         assert service.stop() == 0
 
 
+@pytest.mark.alone
 def test_a_database_restarted_under_load_gets_all_of_it(server: Server, url: str, tmp_path: Path, soak: bool) -> None:
     times = 10 if soak else 1
     with Persistd(tmp_path, config(server, url)) as service:
@@ -179,6 +181,7 @@ def test_a_database_restarted_under_load_gets_all_of_it(server: Server, url: str
         assert_calm_log(service, outages=times)
 
 
+@pytest.mark.alone
 def test_a_database_killed_under_load_gets_all_of_it(server: Server, url: str, tmp_path: Path, soak: bool) -> None:
     times = 10 if soak else 2
     with Persistd(tmp_path, config(server, url)) as service:
@@ -194,6 +197,7 @@ def test_a_database_killed_under_load_gets_all_of_it(server: Server, url: str, t
         assert_calm_log(service, outages=times)
 
 
+@pytest.mark.alone
 def test_while_a_database_hangs_batches_and_health_are_answered_in_time(
     server: Server, url: str, tmp_path: Path, soak: bool, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
@@ -227,6 +231,7 @@ def test_while_a_database_hangs_batches_and_health_are_answered_in_time(
     assert noticed < STALLED_AFTER + 5
 
 
+@pytest.mark.alone
 def test_a_backend_ended_in_mid_write_costs_nothing_but_the_time(
     server: Server, url: str, tmp_path: Path, soak: bool
 ) -> None:

@@ -290,7 +290,11 @@ async def test_gzip_bodies_are_taken_of_several_members_too(fetch: Fetch) -> Non
         assert answer(response)["count"] == 2
 
 
-@pytest.mark.parametrize("data", [b"not gzip", gzip.compress(b'{"tasks": []}')[:-9], gzip.compress(b"{}") + b"x"])
+@pytest.mark.parametrize(
+    "data",
+    [b"not gzip", gzip.compress(b'{"tasks": []}')[:-9], gzip.compress(b"{}") + b"x"],
+    ids=["none", "torn", "followed"],  # named: the bytes hold the time at which they were made
+)
 @pytest.mark.gen_test
 async def test_broken_gzip_is_400(fetch: Fetch, data: bytes) -> None:
     parsed = refusal(await fetch("POST", f"{PREFIX}/tasks/batch", data, headers={"Content-Encoding": "gzip"}), 400)

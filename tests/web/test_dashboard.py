@@ -189,6 +189,7 @@ def database() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.mark.alone
 def test_without_a_database_it_answers_at_once_and_says_so(tmp_path: Path, database: Postgres, visit: Open) -> None:
     config = f'sink = "postgres"\n[sinks.postgres]\nurl = "{database.fresh_database()}"\n[buffer]\nflush_interval = 0.5'
     with Persistd(tmp_path, config) as service:

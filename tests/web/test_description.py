@@ -131,7 +131,7 @@ def test_schemathesis_finds_no_answer_that_is_not_described(tmp_path: Path) -> N
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
