@@ -112,7 +112,6 @@ async def test_rows_that_the_disk_damaged_while_they_waited_are_said_to_be_lost_
         with capture_logs() as logs:
             assert (await it.flusher.flush(5)).error is None
         assert it.stored() == ["a", "c"]
-        await it.flusher.finish(5)
         assert (it.pending(), it.journal.released) == (0, 3)
         lost = [log for log in logs if log["event"] == "accepted rows were lost to damage of the journal"]
         assert [(log["log_level"], log["kind"], log["rows"]) for log in lost] == [("error", "task", 1)]

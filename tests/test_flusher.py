@@ -221,7 +221,6 @@ async def test_chunks_written_before_a_failure_are_not_written_again(
         assert (flushed.tasks, it.stored(), it.pending()) == (2, ["a", "b"], 2)
         assert it.journal.released == 0, "the journal holds what is half written"
         await it.flusher.flush(5)
-        await it.flusher.finish(5)
         assert [len(batch) for batch in it.sink.batches] == [2, 2]
         assert it.journal.released == 1
 
@@ -389,7 +388,6 @@ async def test_what_is_settled_is_released_from_the_journal(tmp_path: Path) -> N
         await it.add("a", "a")
         await it.add("b")
         await it.flusher.flush(5)
-        await it.flusher.finish(5)
         await it.add("c")
         assert (it.journal.released, it.flusher.settled_through, it.journal.last) == (2, 2, 3)
     async with rig(tmp_path, it.sink) as again:
@@ -429,7 +427,6 @@ async def test_bad_rows_cost_themselves_alone_and_few_writes(tmp_path: Path) -> 
         await it.add("s1", kind="session")
         await it.add(*keys)
         flushed = await it.flusher.flush(5)
-        await it.flusher.finish(5)
         assert (flushed.sessions, flushed.tasks, flushed.rejected, flushed.error) == (0, 997, 4, None)
         assert set(it.stored()) == set(keys) - it.sink.refused
         assert it.sink.calls.count("write") <= 2 * 4 * 10 + 1
@@ -593,20 +590,17 @@ async def test_a_cursor_that_cannot_be_written_holds_nothing_up(tmp_path: Path) 
     async with rig(tmp_path) as it:
         await it.add("a")
         await it.flusher.flush(5)
-        await it.flusher.finish(5)
         reserve = tmp_path / "journal" / "cursor.reserve"
         reserve.unlink()
         reserve.mkdir()
         await it.add("b")
         with capture_logs() as logs:
             assert (await it.flusher.flush(5)).error is None
-            await it.flusher.finish(5)
         assert (it.journal.released, it.stored()) == (1, ["a", "b"])
         assert "journal cursor cannot be written" in [log["event"] for log in logs]
         reserve.rmdir()
         await it.add("c")
         await it.flusher.flush(5)
-        await it.flusher.finish(5)
         assert (it.journal.released, it.stored()) == (3, ["a", "b", "c"])
 
 

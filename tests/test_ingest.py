@@ -136,7 +136,6 @@ async def test_a_full_journal_refuses_and_takes_nothing_until_there_is_room(tmp_
             it.ingest.check()
         assert it.metrics.totals.accepted["task"] == accepted
         await it.flusher.flush(5)
-        await it.flusher.finish(5)
         it.ingest.check()
         await it.add("more")
         await it.flusher.flush(5)

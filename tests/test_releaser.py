@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from tests.rig import Rig, rig, wait_until
 from tornado_persist import releaser
+from tornado_persist.errors import NotAccepting
 
 pytestmark = pytest.mark.gen_test
 
@@ -61,13 +63,22 @@ async def test_a_cursor_comes_by_itself_when_it_is_time(
         assert written == [1, 3]
 
 
-async def test_a_flush_that_was_asked_for_does_not_leave_its_cursor_waiting(
-    tmp_path: Path, count: Callable[[Rig], list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_flush_that_was_asked_for_waits_for_its_cursor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(releaser, "EVERY", 3600.0)
     async with rig(tmp_path) as it:
-        count(it)
         for key in "abc":
             await it.add(key)
             await it.flusher.flush(5)
-        await wait_until(lambda: it.journal.released == 3)
+        assert it.journal.released == 3
+
+
+async def test_a_full_journal_is_given_room_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releaser, "EVERY", 3600.0)
+    async with rig(tmp_path, max_bytes=8192, segment_bytes=4096) as it:
+        await it.add("first")
+        await it.flusher.flush_once()
+        while not it.journal.problem:
+            with contextlib.suppress(NotAccepting):
+                await it.add("t")
+        await it.flusher.flush_once()
+        await wait_until(lambda: not it.journal.problem)

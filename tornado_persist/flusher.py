@@ -185,7 +185,8 @@ class Flusher:
                 error = await self._flush_through(self._backlog.accepted_through)
         except TimeoutError:
             error = FlushFailed(f"The flush takes more than {timeout:g} seconds; it goes on, and nothing is lost")
-        self._releaser.hurry()  # whoever looks next finds the journal's space free
+        # Whoever looks next finds the journal's space free.
+        await self._releaser.finish(timeout - (time.monotonic() - began))
         return self._since(before, began, error)
 
     async def _flush_through(self, seq: int) -> PersistError | None:

@@ -70,7 +70,8 @@ class Releaser:
     async def release(self, seq: int, totals: dict[str, Any], runner: SinkRunner) -> None:
         """All records up to ``seq`` are settled; to be called before the next write.
 
-        The cursor is written in the background, every so often and the newest one: rows go into the sink meanwhile.
+        The cursor is written in the background, every so often and the newest one, or at once if the journal is full:
+        rows go into the sink meanwhile.
         Where that fails, the journal tries again, or the next release does it for both.
         """
         try:
@@ -85,15 +86,13 @@ class Releaser:
         if not self._waiting:
             self._waiting = True
             self._background.spawn(self._write_in_time())
-
-    def hurry(self) -> None:
-        """Write the cursor now, in the background."""
-        if self._waiting:
+        if self._journal.problem:  # it may be full: batches are refused until there is room
             self._hurry.set()
 
     async def finish(self, timeout: float | None = None) -> None:
         """Write the cursor, and wait until that is done or has failed; ``timeout`` seconds at most."""
-        self.hurry()
+        if self._waiting:
+            self._hurry.set()
         await self._background.finish(timeout)
 
     async def _write_in_time(self) -> None:

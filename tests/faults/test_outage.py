@@ -124,7 +124,7 @@ def assert_all_written(service: Persistd, load: Load, stored: Callable[[], Store
     stats = service.stats()
     assert_balance(stats)
     assert (stats["accounting"]["accepted"], stats["accounting"]["rejected"]) == (load.record.sent, 0)
-    assert stats["journal"]["records"] == 0
+    wait_until(lambda: service.stats()["journal"]["records"] == 0, "the release of what was written")
 
 
 def assert_balance(stats: dict[str, Any]) -> None:
