@@ -71,8 +71,8 @@ class Releaser:
         """All records up to ``seq`` are settled; to be called before the next write.
 
         The cursor is written in the background, every so often and the newest one, or at once if the journal is full:
-        rows go into the sink meanwhile.
-        Where that fails, the journal tries again, or the next release does it for both.
+        rows go into the sink meanwhile. Where that fails, the journal tries again, or the next release does it for
+        both.
         """
         try:
             position = await runner.position()

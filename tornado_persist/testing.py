@@ -737,6 +737,7 @@ def _error(sink: Any, batch: Batch) -> SinkError:
 
 
 def _differences(found: object, expected: object, where: str) -> Iterator[str]:
+    found, expected = (dict(value) if isinstance(value, Row) else value for value in (found, expected))
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in expected.keys() | found.keys():
             place = f"{where}[{_short(key)}]"

@@ -183,6 +183,12 @@ def test_what_nobody_knows_has_an_advice_too() -> None:
     assert "journal" in hint("postgres", SinkUnavailable("the moon is full"))
 
 
+@pytest.mark.parametrize(("sink", "port"), [("postgres", 28012), ("postgres", 42501), ("mysql", 1045), ("mysql", 1290)])
+def test_a_port_is_not_taken_for_the_code_of_an_error(sink: str, port: int) -> None:
+    assert hint(sink, SinkUnavailable(f"port {port} is odd")) == hint(sink, SinkUnavailable("something is odd"))
+    assert hint(sink, SinkUnavailable("odd", code=str(port))) != hint(sink, SinkUnavailable("something is odd"))
+
+
 def test_every_finding_is_a_line_and_its_advice_another() -> None:
     assert str(Finding("disk", "full", "warning", "make room")) == "disk           full\n       warning -> make room"
     assert str(Finding("disk", "fine")) == "disk           fine"

@@ -126,7 +126,7 @@ def test_the_contract_notices_a_sink_that_alters_the_batch() -> None:
 
     sink = Greedy()
     sink.open()
-    with pytest.raises(AssertionError, match="where task"):
+    with pytest.raises(AssertionError, match="retry_count"):
         ContractOfMemory().test_a_batch_is_not_altered_by_writing_it(sink)
 
 
