@@ -43,8 +43,6 @@ WATCH_INTERVAL = 5.0
 TIDY_INTERVAL = 60.0
 #: Seconds that the start waits for the sink to be opened; then it goes on without.
 FIRST_LOOK = 2.0
-#: Bytes read from a connection at a time. A batch of 500 rows is one piece instead of four ways through the event loop.
-READ_BYTES = 1 << 18
 #: Seconds of the shutdown kept for closing the sink.
 CLOSING_TIME = 0.5
 
@@ -153,8 +151,7 @@ class Service:
         )
         # So that the first answer of /health, and of a curl right after the start, is no guess.
         await self._runner.healthy(wait=FIRST_LOOK)
-        # The handlers keep the limits of bodies, so that they can answer with 413; Tornado would only hang up.
-        server = Server(self._api, max_body_size=2**62, chunk_size=READ_BYTES)
+        server = Server(self._api)
         server.add_sockets(sockets)
         interpreter.tune()
         self._flusher.poke()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from tornado.ioloop import IOLoop
@@ -11,6 +15,9 @@ from tornado.ioloop import IOLoop
 from tests.rig import Rig
 from tornado_persist.testing import FlakySink
 from tornado_persist.web.app import Api
+from tornado_persist.web.server import Server
+
+Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 #: ``server.max_body_bytes``.
 LIMIT = 65536
@@ -33,3 +40,33 @@ def parts(io_loop: IOLoop, sink: FlakySink, tmp_path: Path) -> Iterator[Rig]:
 @pytest.fixture
 def app(parts: Rig) -> Api:
     return Api(parts.ingest, parts.flusher, parts.journal, parts.metrics, max_body_bytes=LIMIT, flush_timeout=0.5)
+
+
+@pytest.fixture
+def http_server(io_loop: IOLoop, app: Api, _unused_port: tuple[socket.socket, int]) -> Iterator[Server]:
+    """Ours, in the place of pytest-tornado's own fixture."""
+
+    async def start() -> Server:
+        server = Server(app)
+        server.add_sockets([_unused_port[0]])
+        return server
+
+    server = io_loop.run_sync(start)
+    yield server
+    server.stop()
+    io_loop.run_sync(server.close_all_connections)
+
+
+@pytest.fixture
+def connect(http_server: Server, http_port: int) -> Connect:
+    """Opens a connection of bare bytes."""
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    return connection

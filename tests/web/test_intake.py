@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
-from tornado.httpserver import HTTPServer
 
 from tests.rig import Rig
 from tests.rows import body, session, task
 from tornado_persist.models import KINDS, PLURALS, Kind
 from tornado_persist.web.app import PREFIX, Api
 from tornado_persist.web.handlers import BatchHandler
+from tornado_persist.web.server import Server
 
 #: Content types with which a batch takes the one way and the other.
 SHORT, LONG = "application/json", "application/json; charset=utf-8"
@@ -46,7 +46,8 @@ def post(http_client: AsyncHTTPClient, base_url: str) -> Post:
             base_url + path,
             method="POST",
             body=content,
-            headers={"Content-Type": content_type, **headers},
+            # Tornado's client hangs up after each request, unless it is told not to.
+            headers={"Content-Type": content_type, "Connection": "keep-alive", **headers},
             raise_error=False,
         )
 
@@ -99,9 +100,10 @@ async def test_an_answer_is_counted_once(content: bytes, post: Post, parts: Rig)
 @pytest.mark.parametrize(
     ("path", "headers"),
     [
-        (TASKS, {"Content-Type": "application/json", "Content-Encoding": "identity"}),
-        (f"{TASKS}?from=here", {"Content-Type": "application/json"}),
-        (TASKS, {}),
+        (TASKS, {"Content-Type": SHORT, "Connection": "keep-alive", "Content-Encoding": "identity"}),
+        (f"{TASKS}?from=here", {"Content-Type": SHORT, "Connection": "keep-alive"}),
+        (TASKS, {"Content-Type": SHORT, "Connection": "close"}),
+        (TASKS, {"Connection": "keep-alive"}),
     ],
 )
 @pytest.mark.gen_test
@@ -140,7 +142,7 @@ async def test_while_a_batch_is_taken_it_counts_as_a_request_at_work(
 
 @pytest.mark.gen_test
 async def test_a_client_that_goes_away_leaves_nothing_behind(
-    app: Api, parts: Rig, http_server: HTTPServer, http_port: int
+    app: Api, parts: Rig, http_server: Server, http_port: int
 ) -> None:
     content = body("task", task("t"))
     head = (
@@ -158,7 +160,7 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
 
 
 @pytest.mark.gen_test
-async def test_a_length_of_thousands_of_digits_is_too_large(app: Api, http_server: HTTPServer, http_port: int) -> None:
+async def test_a_length_of_thousands_of_digits_is_too_large(app: Api, http_server: Server, http_port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
     writer.write(f"POST {TASKS} HTTP/1.1\r\nHost: h\r\nContent-Type: {SHORT}\r\n".encode())
     writer.write(b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n")
@@ -169,7 +171,7 @@ async def test_a_length_of_thousands_of_digits_is_too_large(app: Api, http_serve
 
 @pytest.mark.gen_test
 async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(
-    parts: Rig, http_server: HTTPServer, http_port: int
+    parts: Rig, http_server: Server, http_port: int
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
     content = body("task", task("t"))

@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import Literal
 
-from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 from tornado.web import Application, RequestHandler
 
 from tornado_persist import log
@@ -20,6 +19,7 @@ from tornado_persist.metrics import Metrics
 from tornado_persist.web import description, handlers, history, openapi, pages
 from tornado_persist.web import metrics as scrape
 from tornado_persist.web.base import Handler, NotFound
+from tornado_persist.web.connection import Connection
 from tornado_persist.web.description import Limits
 from tornado_persist.web.intake import Intake
 
@@ -81,13 +81,10 @@ class Api(Application):
         self._max_batch = max_batch
         self._unknown_fields = unknown_fields
         #: Who is at work on a request, from its headers to the end of the answer.
-        self.requests: set[Handler | Intake] = set()
+        self.requests: set[Handler | Connection] = set()
+        self.intake = Intake(self, BATCHES)
         self._draining = False
         super().__init__(list(ROUTES), default_handler_class=NotFound)
-
-    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        """Tornado calls this for every request."""
-        return Intake(self, BATCHES, request_conn, lambda: super(Api, self).start_request(server_conn, request_conn))
 
     def check_accepting(self) -> None:
         """Whether a batch that comes now would be taken.
