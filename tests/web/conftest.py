@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 from tornado.ioloop import IOLoop
@@ -70,3 +70,16 @@ def connect(http_server: Server, http_port: int) -> Connect:
             writer.close()
 
     return connection
+
+
+@pytest.fixture
+def go(app: Api, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """While it is not set, no batch is accepted or refused."""
+    accept, event = app.ingest.accept, asyncio.Event()
+
+    async def slowly(*args: Any) -> Any:
+        await event.wait()
+        return await accept(*args)
+
+    monkeypatch.setattr(app.ingest, "accept", slowly)
+    return event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -80,15 +81,8 @@ async def test_requests_sent_ahead_are_answered_in_order_however_they_are_cut(
 
 
 async def test_what_comes_while_a_batch_is_refused_is_not_mixed_up(
-    connect: Connect, app: Api, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, app: Api, go: asyncio.Event
 ) -> None:
-    accept, go = app.ingest.accept, asyncio.Event()
-
-    async def slowly(*args: Any) -> Any:
-        await go.wait()
-        return await accept(*args)
-
-    monkeypatch.setattr(app.ingest, "accept", slowly)
     async with connect() as (reader, writer), asyncio.timeout(20):
         writer.write(post(BATCH, b"{") + b"GET /health")
         while not app.requests:
@@ -110,15 +104,8 @@ async def test_a_body_that_is_cut_off_takes_nothing(connect: Connect, app: Api, 
 
 
 async def test_a_client_that_goes_before_the_answer_leaves_its_batch_taken_and_counted(
-    connect: Connect, app: Api, parts: Rig, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, app: Api, parts: Rig, go: asyncio.Event
 ) -> None:
-    accept, go = app.ingest.accept, asyncio.Event()
-
-    async def slowly(*args: Any) -> Any:
-        await go.wait()
-        return await accept(*args)
-
-    monkeypatch.setattr(app.ingest, "accept", slowly)
     for content in (body("task", task("a")), b"{"):
         go.clear()
         async with connect() as (_, writer):
@@ -157,3 +144,21 @@ async def test_the_connection_is_closed_when_the_client_asks_for_that(connect: C
     async with connect() as (reader, writer):
         writer.write(post(BATCH, body("task", task("a")), "Connection: close"))
         assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("request_", [get("/health/live"), post(BATCH, body("task")), post(BATCH, b"{")])
+async def test_requests_sent_ahead_leave_the_event_loop_to_others_between_them(
+    request_: bytes, connect: Connect, parts: Rig
+) -> None:
+    many = 200
+
+    def answered() -> int:
+        return sum(count for *_, count in parts.metrics.requests.counts())
+
+    async with connect() as (_, writer), asyncio.timeout(20):
+        writer.write(request_ * many)
+        steps = [0]
+        while steps[-1] < many:
+            await asyncio.sleep(0)
+            steps.append(answered())
+    assert max(after - before for before, after in itertools.pairwise(steps)) <= 2

@@ -120,16 +120,7 @@ async def test_an_unusual_request_takes_the_long_way(
 
 
 @pytest.mark.gen_test
-async def test_while_a_batch_is_taken_it_counts_as_a_request_at_work(
-    post: Post, app: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    accept, go = app.ingest.accept, asyncio.Event()
-
-    async def slowly(*args: Any) -> Any:
-        await go.wait()
-        return await accept(*args)
-
-    monkeypatch.setattr(app.ingest, "accept", slowly)
+async def test_while_a_batch_is_taken_it_counts_as_a_request_at_work(post: Post, app: Api, go: asyncio.Event) -> None:
     answer = asyncio.ensure_future(post(body("task", task("t"))))
     await until(lambda: app.requests)
     ending = asyncio.ensure_future(app.finish_requests(10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,6 +73,7 @@ class Connection:
                 request = HTTP1Connection(stream, False, _PARAMETERS, self._client)
                 if not await request.read_response(application.start_request(self, request)):
                     return
+                await _let_others()
 
     async def _take(self, head: Head, data: bytes) -> None:
         """The short way, for the request that ``data`` begins with."""
@@ -82,8 +84,14 @@ class Connection:
             body = data[head.begin : end]
             if len(data) > end:
                 stream.put_back(data[end:])
+                await _let_others()
             elif len(data) < end:
                 body += await stream.read_bytes(end - len(data))
             await application.intake.take(head, body, stream, self._client, self.since)
         finally:
             application.requests.discard(self)
+
+
+async def _let_others() -> None:
+    """A round of the event loop: many requests sent ahead, of which none waits for anything, would hold it up."""
+    await asyncio.sleep(0)

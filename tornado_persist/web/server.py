@@ -37,10 +37,10 @@ class Server:
 
     def stop(self) -> None:
         """Accept no more connections; those that there are go on."""
-        for deafen in self._deafen:
-            deafen()
-        for sock in self._sockets:
-            sock.close()
+        while self._deafen:
+            self._deafen.pop()()
+        while self._sockets:
+            self._sockets.pop().close()
 
     def close_idle(self) -> None:
         """Close the connections from which nothing has come for :data:`IDLE_TIMEOUT` seconds; to be called at times."""
