@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import json
@@ -83,13 +82,13 @@ def test_a_sync_that_fails_leaves_nothing_and_its_file_is_not_written_again(
         accepted = [] if first else [b"a", b"b"]
         driver.append(*accepted)
         disk.fail("fsync" if first else "fdatasync", error=number)
-        refused = driver.begin(b"12345")
+        refused = driver.send(b"12345")
         if first:
             # The cut needs a sync as well: until it is durable nobody is told.
             wait_until(lambda: driver.journal.problem != "")
             tries = disk.count["fsync"]
             wait_until(lambda: disk.count["fsync"] > tries + 3)
-            driver.loop.run_until_complete(asyncio.sleep(0))
+            driver.turn()
             assert not refused.done()
             disk.heal()
         (answer,) = driver.wait(refused)
@@ -111,7 +110,7 @@ def test_a_group_is_refused_whole(tmp_path: Path, disk: Disk, events: Events) ->
     with Driver(tmp_path) as driver:
         driver.append(b"a")
         with disk.hold():
-            futures = [driver.begin(b"alone")]
+            futures = [driver.send(b"alone")]
             assert disk.held.wait(30)
             futures += [driver.begin(b"%d" % n) for n in range(20)]
             disk.fail("fdatasync")
@@ -127,9 +126,9 @@ def test_while_it_cannot_be_cut_nobody_is_answered(tmp_path: Path, disk: Disk, e
         driver.append(b"a")
         disk.fail("fdatasync", "ftruncate")
         disk.fail("posix_fallocate", error=errno.ENOSPC)
-        future = driver.begin(b"b")
+        future = driver.send(b"b")
         wait_until(lambda: disk.count["ftruncate"] > 3)
-        driver.loop.run_until_complete(asyncio.sleep(0))
+        driver.turn()
         assert not future.done()
         # Others were not written at all, so they need not wait.
         driver.refused(b"c")
@@ -204,7 +203,7 @@ def test_what_makes_it_void_outlasts_a_failure_of_its_own(
         void(driver, disk, events)
         disk.fail(call, written=10**6)
         disk.fail("posix_fallocate", error=errno.ENOSPC)
-        future = driver.begin(b"c")
+        future = driver.send(b"c")
         tries = disk.count["posix_fallocate"]
         wait_until(lambda: disk.count["posix_fallocate"] > tries + 2)
         copy_files(driver, tmp_path / "two")
@@ -228,7 +227,7 @@ def test_a_segment_that_is_still_to_be_cut_is_not_given_up(tmp_path: Path, disk:
         driver.append(b"a")
         disk.fail("fdatasync", "ftruncate")
         disk.fail("posix_fallocate", error=errno.ENOSPC)
-        future = driver.begin(b"b")
+        future = driver.send(b"b")
         wait_until(lambda: disk.count["ftruncate"] > 1)
         driver.journal.release(1, {})
         assert len(driver.segments()) >= 1
@@ -259,7 +258,7 @@ def test_no_room_for_a_new_segment_refuses_and_goes_on(tmp_path: Path, events: E
     with Driver(tmp_path, segment_bytes=50) as driver:
         driver.append(b"a")
         disk.fail("fsync", "posix_fallocate", error=errno.ENOSPC)
-        future = driver.begin(b"x" * 20)
+        future = driver.send(b"x" * 20)
         wait_until(lambda: driver.journal.problem == FULL)
         disk.heal()
         driver.wait(future)

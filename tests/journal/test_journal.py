@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -320,7 +321,7 @@ def test_all_that_wait_share_the_next_sync(tmp_path: Path, disk: Any) -> None:
         driver.append(b"first")
         before = disk.count["fdatasync"]
         with disk.hold():
-            futures = [driver.begin(b"alone")]
+            futures = [driver.send(b"alone")]
             assert disk.held.wait(30)
             futures += [driver.begin(body) for body in BODIES]
             assert not any(future.done() for future in futures)
@@ -329,12 +330,25 @@ def test_all_that_wait_share_the_next_sync(tmp_path: Path, disk: Any) -> None:
         assert driver.bodies() == [b"first", b"alone", *BODIES]
 
 
+def test_what_comes_in_one_round_of_the_event_loop_shares_a_sync(tmp_path: Path, disk: Any) -> None:
+    with Driver(tmp_path) as driver:
+        driver.append(b"first")
+        before = disk.count["fdatasync"]
+        futures = []
+        for body in BODIES:
+            futures.append(driver.begin(body))
+            time.sleep(0.001)  # as long as it takes to parse: the writer would be at work already
+        assert disk.count["fdatasync"] == before
+        driver.wait(*futures)
+        assert disk.count["fdatasync"] == before + 1
+
+
 def test_a_group_of_more_buffers_than_one_call_takes_is_written_whole(tmp_path: Path, disk: Any) -> None:
     with Driver(tmp_path) as driver:
         driver.append(b"first")
         writes = disk.count["writev"]
         with disk.hold():
-            driver.begin(b"alone")
+            driver.send(b"alone")
             assert disk.held.wait(30)
             futures = [driver.begin(b"%d" % n) for n in range(1200)]
         driver.wait(*futures)
@@ -356,7 +370,7 @@ def test_nothing_is_acknowledged_or_read_before_it_is_on_the_disk(tmp_path: Path
     with Driver(tmp_path) as driver:
         driver.append(b"a")
         with disk.hold():
-            future = driver.begin(b"b")
+            future = driver.send(b"b")
             assert disk.held.wait(30)
             assert not future.done()
             assert driver.bodies() == [b"a"]

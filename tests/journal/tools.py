@@ -48,8 +48,18 @@ class Driver:
         self.loop.close()
 
     def begin(self, body: bytes, at: datetime = T0, kind: Kind = "task", rows: int = 1) -> asyncio.Future[int]:
-        """Append, and do not wait."""
+        """Append, and do not wait. It is written once the event loop runs."""
         return self.journal.append(kind, at, rows, body)
+
+    def send(self, body: bytes) -> asyncio.Future[int]:
+        """Append, and have it on its way; do not wait."""
+        future = self.begin(body)
+        self.turn()
+        return future
+
+    def turn(self) -> None:
+        """Let the event loop run once."""
+        self.loop.run_until_complete(asyncio.sleep(0))
 
     def wait(self, *futures: asyncio.Future[int]) -> list[int | BaseException]:
         async def gather() -> list[int | BaseException]:

@@ -1,8 +1,8 @@
 """The writer's thread: appends, makes durable, answers; and puts right what failed.
 
 **Group commit** (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984): while one group is
-on its way to the disk the next one gathers in the queue, and all of it shares the next ``fdatasync``. Nothing waits for
-company: a batch that comes alone goes alone.
+on its way to the disk the next one gathers in the queue, and all of it shares the next ``fdatasync``. What comes in one
+round of the event loop comes together: for the rest of it a batch waits for company, and one that is alone goes alone.
 
 **A refused batch never comes back.** When a write or a sync fails, what the file holds of the group is cut off again,
 durably, before anyone hears of it; should even that fail, a new segment that begins with the refused numbers makes it
@@ -71,7 +71,7 @@ class _Failure:
 
 
 class Writer:
-    """Owns the end of the journal. Everything but :meth:`put` and :meth:`stop` runs in its thread."""
+    """Owns the end of the journal. :meth:`put` is for the event loop; the rest but :meth:`stop` runs in its thread."""
 
     def __init__(
         self,
@@ -99,7 +99,10 @@ class Writer:
         self._voided = False
         self._told_full = False
         self._synced_at = 0.0
-        self._queue: queue.SimpleQueue[Append | None] = queue.SimpleQueue()
+        # What this round of the event loop brought so far, and the rounds before it.
+        self._round: list[Append] = []
+        self._handing_over = threading.Lock()
+        self._queue: queue.SimpleQueue[list[Append] | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
@@ -110,12 +113,25 @@ class Writer:
 
     def put(self, append: Append) -> None:
         """Write this, and answer its future."""
-        self._queue.put(append)
+        with self._handing_over:
+            if not self._round and self._loop is not None:
+                self._loop.call_soon(self._hand_over)
+            self._round.append(append)
+
+    def _hand_over(self) -> None:
+        # A whole round at once. Woken by the first batch of it, the thread would take the interpreter from the loop
+        # after a millisecond, and sync what there is by then: of eight requests of one row 2.7 instead of 4.8, so that
+        # the service took 1.15 times the processor time for each, and PostgreSQL 0.89 times as many.
+        with self._handing_over:
+            if self._round:
+                self._queue.put(self._round)
+                self._round = []
 
     def stop(self, timeout: float) -> bool:
         """End after what was put before; False if that takes more than ``timeout`` seconds."""
         if self._thread.ident is None:
             return True
+        self._hand_over()
         self._queue.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -141,13 +157,13 @@ class Writer:
         group: list[Append] = []
         size = 0
         try:
-            item = self._queue.get(timeout=self._patience())
-            while item is not None:
-                group.append(item)
-                size += item.size
+            round_ = self._queue.get(timeout=self._patience())
+            while round_ is not None:
+                group += round_
+                size += sum(append.size for append in round_)
                 if size >= GROUP_BYTES:
                     return group, False
-                item = self._queue.get_nowait()
+                round_ = self._queue.get_nowait()
         except queue.Empty:
             return group, False
         return group, True
@@ -345,7 +361,7 @@ class Writer:
                 self._drop_empty(segment)
         with contextlib.suppress(queue.Empty):
             while (late := self._queue.get_nowait()) is not None:
-                self._refuse([late], CLOSED)
+                self._refuse(late, CLOSED)
 
     # Answers, given in the event loop.
 
