@@ -52,7 +52,7 @@ ALLOWED = {
     "client": {"models"},
     "transfer": {"transfer", "client", "backoff", "models"},
     "cli": {"cli", "client", "transfer", "service", "config", "datadir", "journal", "models", "parser"},
-    "testing": {"models", "rows", "sinks", "times"},
+    "testing": {"testing", "models", "rows", "sinks", "times"},
     "__main__": {"cli"},
 }
 EVERYBODYS = {"errors", "log", "files", "masking"}
@@ -132,4 +132,4 @@ def test_only_config_reads_the_environment() -> None:
 
 def test_modules_are_small() -> None:
     for path in modules():
-        assert len(path.read_text().splitlines()) <= 400 or path.name == "testing.py", path.name
+        assert len(path.read_text().splitlines()) <= 400, path.name

@@ -52,7 +52,7 @@ class TestMemory(SinkContract):
     @contextmanager
     def fault(self, sink: MemorySink) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tornado_persist.testing.merge", _refuse)
+            patch.setattr("tornado_persist.testing.memory.merge", _refuse)
             yield
 
 

@@ -1,0 +1,132 @@
+"""Sinks in memory that go wrong on command."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
+from tornado_persist.models import KEYS, KINDS, Batch
+from tornado_persist.sinks.base import SinkSettings
+from tornado_persist.testing.memory import MemorySink
+from tornado_persist.testing.stored import merge, nothing
+
+
+class FlakySink(MemorySink):
+    """A memory sink that goes wrong on command. The commands may come from any thread.
+
+    It holds its user to the interface: after a write that raised ``SinkUnavailable`` it wants ``close`` and ``open``,
+    and says so with a ``RuntimeError``. After ``SinkConflict`` it does not.
+    """
+
+    name: ClassVar[str] = "flaky"
+
+    def __init__(self, settings: SinkSettings | None = None, data_dir: Path | None = None) -> None:
+        super().__init__(settings, data_dir)
+        #: While true, ``open``, ``write``, ``ping`` and ``find_sessions`` raise ``SinkUnavailable``.
+        self.down = False
+        #: A batch with one of these keys is rejected.
+        self.refused: set[str] = set()
+        #: A batch with one of these keys fails with a code that nobody knows (``SinkUnavailable``, ``suspect``).
+        self.suspected: set[str] = set()
+        #: The methods called, in order.
+        self.calls: list[str] = []
+        #: Set while a write is held, see :meth:`hold`.
+        self.holding = threading.Event()
+        self._failures: list[BaseException] = []
+        self._go = threading.Event()
+        self._go.set()
+        self._broken = False
+
+    def fail_next(self, count: int = 1, error: type[BaseException] | BaseException = SinkUnavailable) -> None:
+        """Make the next ``count`` writes raise ``error`` (``SinkConflict``, for one), and write nothing."""
+        make = error if isinstance(error, type) else lambda: copy.copy(error)
+        self._failures += [make() for _ in range(count)]
+
+    def hold(self) -> None:
+        """Make writes wait, before they do anything, until :meth:`release`."""
+        self._go.clear()
+
+    def release(self) -> None:
+        """Let the write that is held, and the later ones, go on."""
+        self._go.set()
+
+    def open(self) -> None:
+        self.calls.append("open")
+        self._need_up()
+        self._broken = False
+        super().open()
+
+    def write(self, batch: Batch) -> None:
+        self.calls.append("write")
+        if self._broken:
+            raise RuntimeError("write() after SinkUnavailable, without close() and open()")
+        self.holding.set()
+        released = self._go.wait(60)  # a test that forgets release() must not hang its run
+        self.holding.clear()
+        try:
+            if not released:
+                raise RuntimeError("nobody called release()")
+            self._need_up()
+            if self._failures:
+                raise self._failures.pop(0)
+            keys = [row[KEYS[kind]] for kind in KINDS for row in batch.rows(kind)]
+            for key in keys:
+                if key in self.refused:
+                    raise BatchRejected(f"{key} is refused", code="refused")
+            for key in keys:
+                if key in self.suspected:
+                    raise SinkUnavailable(f"something is odd about {key}", code="odd", suspect=True)
+        except SinkConflict:
+            raise
+        except SinkUnavailable:
+            self._broken = True
+            raise
+        super().write(batch)
+
+    def ping(self) -> None:
+        self.calls.append("ping")
+        self._need_up()
+        super().ping()
+
+    def close(self) -> None:
+        self.calls.append("close")
+        super().close()
+
+    def find_sessions(self, session_ids: Collection[str]) -> set[str]:
+        self.calls.append("find_sessions")
+        self._need_up()
+        return super().find_sessions(session_ids)
+
+    def _need_up(self) -> None:
+        if self.down:
+            raise SinkUnavailable("the flaky sink is down", code="down")
+
+
+class AppendSink(FlakySink):
+    """A flaky sink whose writes add up: :attr:`batches` shows a batch twice that was written twice.
+
+    It has a position, so that a test can tell whether what comes again after a crash is there once. The crash itself
+    is a new runner over the same object, for a new object starts empty.
+    """
+
+    name: ClassVar[str] = "append"
+
+    def position(self) -> dict[str, Any]:
+        self.calls.append("position")
+        self._need_up()
+        self._need_open()
+        return {"sink": self.name, "batches": len(self.batches)}
+
+    def rewind(self, position: dict[str, Any]) -> None:
+        self.calls.append("rewind")
+        self._need_up()
+        self._need_open()
+        if position.get("sink") == self.name:
+            del self.batches[position["batches"] :]
+            self.stored = nothing()
+            for batch in self.batches:
+                merge(self.stored, batch)
