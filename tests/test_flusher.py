@@ -585,20 +585,31 @@ async def test_a_sink_that_is_found_well_again_is_not_kept_waiting(
         await wait_until(lambda: it.stored() == ["a"])
 
 
+def hide_cursor(tmp_path: Path) -> None:
+    """Put something in its place that cannot be written to."""
+    cursor = tmp_path / "journal" / "cursor"
+    cursor.rename(tmp_path / "hidden")
+    cursor.mkdir()
+
+
+def restore_cursor(tmp_path: Path) -> None:
+    cursor = tmp_path / "journal" / "cursor"
+    cursor.rmdir()
+    (tmp_path / "hidden").rename(cursor)
+
+
 @pytest.mark.gen_test
 async def test_a_cursor_that_cannot_be_written_holds_nothing_up(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         await it.add("a")
         await it.flusher.flush(5)
-        reserve = tmp_path / "journal" / "cursor.reserve"
-        reserve.unlink()
-        reserve.mkdir()
+        hide_cursor(tmp_path)
         await it.add("b")
         with capture_logs() as logs:
             assert (await it.flusher.flush(5)).error is None
         assert (it.journal.released, it.stored()) == (1, ["a", "b"])
         assert "journal cursor cannot be written" in [log["event"] for log in logs]
-        reserve.rmdir()
+        restore_cursor(tmp_path)
         await it.add("c")
         await it.flusher.flush(5)
         assert (it.journal.released, it.stored()) == (3, ["a", "b", "c"])
@@ -627,14 +638,12 @@ async def test_a_sink_that_appends_has_each_row_once_after_a_crash_between_commi
     async with rig(tmp_path, sink) as it:
         await it.add("a")
         await it.flusher.flush(5)
-        reserve = tmp_path / "journal" / "cursor.reserve"
-        reserve.unlink()
-        reserve.mkdir()
+        hide_cursor(tmp_path)
         await it.add("b")
         with capture_logs():
             await it.flusher.flush(5)
         assert it.stored() == ["a", "b"]
-    reserve.rmdir()
+    restore_cursor(tmp_path)
     async with rig(tmp_path, sink) as again:
         await again.flusher.flush(5)
         assert [row["task_id"] for batch in sink.batches for row in batch.tasks] == ["a", "b"]

@@ -15,8 +15,8 @@ from tornado_persist.sinks.runner import SinkRunner
 
 logger = log.get(__name__)
 
-#: Seconds between two cursors. Each costs two fsyncs and changes of a directory, beside which batches wait for theirs;
-#: and what is settled after the last one is but written once more after a crash, to the same effect.
+#: Seconds between two cursors. Each costs a sync, beside which batches wait for theirs; and what is settled after the
+#: last one is but written once more after a crash, to the same effect.
 EVERY = 0.5
 
 

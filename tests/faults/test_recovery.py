@@ -143,7 +143,9 @@ def _garbage(cursor: Path) -> None:
 
 
 def _flipped(cursor: Path) -> None:
-    flip(cursor, cursor.read_bytes().index(b"seq"))
+    content = cursor.read_bytes()
+    for half in (content.index(b"seq"), content.rindex(b"seq")):
+        flip(cursor, half)
 
 
 def _directory(cursor: Path) -> None:

@@ -6,118 +6,154 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.journal.tools import Disk, flip
-from tornado_persist.journal.cursor import SIZE, Checkpoint, Cursor, CursorDamaged
+from tornado_persist.journal.cursor import HALF, Checkpoint, Cursor, CursorDamaged
 
 STATE = {"accepted": {"task": 12}, "sink": {"tasks.jsonl": 3456}, "名": "值"}
+#: As if the journal had all its records, or none.
+ALL, NONE = 1, None
+SECTOR, SECTORS = 512, 6
 
 
 @pytest.fixture
 def cursor(tmp_path: Path) -> Cursor:
     cursor = Cursor(tmp_path)
-    cursor.prepare()
+    cursor.write(Checkpoint(4, {}))
     cursor.write(Checkpoint(5, STATE))
     return cursor
 
 
-def inodes(cursor: Cursor) -> set[int]:
-    return {cursor.path.stat().st_ino, cursor.reserve.stat().st_ino}
+def again(cursor: Cursor) -> Cursor:
+    """As the next process has it."""
+    return Cursor(cursor.path.parent)
 
 
 def test_there_is_none_at_first(tmp_path: Path) -> None:
-    assert Cursor(tmp_path).read() is None
+    assert Cursor(tmp_path).read(ALL) is None
 
 
 def test_what_was_written_last_is_read(cursor: Cursor) -> None:
-    assert cursor.read() == Checkpoint(5, STATE)
-    cursor.write(Checkpoint(6, {}))
-    assert Cursor(cursor.path.parent).read() == Checkpoint(6, {})
-
-
-def test_writing_goes_round_between_two_files_that_have_their_blocks(cursor: Cursor) -> None:
-    # What a full disk leaves: no new inode and no new block are ever asked for.
-    cursor.write(Checkpoint(6, STATE))
-    before, blocks = inodes(cursor), cursor.reserve.stat().st_blocks
-    assert blocks * 512 >= SIZE
-    for seq in range(7, 12):
+    for seq in range(6, 10):
+        assert cursor.read(NONE) == again(cursor).read(NONE) == Checkpoint(seq - 1, STATE)
+        assert not cursor.torn
         cursor.write(Checkpoint(seq, STATE))
-        assert inodes(cursor) == before
-        assert cursor.path.stat().st_blocks == cursor.reserve.stat().st_blocks == blocks
-    assert sorted(os.listdir(cursor.path.parent)) == ["cursor", "cursor.reserve"]  # noqa: PTH208
 
 
-def test_a_state_larger_than_the_reserve_is_kept_and_so_is_its_room(cursor: Cursor) -> None:
-    large = {"x": "y" * 3 * SIZE}
+def test_a_new_process_goes_on_with_the_other_half(cursor: Cursor) -> None:
+    for seq in range(6, 10):
+        again(cursor).write(Checkpoint(seq, STATE))
+        assert again(cursor).read(NONE) == Checkpoint(seq, STATE)
+
+
+def test_writing_needs_one_sync_and_no_room(cursor: Cursor, disk: Disk) -> None:
+    before = cursor.path.stat()
+    assert before.st_blocks * 512 >= 2 * HALF
+    for seq in range(6, 12):
+        cursor.write(Checkpoint(seq, STATE))
+        after = cursor.path.stat()
+        assert (after.st_ino, after.st_size, after.st_blocks) == (before.st_ino, before.st_size, before.st_blocks)
+    assert (disk.count["fdatasync"], disk.count["fsync"]) == (6, 0)
+    assert os.listdir(cursor.path.parent) == ["cursor"]  # noqa: PTH208
+
+
+def test_a_state_larger_than_a_half_is_kept_and_so_is_its_room(cursor: Cursor) -> None:
+    large = {"x": "y" * 3 * HALF}
     for seq in (6, 7):
         cursor.write(Checkpoint(seq, large))
-        assert cursor.read() == Checkpoint(seq, large)
-    cursor.write(Checkpoint(8, {}))
-    assert cursor.read() == Checkpoint(8, {})
-    assert cursor.path.stat().st_size > 3 * SIZE
+        assert again(cursor).read(NONE) == Checkpoint(seq, large)
+    inode = cursor.path.stat().st_ino
+    for seq, state in ((8, {}), (9, large)):
+        cursor.write(Checkpoint(seq, state))
+        assert again(cursor).read(NONE) == Checkpoint(seq, state)
+    assert cursor.path.stat().st_ino == inode
 
 
-def test_a_flipped_bit_anywhere_in_it_is_noticed(cursor: Cursor) -> None:
+@given(written=st.lists(st.booleans(), min_size=SECTORS, max_size=SECTORS), torn=st.integers(0, SECTOR))
+def test_a_crash_amid_a_write_leaves_the_old_one_or_the_new_one(
+    tmp_path_factory: pytest.TempPathFactory, written: list[bool], torn: int
+) -> None:
+    """Of the half that was written some sectors may be on the disk, and one of them in part."""
+    checkpoints = {seq: Checkpoint(seq, {"n": seq, "x": "y" * (SECTORS - 1) * SECTOR}) for seq in (4, 5, 6)}
+    cursor = Cursor(tmp_path_factory.mktemp("cursor"))
+    cursor.write(checkpoints[4])
+    cursor.write(checkpoints[5])
+    found = bytearray(cursor.path.read_bytes())
+    cursor.write(checkpoints[6])
+    after = cursor.path.read_bytes()
+    for start in (0, HALF):
+        for sector, whole in enumerate(written):
+            part = slice(start + sector * SECTOR, start + sector * SECTOR + (SECTOR if whole else torn))
+            found[part] = after[part]
+    cursor.path.write_bytes(found)
+    assert again(cursor).read(oldest=6) in (checkpoints[5], checkpoints[6])
+    again(cursor).write(Checkpoint(7, {}))
+    last = again(cursor)
+    assert (last.read(NONE), last.torn) == (Checkpoint(7, {}), False)
+
+
+def halves(cursor: Cursor) -> dict[int, int]:
+    """Where the checkpoints 4 and 5 lie in the file."""
     content = cursor.path.read_bytes()
-    for offset in range(len(content.rstrip())):
-        flip(cursor.path, offset, 4)
-        with pytest.raises(CursorDamaged):
-            cursor.read()
+    return {seq: content.index(b'"seq":%d' % seq) // HALF * HALF for seq in (4, 5)}
+
+
+@pytest.mark.parametrize(("spoilt", "left"), [(5, Checkpoint(4, {})), (4, Checkpoint(5, STATE))])
+def test_a_flipped_bit_anywhere_in_a_half_is_noticed(cursor: Cursor, spoilt: int, left: Checkpoint) -> None:
+    content = cursor.path.read_bytes()
+    start = halves(cursor)[spoilt]
+    for offset in range(len(content[start : start + HALF].rstrip())):
+        flip(cursor.path, start + offset, 4)
+        found = again(cursor)
+        assert (found.read(left.seq + 1), found.torn) == (left, True)
+        # What followed it is gone, so it was not the last one; or nobody knows.
+        for oldest in (left.seq + 2, NONE):
+            with pytest.raises(CursorDamaged, match="a half of it"):
+                found.read(oldest)
         cursor.path.write_bytes(content)
 
 
-def test_cut_off_anywhere_it_is_noticed(cursor: Cursor) -> None:
-    content = cursor.path.read_bytes().rstrip()
-    for length in range(len(content)):
+def test_a_file_cut_off_anywhere_is_noticed(cursor: Cursor) -> None:
+    content = cursor.path.read_bytes()
+    for length in (*range(0, 300, 7), *range(300, 2 * HALF, 1021), 2 * HALF - 1):
         cursor.path.write_bytes(content[:length])
         with pytest.raises(CursorDamaged):
-            cursor.read()
+            again(cursor).read(NONE)
+        again(cursor).write(Checkpoint(6, {}))
+        assert again(cursor).read(ALL) == Checkpoint(6, {})
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "writev"])
+def test_when_the_disk_fails_the_old_one_stays_and_the_same_half_is_written_again(
+    cursor: Cursor, disk: Disk, call: str
+) -> None:
+    before = halves(cursor)
+    old = cursor.path.read_bytes()[before[5] : before[5] + HALF]
+    disk.fail(call, written=20)
+    for seq in (6, 7):
+        with pytest.raises(OSError, match="Input/output error"):
+            cursor.write(Checkpoint(seq, {}))
+        # The one that is on the disk is not touched, whatever the system shows of the other.
+        assert cursor.path.read_bytes()[before[5] : before[5] + HALF] == old
+    disk.heal()
+    cursor.write(Checkpoint(8, {}))
+    assert again(cursor).read(NONE) == Checkpoint(8, {})
 
 
 @pytest.mark.parametrize("call", ["fsync", "writev"])
-def test_when_the_disk_fails_the_old_one_stays(cursor: Cursor, disk: Disk, call: str) -> None:
-    disk.fail(call)
+def test_a_new_file_that_cannot_be_written_leaves_the_old_one(cursor: Cursor, disk: Disk, call: str) -> None:
+    disk.fail(call, written=20)
     with pytest.raises(OSError, match="Input/output error"):
-        cursor.write(Checkpoint(6, {}))
-    assert cursor.read() == Checkpoint(5, STATE)
+        cursor.write(Checkpoint(6, {"x": "y" * HALF}))
+    assert again(cursor).read(NONE) == Checkpoint(5, STATE)
     disk.heal()
-    cursor.write(Checkpoint(7, {}))
-    assert cursor.read() == Checkpoint(7, {})
+    cursor.write(Checkpoint(7, {"x": "y" * HALF}))
+    assert again(cursor).read(NONE) == Checkpoint(7, {"x": "y" * HALF})
 
 
-@pytest.mark.parametrize("crash", ["after link", "after the first rename", "before the reserve"])
-def test_a_crash_amid_the_renames_leaves_a_cursor_and_a_reserve(cursor: Cursor, crash: str) -> None:
-    replaced = cursor.path.with_name("cursor.old")
-    if crash == "after link":
-        replaced.hardlink_to(cursor.path)
-    elif crash == "after the first rename":
-        cursor.reserve.rename(replaced)
-    else:
-        cursor.reserve.unlink()
-    again = Cursor(cursor.path.parent)
-    assert again.read() == Checkpoint(5, STATE)
-    again.prepare()
-    assert again.reserve.stat().st_size == SIZE
-    assert not replaced.exists()
-    again.write(Checkpoint(6, {}))
-    assert again.read() == Checkpoint(6, {})
-
-
-def test_a_reserve_that_is_the_cursor_itself_is_not_written_into(cursor: Cursor, disk: Disk) -> None:
-    cursor.reserve.unlink()
-    cursor.reserve.hardlink_to(cursor.path)
-    disk.fail("fsync")
-    with pytest.raises(OSError, match="Input/output error"):
-        cursor.write(Checkpoint(6, {}))
-    assert cursor.read() == Checkpoint(5, STATE)
-
-
-def test_without_hard_links_it_works_as_well(cursor: Cursor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(*args: object, **kwargs: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", link)
-    for seq in (6, 7):
-        cursor.write(Checkpoint(seq, STATE))
-        assert cursor.read() == Checkpoint(seq, STATE)
-        assert cursor.reserve.stat().st_size == SIZE
+def test_a_file_that_somebody_took_away_is_made_again(cursor: Cursor) -> None:
+    cursor.path.unlink()
+    cursor.write(Checkpoint(6, STATE))
+    assert again(cursor).read(NONE) == Checkpoint(6, STATE)

@@ -180,7 +180,7 @@ def test_what_cannot_be_cut_is_void_by_the_next_segment(tmp_path: Path, disk: Di
         syncs = disk.count["fsync"]
         driver.journal.release(3, {})
         assert driver.segments() == []
-        assert disk.count["fsync"] == syncs + 3
+        assert disk.count["fsync"] == syncs + 1
 
 
 def test_what_makes_it_void_outlasts_the_end(tmp_path: Path, disk: Disk, events: Events) -> None:
@@ -229,7 +229,8 @@ def test_a_segment_that_is_still_to_be_cut_is_not_given_up(tmp_path: Path, disk:
         disk.fail("posix_fallocate", error=errno.ENOSPC)
         future = driver.send(b"b")
         wait_until(lambda: disk.count["ftruncate"] > 1)
-        driver.journal.release(1, {})
+        disk.heal("fdatasync")  # the cursor's
+        assert driver.journal.release(1, {})
         assert len(driver.segments()) >= 1
         disk.heal()
         driver.wait(future)
@@ -361,7 +362,7 @@ def test_a_release_that_cannot_be_written_gives_nothing_up_and_is_tried_again(
 ) -> None:
     with Driver(tmp_path) as driver:
         driver.append(b"a", b"b")
-        disk.fail("fsync")
+        disk.fail("fdatasync")
         assert not driver.journal.release(1, {"n": 1})
         assert not driver.journal.release(2, {"n": 2})
         assert driver.journal.released == 0

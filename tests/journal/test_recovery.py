@@ -13,7 +13,7 @@ import pytest
 from tests.journal.tools import T0, Disk, Driver, Events, fill, flip, layout
 from tornado_persist.errors import StartError
 from tornado_persist.journal import HEADER_SIZE, Checkpoint, Damage, Journal
-from tornado_persist.journal.cursor import SIZE
+from tornado_persist.journal.cursor import HALF
 from tornado_persist.journal.record import encode, microseconds
 
 BODIES = [b"%d:" % n + b"x" * (10 + n) for n in range(1, 10)]
@@ -475,7 +475,7 @@ def test_foreign_files_are_left_alone(tmp_path: Path, segments: list[Path], even
 # The cursor
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\0" * SIZE, b"persistd-cursor 1 00000000 2\n{}\n"])
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\0" * 2 * HALF, b"persistd-cursor 2 00000000 2\n{}\n"])
 def test_a_damaged_cursor_is_moved_and_all_there_is_is_replayed(
     tmp_path: Path, segments: list[Path], events: Events, content: bytes
 ) -> None:
@@ -489,6 +489,40 @@ def test_a_damaged_cursor_is_moved_and_all_there_is_is_replayed(
     line = events.one("journal cursor damaged")
     assert (line["log_level"], line["replay_from"]) == ("error", 4)
     assert [path.read_bytes() for path in damaged(tmp_path)] == [content]
+    quiet_start(tmp_path, BODIES[3:])
+
+
+def spoil(cursor: Path, seq: int) -> None:
+    """Change the half that says this."""
+    cursor.write_bytes(cursor.read_bytes().replace(b'"seq":%d,' % seq, b'"seq":0,'))
+
+
+def test_a_cursor_that_a_crash_has_torn_is_the_one_before(tmp_path: Path, segments: list[Path], events: Events) -> None:
+    with Driver(tmp_path) as driver:
+        driver.journal.release(1, {"n": 1})
+        driver.journal.release(2, {"n": 2})
+    spoil(tmp_path / "journal" / "cursor", 2)
+    with Driver(tmp_path) as driver:
+        assert driver.checkpoint == Checkpoint(1, {"n": 1})
+        assert driver.bodies() == BODIES[1:]
+    line = events.one("journal cursor torn by a crash")
+    assert (line["log_level"], line["replay_from"]) == ("warning", 2)
+    assert damaged(tmp_path) == []
+    quiet_start(tmp_path, BODIES[1:])
+
+
+def test_the_cursor_before_is_not_gone_back_to_once_its_records_are_gone(
+    tmp_path: Path, segments: list[Path], events: Events
+) -> None:
+    with Driver(tmp_path) as driver:
+        driver.journal.release(1, {"n": 1})
+        driver.journal.release(5, {"n": 2})
+    spoil(tmp_path / "journal" / "cursor", 5)
+    with Driver(tmp_path) as driver:
+        assert driver.checkpoint == Checkpoint(3, {}), "a position of long ago would cut off what is not replayed"
+        assert driver.bodies() == BODIES[3:]
+    assert events.one("journal cursor damaged")["replay_from"] == 4
+    assert len(damaged(tmp_path)) == 1
     quiet_start(tmp_path, BODIES[3:])
 
 
@@ -590,7 +624,7 @@ def test_a_record_of_a_later_version_ends_the_start_and_is_not_taken_for_damage(
 def test_with_the_disk_full_it_starts_and_what_waits_is_read(
     tmp_path: Path, segments: list[Path], events: Events, disk: Disk
 ) -> None:
-    (tmp_path / "journal" / "cursor.reserve").unlink()
+    (tmp_path / "journal" / "cursor").unlink()
     disk.fail("writev", error=errno.ENOSPC)
     with Driver(tmp_path) as driver:
         assert driver.bodies() == BODIES

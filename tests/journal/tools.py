@@ -176,8 +176,10 @@ class Disk:
         for call in calls:
             self.failing[call] = (error, written)
 
-    def heal(self) -> None:
-        self.failing.clear()
+    def heal(self, *calls: str) -> None:
+        """Have these succeed again; all, when none is named."""
+        for call in calls or self.CALLS:
+            self.failing.pop(call, None)
 
 
 class Events:

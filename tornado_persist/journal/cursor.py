@@ -1,8 +1,13 @@
-"""The cursor file: how far the journal is released, and what its user has to know at that point."""
+"""The cursor: how far the journal is released, and what its user has to know at that point.
+
+One small file of two halves, which are written in turn, where they lie: what a crash can spoil is the half that was
+being written, and the other one says what was true before. (LMDB keeps two meta pages for the same reason.) So a new
+cursor asks for no block, which a full disk would refuse, and changes neither a directory nor a length: one sync of one
+block, in 0.2 ms on a quiet disk, where a new file that is renamed over the old one takes 0.5.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -13,10 +18,10 @@ from zlib import crc32
 
 from tornado_persist.files import fsync_directory, write_all
 
-#: Bytes of the file, padding included; one whose state needs more is as large as that takes.
-SIZE = 16384
+#: Bytes of a half at least; with a state that needs more it is as large as that takes.
+HALF = 16384
 
-_HEAD = re.compile(rb"persistd-cursor 1 ([0-9a-f]{8}) (\d+)\n")
+_HEAD = re.compile(rb"persistd-cursor 2 ([0-9a-f]{8}) (\d+)\n")
 
 
 class CursorDamaged(ValueError):
@@ -32,23 +37,25 @@ class Checkpoint:
 
 
 class Cursor:
-    """One small file, replaced whole.
-
-    The new content is written aside, fsynced, renamed over the old and the directory fsynced, so that a crash leaves
-    the one or the other. Aside means into a file that has its blocks already: giving up journal space must be possible
-    when the disk is full, or it would stay full. The replaced file is kept for that by a hard link, so that after the
-    first time no block is ever asked for.
-    """
+    """The file. One thread at a time writes it; whoever reads meanwhile gets the old one or the new one."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "cursor"
-        self.reserve = directory / "cursor.reserve"
-        self._replaced = directory / "cursor.old"
+        self._aside = directory / "cursor.new"
         #: The names that are the cursor's in the directory.
-        self.names = frozenset(path.name for path in (self.path, self.reserve, self._replaced))
+        self.names = frozenset((self.path.name, self._aside.name))
+        #: Whether :meth:`read` found one half alone.
+        self.torn = False
+        # Of the cursor that is on the disk: they are numbered, and the last bit says which half it is in. A half whose
+        # write has failed is written again, never the other one.
+        self._number: int | None = None
 
-    def read(self) -> Checkpoint | None:
+    def read(self, oldest: int | None) -> Checkpoint | None:
         """What was written last; None when there is no file.
+
+        ``oldest``: the first record that the journal still has, None when it has none. Where one half is damaged, that
+        tells whether a crash has torn it before anything came of it, or a disk has changed it afterwards: then the
+        records after the other half's are gone, and to go back to its state would be wrong.
 
         Raises:
             CursorDamaged: it does not hold what was written.
@@ -58,54 +65,83 @@ class Cursor:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        head = _HEAD.match(content)
-        if head is None:
-            raise CursorDamaged("it is no cursor")
-        body = content[head.end() : head.end() + int(head[2])]
-        if crc32(body) != int(head[1], 16):
-            raise CursorDamaged("its checksum does not hold")
-        found = json.loads(body)
-        return Checkpoint(found["seq"], found["state"])
-
-    def prepare(self) -> None:
-        """See to it that the reserve is there. Raises OSError."""
-        if self.reserve.exists():
-            self._replaced.unlink(missing_ok=True)  # a crash came between link and rename
-        elif self._replaced.exists():
-            self._replaced.rename(self.reserve)  # ... between rename and rename
-        if not self.reserve.exists() or self.reserve.stat().st_size < SIZE:
-            self._write_reserve(b"")
+        middle = len(content) // 2
+        halves: dict[int, Checkpoint] = {}
+        problem = ""
+        for half in (content[:middle], content[middle:]):
+            try:
+                number, checkpoint = _parse(half)
+                halves[number] = checkpoint
+            except CursorDamaged as exc:
+                problem = str(exc)
+        if not halves:
+            raise CursorDamaged(problem)
+        self._number = max(halves)
+        newest = halves[self._number]
+        self.torn = bool(problem)
+        if self.torn and (oldest is None or oldest > newest.seq + 1):
+            raise CursorDamaged(f"a half of it: {problem}")
+        return newest
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Make this the cursor, durably. After an OSError it is the old or the new one."""
-        body = json.dumps({"seq": checkpoint.seq, "state": checkpoint.state}, separators=(",", ":")).encode()
-        self._write_reserve(b"persistd-cursor 1 %08x %d\n%b\n" % (crc32(body), len(body), body))
-        with contextlib.suppress(OSError):  # no cursor yet, or a file system without hard links
-            self._replaced.unlink(missing_ok=True)
-            os.link(self.path, self._replaced)
-        self.reserve.rename(self.path)
-        with contextlib.suppress(OSError):  # else the next one makes it
-            if self._replaced.exists():
-                self._replaced.rename(self.reserve)
-        fsync_directory(self.path.parent)
-        with contextlib.suppress(OSError):
-            self.prepare()
+        number = self._newest() + 1
+        if not self._overwrite(number, checkpoint):
+            self._make(number, checkpoint)
+        self._number = number
 
-    def _write_reserve(self, content: bytes) -> None:
-        fd = self._open_reserve()
+    def _newest(self) -> int:
+        if self._number is None:
+            try:
+                self.read(0)
+            except (CursorDamaged, OSError):
+                return 0
+        return self._number or 0
+
+    def _overwrite(self, number: int, checkpoint: Checkpoint) -> bool:
+        """False when there is no file, or too small a one."""
         try:
-            size = max(SIZE, os.fstat(fd).st_size, len(content))
-            write_all(fd, [content.ljust(size)])  # never shorter: the blocks are what it is for
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            size = os.fstat(fd).st_size // 2
+            content = _spell(number, checkpoint)
+            if size < max(HALF, len(content)):
+                return False
+            os.lseek(fd, number % 2 * size, os.SEEK_SET)
+            write_all(fd, [content])
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        return True
+
+    def _make(self, number: int, checkpoint: Checkpoint) -> None:
+        """A new file, which says this in both halves."""
+        contents = {n % 2: _spell(n, checkpoint) for n in (number - 1, number)}
+        size = -(-max(map(len, contents.values())) // HALF) * HALF
+        fd = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            write_all(fd, [contents[half].ljust(size) for half in (0, 1)])
             os.fsync(fd)
         finally:
             os.close(fd)
+        self._aside.rename(self.path)
+        fsync_directory(self.path.parent)
 
-    def _open_reserve(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        fd = os.open(self.reserve, flags, 0o666)
-        if os.fstat(fd).st_nlink > 1:
-            # A crash left a second name of the cursor itself, which must not be written into.
-            os.close(fd)
-            self.reserve.unlink()
-            fd = os.open(self.reserve, flags, 0o666)
-        return fd
+
+def _spell(number: int, checkpoint: Checkpoint) -> bytes:
+    content = {"number": number, "seq": checkpoint.seq, "state": checkpoint.state}
+    body = json.dumps(content, separators=(",", ":")).encode()
+    return b"persistd-cursor 2 %08x %d\n%b\n" % (crc32(body), len(body), body)
+
+
+def _parse(half: bytes) -> tuple[int, Checkpoint]:
+    head = _HEAD.match(half)
+    if head is None:
+        raise CursorDamaged("it is no cursor")
+    body = half[head.end() : head.end() + int(head[2])]
+    if crc32(body) != int(head[1], 16):
+        raise CursorDamaged("its checksum does not hold")
+    found = json.loads(body)
+    return found["number"], Checkpoint(found["seq"], found["state"])

@@ -15,7 +15,7 @@ from tornado_persist.journal.record import HEADER_SIZE, Record, moment
 from tornado_persist.journal.scanner import Damage, Entry, Scanner, Tail
 from tornado_persist.journal.segment import first_of, segment_path
 
-#: A running service may write into the file that was the cursor just before.
+#: A running service may be writing into the half that was the cursor just before.
 _CURSOR_READS = 5
 
 
@@ -147,7 +147,7 @@ class Inspection:
         cursor = Cursor(self.directory)
         for _ in range(_CURSOR_READS):
             try:
-                checkpoint = cursor.read()
+                checkpoint = cursor.read(self._firsts[0] if self._firsts else None)
             except CursorDamaged as exc:
                 self.problem = str(exc)
             except IsADirectoryError as exc:

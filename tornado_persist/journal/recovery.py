@@ -82,8 +82,11 @@ class Recovery:
     def _read_cursor(self, firsts: list[int]) -> Checkpoint:
         problem = ""
         try:
-            checkpoint = self._cursor.read()
+            checkpoint = self._cursor.read(firsts[0] if firsts else None)
             if checkpoint is not None:
+                if self._cursor.torn:
+                    logger.warning("journal cursor torn by a crash", replay_from=checkpoint.seq + 1)
+                _make_durable(self._cursor.path)  # before anything is given up by it
                 return checkpoint
             if not firsts or firsts[0] == 1:
                 return Checkpoint(0)
@@ -204,11 +207,10 @@ class Recovery:
         return tail.offset
 
     def _save_cursor(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Have a cursor and its reserve, and holes that follow the last released record released for good."""
+        """Have a whole cursor, and holes that follow the last released record released for good."""
         released = self._ledger.released
         try:
-            self._cursor.prepare()
-            if released > checkpoint.seq or not self._cursor.path.exists():
+            if released > checkpoint.seq or self._cursor.torn or not self._cursor.path.exists():
                 checkpoint = Checkpoint(released, checkpoint.state)
                 self._cursor.write(checkpoint)
         except OSError as exc:
