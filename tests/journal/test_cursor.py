@@ -75,7 +75,7 @@ def test_a_state_larger_than_a_half_is_kept_and_so_is_its_room(cursor: Cursor) -
 def test_a_crash_amid_a_write_leaves_the_old_one_or_the_new_one(
     tmp_path_factory: pytest.TempPathFactory, written: list[bool], torn: int
 ) -> None:
-    """Of the half that was written some sectors may be on the disk, and one of them in part."""
+    """Of the half that was written some sectors may be on the disk, and others in part."""
     checkpoints = {seq: Checkpoint(seq, {"n": seq, "x": "y" * (SECTORS - 1) * SECTOR}) for seq in (4, 5, 6)}
     cursor = Cursor(tmp_path_factory.mktemp("cursor"))
     cursor.write(checkpoints[4])

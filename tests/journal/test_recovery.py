@@ -609,6 +609,24 @@ def test_a_file_in_the_place_of_the_directory_ends_the_start(tmp_path: Path) -> 
     assert "cannot be used" in start_error(tmp_path)
 
 
+def test_a_cursor_that_cannot_be_made_durable_ends_the_start_and_stays(
+    tmp_path: Path, segments: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cursor = tmp_path / "journal" / "cursor"
+    real, content = os.fsync, cursor.read_bytes()
+
+    def fsync(fd: int) -> None:
+        if os.path.sameopenfile(fd, spare):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    with cursor.open("rb") as file:
+        spare = file.fileno()
+        monkeypatch.setattr(os, "fsync", fsync)
+        assert "cannot be used: Input/output error" in start_error(tmp_path)
+    assert (cursor.read_bytes(), damaged(tmp_path)) == (content, [])
+
+
 @pytest.mark.parametrize(("version", "kind"), [(2, 2), (1, 3)])
 def test_a_record_of_a_later_version_ends_the_start_and_is_not_taken_for_damage(
     tmp_path: Path, segments: list[Path], version: int, kind: int

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -287,3 +289,8 @@ def test_a_flaky_sink_holds_a_write_until_it_is_released(flaky: FlakySink) -> No
     writer.join(10)
     assert len(flaky.batches) == 1
     assert not flaky.holding.is_set()
+
+
+def test_the_sinks_serve_where_there_is_no_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import tornado_persist.testing as t; t.MemorySink().open()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -83,6 +83,13 @@ class Recovery:
         problem = ""
         try:
             checkpoint = self._cursor.read(firsts[0] if firsts else None)
+        except CursorDamaged as exc:
+            problem = str(exc)
+        except OSError as exc:
+            if exc.errno not in (errno.EISDIR, errno.EIO):
+                raise
+            problem = reason(exc)
+        else:
             if checkpoint is not None:
                 if self._cursor.torn:
                     logger.warning("journal cursor torn by a crash", replay_from=checkpoint.seq + 1)
@@ -90,12 +97,6 @@ class Recovery:
                 return checkpoint
             if not firsts or firsts[0] == 1:
                 return Checkpoint(0)
-        except CursorDamaged as exc:
-            problem = str(exc)
-        except OSError as exc:
-            if exc.errno not in (errno.EISDIR, errno.EIO):
-                raise
-            problem = reason(exc)
         start = firsts[0] - 1 if firsts else 0
         if problem:
             moved: str | None = None
