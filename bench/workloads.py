@@ -97,8 +97,8 @@ def single(field: Field, scale: Scale) -> list[Series]:
 
 
 def rates(field: Field, scale: Scale) -> list[Series]:
-    """Answer times while rows come at a fixed rate."""
-    contenders = present(field.persistd(), field.peer())
+    """Answer times while rows come at a fixed rate; the bare handler's tell what the machine itself takes."""
+    contenders = present(field.persistd(), field.peer(), field.bare())
     series = []
     for step, rate in enumerate((20_000, 40_000)):
         load = Load(step * 100 * SPACE, int(rate * scale.seconds), rate=rate)
