@@ -12,6 +12,8 @@ from bench.load import Sample
 SERVICE = "persistd"
 #: The service with a journal that is not synced, to show what the sync costs.
 UNSYNCED = "persistd, sync off"
+#: The note of what a row costs the service in processor time, which waits for no disk and no database.
+CPU = "service CPU µs/row"
 
 
 @dataclass(slots=True)
@@ -52,6 +54,6 @@ def notes(samples: Sequence[Sample]) -> dict[str, float]:
         for name, seconds in sample.latencies.items():
             seen.setdefault(f"{name} ms", []).append(seconds * 1000)
         if sample.cpu_per_row is not None:
-            seen.setdefault("service CPU µs/row", []).append(sample.cpu_per_row)
+            seen.setdefault(CPU, []).append(sample.cpu_per_row)
         seen.setdefault("generator CPU µs/row", []).append(sample.own_cpu / sample.rows * 1e6)
     return {name: statistics.median(values) for name, values in seen.items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.contenders import Contender, Field, in_turn
 from bench.load import SPACE, Load, Sample
-from bench.series import SERVICE, UNSYNCED, Series, notes
+from bench.series import CPU, SERVICE, UNSYNCED, Series, notes
 
 #: Nothing is flushed before the end.
 HOLD = {"capacity": 10_000_000, "max_rows": 10_000_000, "flush_interval": 3600.0}
@@ -124,7 +124,7 @@ def sizes(field: Field, scale: Scale) -> list[Series]:
         _cost(field, "batch size", f"{batch:,} in a batch", [sample.seconds for sample in some], some)
         for batch, some in samples.items()
     ]
-    return [*series, *flatness(field, "batch size", "100 to 1,000 in a batch", series[2:], list(samples.values())[2:])]
+    return [*series, *flatness(field, "batch size", "100 to 1,000 in a batch", series[2:])]
 
 
 def _cost(field: Field, workload: str, measure: str, seconds: list[float], samples: list[Sample]) -> Series:
@@ -132,29 +132,28 @@ def _cost(field: Field, workload: str, measure: str, seconds: list[float], sampl
     return Series(field.sink, workload, measure, SERVICE, "µs/row", values, notes(samples))
 
 
-def flatness(field: Field, workload: str, span: str, series: list[Series], samples: list[list[Sample]]) -> list[Series]:
-    """How much dearer a row is in the dearest of ``series`` than in the cheapest: in time, and in the processor time
-    of the service, which waits for no disk and no database."""
-    times = [one.median for one in series]
-    costs = [sum(sample.cpu or 0.0 for sample in some) / sum(sample.rows for sample in some) for some in samples]
-    found = {f"dearest / cheapest, {span}": times, f"of the processor time, {span}": costs}
+def flatness(field: Field, workload: str, span: str, series: list[Series]) -> list[Series]:
+    """How much dearer a row is in the dearest of ``series`` than in the cheapest: in time, and in processor time."""
+    compared = {
+        f"dearest / cheapest, {span}": [one.median for one in series],
+        f"of the processor time, {span}": [one.notes[CPU] for one in series if CPU in one.notes],
+    }
     return [
         Series(field.sink, workload, measure, SERVICE, "×", [max(values) / min(values)])
-        for measure, values in found.items()
-        if all(values)
+        for measure, values in compared.items()
+        if values
     ]
 
 
 def buffered(field: Field, scale: Scale) -> list[Series]:
     """Rows that wait in memory until one flush."""
     service = field.persistd(buffer=HOLD)
-    series, seen = [], []
+    series = []
     for step, count in enumerate(scale.buffered):
         samples: list[Sample] = []
         # A thousand rows are over in a moment; several of them make a figure.
         for number in range(max(1, min(20, 20_000 // count))):
             samples.append(service.run(Load((step * 20 + number) * SPACE // 2, count)))
         series.append(_cost(field, "buffered", f"{count:,} rows", [sample.seconds for sample in samples], samples))
-        seen.append(samples)
     span = f"{scale.buffered[0]:,} to {scale.buffered[-1]:,} rows"
-    return [*series, *flatness(field, "buffered", span, series, seen)]
+    return [*series, *flatness(field, "buffered", span, series)]

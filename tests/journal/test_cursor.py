@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -151,6 +152,17 @@ def test_a_new_file_that_cannot_be_written_leaves_the_old_one(cursor: Cursor, di
     disk.heal()
     cursor.write(Checkpoint(7, {"x": "y" * HALF}))
     assert again(cursor).read(NONE) == Checkpoint(7, {"x": "y" * HALF})
+
+
+def test_what_cannot_be_read_now_is_not_written_over(cursor: Cursor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            again(cursor).write(Checkpoint(6, {}))
+    assert again(cursor).read(NONE) == Checkpoint(5, STATE)
 
 
 def test_a_file_that_somebody_took_away_is_made_again(cursor: Cursor) -> None:

@@ -8,6 +8,7 @@ block, in 0.2 ms on a quiet disk, where a new file that is renamed over the old 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -92,10 +93,9 @@ class Cursor:
 
     def _newest(self) -> int:
         if self._number is None:
-            try:
+            # An OSError passes: what cannot be read may be the newest, and must not be written over.
+            with contextlib.suppress(CursorDamaged):
                 self.read(0)
-            except (CursorDamaged, OSError):
-                return 0
         return self._number or 0
 
     def _overwrite(self, number: int, checkpoint: Checkpoint) -> bool:
