@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -30,6 +31,13 @@ def test_a_record_comes_back_as_it_was_written(seq: int, at: datetime, rows: int
     assert (header.seq, moment(header.at), header.rows, header.length) == (seq, at, rows, len(body))
     assert header.kind == CODES["session"]
     assert intact(data, len(before), header)
+
+
+@pytest.mark.parametrize("size", [5 * 1024, 5 * 1024 + 1, 10 * 1024, 50_001, 128 * 1024, 128 * 1024 + 1])
+def test_the_checksum_of_a_body_is_the_same_however_long_it_is(size: int) -> None:
+    body = bytes(number % 251 for number in range(size))
+    header = encode(7, CODES["task"], microseconds(T0), 3, body)
+    assert header[-4:] == crc32(header[:-4] + body).to_bytes(4, "little")
 
 
 def test_a_time_of_any_zone_is_kept_in_utc() -> None:

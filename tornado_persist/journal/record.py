@@ -50,6 +50,12 @@ _FIELDS_SIZE = _FIELDS.size
 _CRC = struct.Struct("<I")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# Bytes of which zlib takes a checksum without giving up the interpreter, and of a body for which that is better. The
+# journal's thread would wait up to a millisecond to get it back, for each body: with 100 rows in a request JSON lines
+# take 1.08 times as many when it keeps it, PostgreSQL 1.05 times. For larger bodies the checksum takes longer than
+# that saves.
+_PIECE = 5 * 1024
+_AT_ONCE = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,17 @@ def encode(seq: int, kind: int, at: int, rows: int, body: bytes) -> bytes:
     """The header for a body."""
     fields = _FIELDS.pack(MAGIC, VERSION, kind, rows, seq, at, len(body))
     head = fields + _CRC.pack(crc32(fields))
-    return head + _CRC.pack(crc32(body, crc32(head)))
+    return head + _CRC.pack(_checksum(body, crc32(head)))
+
+
+def _checksum(body: bytes, value: int) -> int:
+    """CRC-32 of the body, going on from ``value``."""
+    if not _PIECE < len(body) <= _AT_ONCE:
+        return crc32(body, value)
+    view = memoryview(body)
+    for start in range(0, len(body), _PIECE):
+        value = crc32(view[start : start + _PIECE], value)
+    return value
 
 
 def decode(data: bytes, start: int) -> Header | None:
