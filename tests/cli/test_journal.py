@@ -96,6 +96,25 @@ def test_a_cursor_that_cannot_be_believed_is_a_problem(service: Persistd, comman
     assert (code, complaint) == (1, f"persistd: data/journal/cursor: {words}\n")
 
 
+def test_a_half_of_the_cursor_that_a_crash_has_torn_is_no_damage_and_a_start_mends_it(
+    service: Persistd, command: Command
+) -> None:
+    fill(service)
+    service.kill()
+    cursor = service.data_dir / "journal" / "cursor"
+    content = cursor.read_bytes()
+    cursor.write_bytes(b"\0" * 100 + content[100:])
+    code, said, complaint = command("journal", "verify")
+    assert (code, said[-12:]) == (0, " 0 problems\n")
+    words = "a half is not whole, as a crash leaves it, and the one before it holds; a start mends it"
+    assert complaint == f"persistd: data/journal/cursor: {words}\n"
+
+    service.start()
+    service.wait_for_log("journal cursor torn by a crash")
+    service.kill()
+    assert command("journal", "verify")[::2] == (0, "")
+
+
 def test_export_writes_rows_to_a_new_file_alone(service: Persistd, command: Command, tmp_path: Path) -> None:
     fill(service)
     file = tmp_path / "rows.jsonl"

@@ -102,12 +102,12 @@ def test_what_is_released_is_known_by_the_cursor_or_else_all_counts(tmp_path: Pa
         for seq in (3, 4):
             driver.journal.release(seq, {})
     journal = Inspection(tmp_path / "journal")
-    assert (journal.released, journal.problem) == (4, "")
+    assert (journal.released, journal.problem, journal.torn) == (4, "", False)
     cursor = tmp_path / "journal" / "cursor"
     content = cursor.read_bytes().replace(b'"seq":4', b'"seq":5')
     cursor.write_bytes(content)
     journal = Inspection(tmp_path / "journal")
-    assert (journal.released, journal.problem) == (3, "")
+    assert (journal.released, journal.problem, journal.torn) == (3, "", True)
     cursor.write_bytes(content.replace(b'"seq":3', b'"seq":5'))
     journal = Inspection(tmp_path / "journal")
     assert (journal.released, journal.problem) == (0, "its checksum does not hold")

@@ -64,6 +64,8 @@ class Inspection:
         self.directory = directory
         #: What is wrong with the cursor; empty when it is well.
         self.problem = ""
+        #: Only one half of the cursor is whole; it holds.
+        self.torn = False
         try:
             self._firsts = self._list()
             #: Every record up to this one is released. It grows when the walk finds that the service has gone on.
@@ -153,7 +155,7 @@ class Inspection:
             except IsADirectoryError as exc:
                 self.problem = reason(exc)
             else:
-                self.problem = ""
+                self.problem, self.torn = "", cursor.torn
                 if checkpoint is not None:
                     return checkpoint.seq
                 if self._firsts and self._firsts[0] != 1:
