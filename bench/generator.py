@@ -146,6 +146,10 @@ def flush(connection: Connection, request: bytes) -> None:
     raise TimeoutError(f"not flushed within {FLUSH_PATIENCE} seconds: {connection.answer!r}")
 
 
+def _lanes(load: Load) -> list[deque[bytes]]:
+    return [deque() for _ in range(load.connections)]
+
+
 def prepare(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """``job``: the load, ``host`` and ``port``, the ``path`` for batches, the ``name`` of their list, ``headers``, and
     the ``flush_path``, empty where there is nothing to flush."""
@@ -156,32 +160,39 @@ def prepare(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
         return f"{head}{job['headers']}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
-    lanes: list[deque[bytes]] = [deque() for _ in range(load.connections)]
+    fills: list[list[deque[bytes]]] = [_lanes(load)]
     if load.lives:
         # A task's updates go over one connection, which keeps them in order.
         for number, life in enumerate(lives(load.first, load.count, load.batch, job["name"])):
-            lanes[number % len(lanes)].extend(request(job["path"], content) for content in life)
+            fills[0][number % load.connections].extend(request(job["path"], content) for content in life)
     else:
         for number, content in enumerate(bodies(load.first, load.count, load.batch, load.revision, job["name"])):
-            lanes[0 if load.rate else number % len(lanes)].append(request(job["path"], content))
+            if load.fill and number and number * load.batch % load.fill == 0:
+                fills.append(_lanes(load))
+            fills[-1][0 if load.rate else number % load.connections].append(request(job["path"], content))
     connections = [Connection(host, port) for _ in range(load.connections)]
 
     def run() -> dict[str, Any]:
         tally = Tally()
-        requests = sum(map(len, lanes))
-        cpu, began = time.process_time(), time.perf_counter()
-        if load.rate:
-            open_loop(connections, lanes[0], load.batch / load.rate, tally)
-        else:
-            closed_loop(connections, lanes, tally)
-        accepted = time.perf_counter()
-        if load.flush and job["flush_path"]:
-            flush(connections[0], request(job["flush_path"], b""))
+        requests = sum(len(lane) for lanes in fills for lane in lanes)
+        accepting = flushing = 0.0
+        cpu = time.process_time()
+        for lanes in fills:
+            began = time.perf_counter()
+            if load.rate:
+                open_loop(connections, lanes[0], load.batch / load.rate, tally)
+            else:
+                closed_loop(connections, lanes, tally)
+            accepted = time.perf_counter()
+            if load.flush and job["flush_path"]:
+                flush(connections[0], request(job["flush_path"], b""))
+            accepting += accepted - began
+            flushing += time.perf_counter() - accepted
         return {
             "rows": load.rows,
             "requests": requests,
-            "accepting": accepted - began,
-            "flushing": time.perf_counter() - accepted,
+            "accepting": accepting,
+            "flushing": flushing,
             "latencies": percentiles(tally.latencies),
             "refused": tally.refused,
             "answer": tally.answer[:1000],

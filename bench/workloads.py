@@ -146,14 +146,12 @@ def flatness(field: Field, workload: str, span: str, series: list[Series]) -> li
 
 
 def buffered(field: Field, scale: Scale) -> list[Series]:
-    """Rows that wait in memory until one flush."""
+    """Rows that wait in memory until a flush, over and over: as many in all, however many wait at a time."""
     service = field.persistd(buffer=HOLD)
     series = []
     for step, count in enumerate(scale.buffered):
-        samples: list[Sample] = []
-        # A thousand rows are over in a moment; several of them make a figure.
-        for number in range(max(1, min(20, 20_000 // count))):
-            samples.append(service.run(Load((step * 20 + number) * SPACE // 2, count)))
+        load = Load(step * 100 * SPACE, max(count, scale.rows), fill=count)
+        samples = [service.run(load.moved(number)) for number in range(scale.size_rounds)]
         series.append(_cost(field, "buffered", f"{count:,} rows", [sample.seconds for sample in samples], samples))
     span = f"{scale.buffered[0]:,} to {scale.buffered[-1]:,} rows"
     return [*series, *flatness(field, "buffered", span, series)]
