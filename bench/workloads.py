@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.contenders import Contender, Field, in_turn
 from bench.load import SPACE, Load, Sample
-from bench.series import CPU, SERVICE, UNSYNCED, Series, notes
+from bench.series import CPU, SERVICE, UNSYNCED, Series, notes, ratio
 
 #: Nothing is flushed before the end.
 HOLD = {"capacity": 10_000_000, "max_rows": 10_000_000, "flush_interval": 3600.0}
@@ -134,24 +134,29 @@ def _cost(field: Field, workload: str, measure: str, seconds: list[float], sampl
 
 def flatness(field: Field, workload: str, span: str, series: list[Series]) -> list[Series]:
     """How much dearer a row is in the dearest of ``series`` than in the cheapest: in time, and in processor time."""
-    compared = {
-        f"dearest / cheapest, {span}": [one.median for one in series],
-        f"of the processor time, {span}": [one.notes[CPU] for one in series if CPU in one.notes],
-    }
-    return [
-        Series(field.sink, workload, measure, SERVICE, "×", [max(values) / min(values)])
-        for measure, values in compared.items()
-        if values
-    ]
+    dearest, cheapest = max(series, key=_median), min(series, key=_median)
+    found = [(f"dearest / cheapest, {span}", ratio(dearest, cheapest))]
+    work = [one.notes[CPU] for one in series if CPU in one.notes]
+    if work:
+        found.append((f"of the processor time, {span}", max(work) / min(work)))
+    return [Series(field.sink, workload, measure, SERVICE, "×", [value]) for measure, value in found]
+
+
+def _median(series: Series) -> float:
+    return series.median
 
 
 def buffered(field: Field, scale: Scale) -> list[Series]:
     """Rows that wait in memory until a flush, over and over: as many in all, however many wait at a time."""
     service = field.persistd(buffer=HOLD)
-    series = []
-    for step, count in enumerate(scale.buffered):
-        load = Load(step * 100 * SPACE, max(count, scale.rows), fill=count)
-        samples = [service.run(load.moved(number)) for number in range(scale.size_rounds)]
-        series.append(_cost(field, "buffered", f"{count:,} rows", [sample.seconds for sample in samples], samples))
+    samples: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
+    for number in range(scale.size_rounds):
+        for step, (count, some) in enumerate(samples.items()):
+            load = Load(step * 100 * SPACE, max(count, scale.rows), fill=count)
+            some.append(service.run(load.moved(number)))
+    series = [
+        _cost(field, "buffered", f"{count:,} rows", [sample.seconds for sample in some], some)
+        for count, some in samples.items()
+    ]
     span = f"{scale.buffered[0]:,} to {scale.buffered[-1]:,} rows"
     return [*series, *flatness(field, "buffered", span, series)]
