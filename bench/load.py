@@ -21,7 +21,7 @@ class Load:
     connections: int = 8
     rate: float | None = None  #: rows a second to send at, whatever the answers do; None: as fast as answers come
     flush: bool = True  #: have it all written at the end, which belongs to the time
-    fill: int | None = None  #: rows after which it is all written as well, before the next are sent
+    fill: int | None = None  #: rows, a multiple of batch, after which all is written too; not for lives
 
     @property
     def rows(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from bench.contenders import Contender, Field, in_turn
@@ -134,7 +135,7 @@ def _cost(field: Field, workload: str, measure: str, seconds: list[float], sampl
 
 def flatness(field: Field, workload: str, span: str, series: list[Series]) -> list[Series]:
     """How much dearer a row is in the dearest of ``series`` than in the cheapest: in time, and in processor time."""
-    dearest, cheapest = max(series, key=_median), min(series, key=_median)
+    cheapest, *_, dearest = sorted(series, key=attrgetter("median"))
     found = [(f"dearest / cheapest, {span}", ratio(dearest, cheapest))]
     work = [one.notes[CPU] for one in series if CPU in one.notes]
     if work:
@@ -142,12 +143,8 @@ def flatness(field: Field, workload: str, span: str, series: list[Series]) -> li
     return [Series(field.sink, workload, measure, SERVICE, "×", [value]) for measure, value in found]
 
 
-def _median(series: Series) -> float:
-    return series.median
-
-
 def buffered(field: Field, scale: Scale) -> list[Series]:
-    """Rows that wait in memory until a flush, over and over: as many in all, however many wait at a time."""
+    """Rows that wait in memory until a flush, over and over: as many in all, unless more than that wait at a time."""
     service = field.persistd(buffer=HOLD)
     samples: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
     for number in range(scale.size_rounds):

@@ -106,7 +106,7 @@ def test_a_half_of_the_cursor_that_a_crash_has_torn_is_no_damage_and_a_start_men
     cursor.write_bytes(b"\0" * 100 + content[100:])
     code, said, complaint = command("journal", "verify")
     assert (code, said[-12:]) == (0, " 0 problems\n")
-    words = "a half is not whole, as a crash leaves it, and the one before it holds; a start mends it"
+    words = "a half is not whole, as a crash leaves it, and the other one holds; a start mends it"
     assert complaint == f"persistd: data/journal/cursor: {words}\n"
 
     service.start()

@@ -242,7 +242,7 @@ class _Problems:
         if journal.problem:
             self._say("cursor", None, f"{journal.problem}; a start takes all records for not released")
         elif journal.torn and not self.pid:  # a running service may be just writing it
-            words = "a half is not whole, as a crash leaves it, and the one before it holds; a start mends it"
+            words = "a half is not whole, as a crash leaves it, and the other one holds; a start mends it"
             complain(f"{journal.directory / 'cursor'}: {words}")
 
     def look(self, item: object) -> None:
