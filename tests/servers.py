@@ -447,6 +447,16 @@ class MariaDB(Server):
                 ended += 1
         return ended
 
+    @contextlib.contextmanager
+    def variable(self, name: str, value: str | int) -> Iterator[None]:
+        """Sets a global variable, for connections made meanwhile."""
+        old = self.admin(f"SELECT @@GLOBAL.{name}")[0][0]
+        self.admin(f"SET GLOBAL {name} = {value!r}")
+        try:
+            yield
+        finally:
+            self.admin(f"SET GLOBAL {name} = {old!r}")
+
     @property
     def version(self) -> str:
         return f"MariaDB {self.admin('SELECT version()')[0][0]}"

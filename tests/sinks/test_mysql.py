@@ -32,15 +32,20 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(mysql._SESSION, name, "1")
 
 
-@pytest.fixture
-def make(mysql_url: str, tmp_path: Path) -> Iterator[Callable[..., MySQLSink]]:
+@pytest.fixture(params=["bulk", "literals"])
+def make(
+    request: pytest.FixtureRequest, mysql_url: str, mariadb_server: MariaDB, tmp_path: Path
+) -> Iterator[Callable[..., MySQLSink]]:
+    """With the bulk command, and as against MySQL, which has none."""
     sinks = []
+    prepared = mariadb_server.variable("max_prepared_stmt_count", 0) if request.param == "literals" else None
 
     def make(url: str = mysql_url, **settings: Any) -> MySQLSink:
         sinks.append(MySQLSink(MySQLSettings(url=url, **settings), tmp_path))
         return sinks[-1]
 
-    yield make
+    with prepared or contextlib.nullcontext():
+        yield make
     for sink in sinks:
         sink.close()
 
@@ -61,17 +66,6 @@ def owner(mysql_url: str) -> Iterator[Run]:
             cursor.execute(sql)
 
         yield run
-
-
-@contextlib.contextmanager
-def server_variable(server: MariaDB, name: str, value: str | int) -> Iterator[None]:
-    """Sets a global variable of the server, for connections made meanwhile."""
-    old = server.admin(f"SELECT @@GLOBAL.{name}")[0][0]
-    server.admin(f"SET GLOBAL {name} = {value!r}")
-    try:
-        yield
-    finally:
-        server.admin(f"SET GLOBAL {name} = {old!r}")
 
 
 def failure(sink: MySQLSink, batch: Batch) -> SinkError:
@@ -170,11 +164,11 @@ def test_the_session_is_strict_and_utc_whatever_the_server_says(
 ) -> None:
     row = task("a", context="\\'\"`翻译🈳\\", target_text="\\")
     with (
-        server_variable(mariadb_server, "sql_mode", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT"),
-        server_variable(mariadb_server, "time_zone", "-05:00"),
-        server_variable(mariadb_server, "wait_timeout", 10),
-        server_variable(mariadb_server, "completion_type", "RELEASE"),
-        server_variable(mariadb_server, "character_set_server", "latin1"),
+        mariadb_server.variable("sql_mode", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT"),
+        mariadb_server.variable("time_zone", "-05:00"),
+        mariadb_server.variable("wait_timeout", 10),
+        mariadb_server.variable("completion_type", "RELEASE"),
+        mariadb_server.variable("character_set_server", "latin1"),
     ):
         sink = make()
         sink.open()
@@ -227,7 +221,7 @@ def test_a_key_column_that_takes_different_keys_for_the_same_is_refused(
 def test_statements_stay_within_a_small_packet(
     make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
 ) -> None:
-    with server_variable(mariadb_server, "max_allowed_packet", 16 * 1024):
+    with mariadb_server.variable("max_allowed_packet", 16 * 1024):
         sink = make()
         sink.open()
         # Escaping doubles some, UTF-8 triples others.
@@ -243,7 +237,7 @@ def test_statements_stay_within_a_small_packet(
 def test_a_row_longer_than_a_packet_goes_value_by_value(
     make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB, owner: Run
 ) -> None:
-    with server_variable(mariadb_server, "max_allowed_packet", 16 * 1024):
+    with mariadb_server.variable("max_allowed_packet", 16 * 1024):
         sink = make()
         sink.open()
         # The row arrives whole: what looks at it in the database never sees half of it.
@@ -262,7 +256,7 @@ def test_a_row_longer_than_a_packet_goes_value_by_value(
 def test_a_value_longer_than_a_packet_is_the_rows_fault(
     make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
 ) -> None:
-    with server_variable(mariadb_server, "max_allowed_packet", 16 * 1024):
+    with mariadb_server.variable("max_allowed_packet", 16 * 1024):
         sink = make()
         sink.open()
         error = failure(sink, Batch([session("s")], [task("a"), task("b", context="x" * 17_000)]))
@@ -422,7 +416,7 @@ def test_missing_rights_are_an_outage_that_ping_notices(
 
 
 def test_a_server_that_turns_read_only_is_an_outage_that_ping_notices(sink: MySQLSink, mariadb_server: MariaDB) -> None:
-    with server_variable(mariadb_server, "read_only", 1):
+    with mariadb_server.variable("read_only", 1):
         with pytest.raises(SinkUnavailable) as caught:
             sink.ping()
         assert caught.value.code == "1290"

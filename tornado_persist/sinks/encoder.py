@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, repeat
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from msgspec.structs import astuple
 from sqlalchemy import JSON, Column, Float, Integer, Table
@@ -86,8 +86,9 @@ class Encoder(ABC):
         """The values of one row, each by itself, quotes and all."""
         texts = []
         for name, value in zip(fields, astuple(row), strict=True):
-            values, bare = self._spellings[name]((value,))
-            texts.append(f"{self.quote}{values[0]}{self.quote}" if bare else values[0])
+            (text,), quoted, nulls = self._spellings[name]((value,))
+            quote = self.quote if quoted else ""
+            texts.append(self.null if nulls else f"{quote}{text}{quote}")
         return texts
 
     @abstractmethod
@@ -100,20 +101,28 @@ class Encoder(ABC):
     def floats(self, values: Sequence[float]) -> Sequence[str]:
         return list(map(repr, values))
 
-    def _join(self, columns: list[_Spelt]) -> list[str]:
+    def _join(self, columns: list[Spelt]) -> list[str]:
         if not (self.quote or self.opening or self.closing):
-            return list(map(self.separator.join, zip(*[values for values, _ in columns], strict=True)))
+            texts = [self._complete(column, "") for column in columns]
+            return list(map(self.separator.join, zip(*texts, strict=True)))
         # Quotes go with what stands between the columns: a quarter less than to put them around each value.
         pieces: list[Iterable[str]] = []
         between = self.opening
-        for values, bare in columns:
-            quote = self.quote if bare else ""
-            pieces += [repeat(between + quote), values]
-            between = quote + self.separator
+        for column in columns:
+            quote = self.quote if column.quoted else ""
+            pieces += [repeat(between if column.nulls else between + quote), self._complete(column, quote)]
+            between = self.separator if column.nulls else quote + self.separator
         pieces.append(repeat(between.removesuffix(self.separator) + self.closing))
         return list(map("".join, zip(*pieces, strict=False)))
 
-    def _spelling(self, column: Column[Any]) -> Callable[[Sequence[Any]], _Spelt]:
+    def _complete(self, column: Spelt, quote: str) -> Sequence[str]:
+        """The texts; if there are nulls among them, with these, and quotes around the others."""
+        if not column.nulls:
+            return column.texts  # type: ignore[return-value]
+        null = self.null
+        return [null if text is None else f"{quote}{text}{quote}" for text in column.texts]
+
+    def _spelling(self, column: Column[Any]) -> Callable[[Sequence[Any]], Spelt]:
         match column.type:
             case TimeType():
                 return self._times
@@ -126,46 +135,52 @@ class Encoder(ABC):
             case _:
                 return self._texts
 
-    def _texts(self, values: Sequence[str | None]) -> _Spelt:
+    def _texts(self, values: Sequence[str | None]) -> Spelt:
+        nulls = False
         try:
             everything = "".join(values)  # type: ignore[arg-type]
-        except TypeError:  # there are nulls
-            everything = "".join([value for value in values if value is not None])
-            escape = self.escape if self._has_special(everything) else str
-            null, quote = self.null, self.quote
-            return [null if value is None else f"{quote}{escape(value)}{quote}" for value in values], False
-        return (list(map(self.escape, values)) if self._has_special(everything) else values), True  # type: ignore[arg-type, return-value]
+        except TypeError:
+            nulls = True
+            everything = "".join(_present(values))
+        if self._has_special(everything):
+            escape = self.escape
+            values = [value if value is None else escape(value) for value in values]
+        return Spelt(values, quoted=True, nulls=nulls)
 
     def _has_special(self, text: str) -> bool:
         return any(character in text for character in self.special)
 
-    def _objects(self, values: Sequence[Any]) -> _Spelt:
+    def _objects(self, values: Sequence[Any]) -> Spelt:
         return self._texts([None if value is None else dump_json(value) for value in values])
 
-    def _times(self, values: Sequence[str | None]) -> _Spelt:
-        if None not in values:
-            return self.times(values), True  # type: ignore[arg-type]
-        quote = self.quote
-        return self._with_nulls([f"{quote}{text}{quote}" for text in self.times(_present(values))], values), False
+    def _times(self, values: Sequence[str | None]) -> Spelt:
+        return _column(self.times, values, quoted=True)
 
-    def _floats(self, values: Sequence[float | None]) -> _Spelt:
-        if None not in values:
-            return self.floats(values), False  # type: ignore[arg-type]
-        return self._with_nulls(self.floats(_present(values)), values), False
+    def _floats(self, values: Sequence[float | None]) -> Spelt:
+        return _column(self.floats, values, quoted=False)
 
-    def _with_nulls(self, texts: Sequence[str], values: Sequence[object]) -> list[str]:
-        """The ``texts`` of those of ``values`` that are not null, and null between them."""
-        present = iter(texts)
-        return [self.null if value is None else next(present) for value in values]
+    def _integers(self, values: Sequence[int | None]) -> Spelt:
+        return _column(_spell_integers, values, quoted=False)
 
-    def _integers(self, values: Sequence[int | None]) -> _Spelt:
-        null = self.null
-        return [null if value is None else str(value) for value in values], False
+
+class Spelt(NamedTuple):
+    """A column's values as texts, which still lack the quotes."""
+
+    texts: Sequence[str | None]
+    quoted: bool  #: whether quotes belong around them
+    nulls: bool  #: whether there are any
+
+
+def _column(spell: Callable[[Sequence[T]], Sequence[str]], values: Sequence[T | None], *, quoted: bool) -> Spelt:
+    if None not in values:
+        return Spelt(spell(values), quoted, nulls=False)  # type: ignore[arg-type]
+    present = iter(spell(_present(values)))
+    return Spelt([None if value is None else next(present) for value in values], quoted, nulls=True)
+
+
+def _spell_integers(values: Sequence[int]) -> Sequence[str]:
+    return list(map(str, values))
 
 
 def _present(values: Sequence[T | None]) -> list[T]:
     return [value for value in values if value is not None]
-
-
-#: A column's values as texts, and whether each still lacks the quotes around it.
-_Spelt = tuple[Sequence[str], bool]

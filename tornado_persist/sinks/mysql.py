@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from operator import itemgetter
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pymysql
 from pydantic import SecretStr, field_validator
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.models import KEYS, KINDS, Kind
 from tornado_persist.rows import Row
+from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.encoder import BLOCK, Ahead, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
@@ -140,7 +141,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         if url.password:
             # The driver would take Latin-1.
             arguments["password"] = url.password.encode()
-        return create_engine(
+        engine = create_engine(
             url,
             poolclass=NullPool,
             pool_reset_on_return=None,
@@ -149,6 +150,8 @@ class MySQLSink(SQLSink[MySQLSettings]):
             isolation_level="REPEATABLE READ",
             connect_args=arguments,
         )
+        event.listen(engine, "do_connect", _connect)
+        return engine
 
     def open(self) -> None:
         try:
@@ -185,8 +188,11 @@ class MySQLSink(SQLSink[MySQLSettings]):
         changes += "".join(f", {_quoted(name)} = VALUES({_quoted(name)})" for name in updated(kind, fields))
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
-        insert = _Insert(connection.connection.driver_connection, _ENCODERS[kind], fields, head, tail)
-        blocks = ((block, insert.encoder.encode(fields, block)) for block in batched(rows, BLOCK))
+        driver: Any = connection.connection.driver_connection
+        literals = _Literals(driver, kind, fields, head, tail)
+        bulk = _Bulk(driver, kind, fields, head, tail)
+        insert = bulk if bulk.prepare() else literals
+        blocks = ((block, insert.encode(block)) for block in batched(rows, BLOCK))
         with Ahead(blocks) as statements:
             left = len(rows)
             while statement := statements.take():
@@ -194,33 +200,34 @@ class MySQLSink(SQLSink[MySQLSettings]):
                 left -= len(block)
                 if left:  # the server works on one statement while the next is encoded
                     statements.begin()
-                self._send(insert, block, texts)
+                self._send(insert, literals, block, texts)
 
-    def _send(self, insert: _Insert, rows: Sequence[Row], texts: Sequence[str]) -> None:
-        """Write ``rows``, spelt ``texts``, by one statement, or by as many as it takes."""
-        data = ",".join(texts).encode()
-        room = self._packet - len(insert.head) - len(insert.tail)
+    def _send(self, insert: _Insert, literals: _Literals, rows: Sequence[Row], texts: Sequence[str]) -> None:
+        """Write ``rows``, spelt ``texts``, by one command, or by as many as it takes."""
+        data = insert.join(texts)
+        room = self._packet - insert.overhead
         if len(data) <= min(room, _STATEMENT) or (len(rows) == 1 and len(data) <= room):
-            insert.driver.query(b"".join((insert.head, data, insert.tail)))
+            insert.execute(data)
         elif len(rows) == 1:
-            self._send_long(insert, insert.encoder.values(insert.fields, rows[0]), room)
+            self._send_long(literals, rows[0])
         else:
             middle = len(rows) // 2
-            self._send(insert, rows[:middle], texts[:middle])
-            self._send(insert, rows[middle:], texts[middle:])
+            self._send(insert, literals, rows[:middle], texts[:middle])
+            self._send(insert, literals, rows[middle:], texts[middle:])
 
-    def _send_long(self, insert: _Insert, values: list[str], room: int) -> None:
-        """A row that fits into no statement: its long values go first, each into a variable of the session."""
+    def _send_long(self, insert: _Literals, row: Row) -> None:
+        """A row that fits into no command: its long values go first, each into a variable of the session."""
+        values = insert.values(row)
         used = []
         for number, value in enumerate(values):
             if len(value) > _LONG:
                 values[number] = f"@persist_{number}"
                 used.append(f"@persist_{number} = NULL")
                 self._query(insert.driver, f"SET @persist_{number} = {value}".encode())
-        row = f"({','.join(values)})".encode()
-        if len(row) > room:
-            raise _too_long(len(row))
-        insert.driver.query(b"".join((insert.head, row, insert.tail)))
+        data = f"({','.join(values)})".encode()
+        if len(data) > self._packet - insert.overhead:
+            raise _too_long(len(data))
+        insert.execute(data)
         self._query(insert.driver, f"SET {', '.join(used)}".encode())
 
     def _query(self, driver: Any, query: bytes) -> None:
@@ -244,6 +251,10 @@ class MySQLSink(SQLSink[MySQLSettings]):
         return Fault(_blame(number), str(number or ""), message or "the connection is closed")
 
 
+def _connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> BulkConnection:
+    return BulkConnection(*arguments, **options)
+
+
 def _blame(number: int) -> Blame:
     if number in _ROWS:
         return Blame.ROWS
@@ -256,17 +267,74 @@ def _parse(url: SecretStr) -> URL:
     return parse_url(url.get_secret_value(), _SCHEMES).set(drivername="mysql+pymysql")
 
 
-class _Insert(NamedTuple):
-    """What the statements of one upsert share."""
+class _Insert(ABC):
+    """One upsert's command, whose rows change."""
 
-    driver: Any
-    encoder: Encoder
-    fields: Sequence[str]
-    head: bytes
-    tail: bytes
+    def __init__(self, driver: Any, kind: Kind, fields: Sequence[str], head: bytes, tail: bytes) -> None:
+        """``head`` and ``tail``: what stands before and after the rows in a statement."""
+        self.driver = driver
+        self._kind, self._fields, self._head, self._tail = kind, fields, head, tail
+
+    @property
+    @abstractmethod
+    def overhead(self) -> int:
+        """Bytes beside those of the rows."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row]) -> list[str]: ...
+
+    @abstractmethod
+    def join(self, texts: Sequence[str]) -> bytes: ...
+
+    @abstractmethod
+    def execute(self, data: bytes) -> None: ...
 
 
-class _Literals(Encoder):
+class _Literals(_Insert):
+    """A statement with the rows in it."""
+
+    @property
+    def overhead(self) -> int:
+        return len(self._head) + len(self._tail)
+
+    def encode(self, rows: Sequence[Row]) -> list[str]:
+        return _LITERALS[self._kind].encode(self._fields, rows)
+
+    def values(self, row: Row) -> list[str]:
+        return _LITERALS[self._kind].values(self._fields, row)
+
+    def join(self, texts: Sequence[str]) -> bytes:
+        return ",".join(texts).encode()
+
+    def execute(self, data: bytes) -> None:
+        self.driver.query(b"".join((self._head, data, self._tail)))
+
+
+class _Bulk(_Insert):
+    """A prepared statement, and the rows for it."""
+
+    @property
+    def overhead(self) -> int:
+        return BulkConnection.overhead(len(self._fields))
+
+    def prepare(self) -> bool:
+        """Whether the server takes it."""
+        parameters = b",".join([b"?"] * len(self._fields))
+        self._statement = b"".join((self._head, b"(", parameters, b")", self._tail))
+        prepared: bool = self.driver.prepare(self._statement)
+        return prepared
+
+    def encode(self, rows: Sequence[Row]) -> list[str]:
+        return _BINARY[self._kind].encode(self._fields, rows)
+
+    def join(self, texts: Sequence[str]) -> bytes:
+        return "".join(texts).encode("latin-1")
+
+    def execute(self, data: bytes) -> None:
+        self.driver.execute_bulk(self._statement, data)
+
+
+class _LiteralEncoder(Encoder):
     """SQL literals."""
 
     null = "NULL"
@@ -278,15 +346,15 @@ class _Literals(Encoder):
         return text.replace("\\", r"\\").replace("'", "''")
 
     def times(self, values: Sequence[str]) -> Sequence[str]:
-        return list(map(_without_offset, values))  # DATETIME has none, and MariaDB refuses one
+        return without_offset(values)
 
     def floats(self, values: Sequence[float]) -> Sequence[str]:
         # Without an exponent it would be a decimal number, and be rounded as one.
         return [text if "e" in text else text + "e0" for text in map(repr, values)]
 
 
-_without_offset = itemgetter(slice(26))
-_ENCODERS = {kind: _Literals(TABLES[kind]) for kind in KINDS}
+_LITERALS = {kind: _LiteralEncoder(TABLES[kind]) for kind in KINDS}
+_BINARY = {kind: Binary(TABLES[kind]) for kind in KINDS}
 
 
 def _quoted(name: str) -> str:

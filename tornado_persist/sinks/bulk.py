@@ -1,0 +1,162 @@
+"""MariaDB's bulk command: a statement that is prepared once, and the values of many rows for it, which nobody parses.
+
+To parse literals is half of what an INSERT of many rows costs the server: 27 µs of its processor time for a row of 490
+bytes, and 14 in this way, so that the service takes 1.2 to 1.5 times as many rows. MySQL has no such command, and
+PyMySQL knows neither it nor prepared statements. The protocol: https://mariadb.com/kb/en/com_stmt_bulk_execute/
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Any
+
+import pymysql
+from pymysql.constants import CLIENT, ER
+
+from tornado_persist.sinks.encoder import Encoder, Spelt
+
+#: Statements that one connection keeps prepared: one for each set of fields that rows come with.
+PREPARED = 64
+
+# Commands.
+_PREPARE = 0x16
+_CLOSE = 0x19
+_BULK = 0xFA
+#: The flag that the parameters' types come with it, and the type of them all: the server makes of a text what the
+#: column takes, as it does of a literal.
+_WITH_TYPES = 128
+_TEXT = b"\xfd\0"
+
+# Of the client's first packet: flags, the longest packet, the character set, and then, all null in MySQL's protocol, a
+# filler of which MariaDB takes the last four bytes for more flags.
+_FILLER = slice(9, 32)
+_MORE_FLAGS = 28
+_BULK_FLAG = 1 << 2
+
+
+# The package's types leave out what is not for everybody.
+_Connection: Any = pymysql.Connection
+
+
+class BulkConnection(_Connection):  # type: ignore[misc]
+    """A connection that can :meth:`execute_bulk` if its server can."""
+
+    #: Whether the server knows the bulk command.
+    bulk = False
+    _shaking_hands = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # By their text: the number by which the server knows it, and how many parameters it has.
+        self._statements: dict[bytes, tuple[int, int]] = {}
+        super().__init__(*args, **kwargs)
+
+    def prepare(self, statement: bytes) -> bool:
+        """Prepare ``statement``, with a ``?`` for each parameter, unless it is; False: the server does not want to.
+
+        Raises:
+            pymysql.err.MySQLError: as a query does.
+        """
+        if not self.bulk:
+            return False
+        known = self._statements.pop(statement, None)
+        if known is None:
+            while len(self._statements) >= PREPARED:
+                oldest = next(iter(self._statements))
+                self._execute_command(_CLOSE, struct.pack("<I", self._statements.pop(oldest)[0]))  # has no answer
+            try:
+                known = self._prepare(statement)
+            except pymysql.err.OperationalError as exc:
+                if exc.args[0] != ER.MAX_PREPARED_STMT_COUNT_REACHED:  # some servers are set to take none
+                    raise
+                return False
+        self._statements[statement] = known  # the last one used is the last to go
+        return True
+
+    def execute_bulk(self, statement: bytes, rows: bytes) -> None:
+        """Execute what was prepared on rows as :class:`Binary` spells them.
+
+        Raises:
+            pymysql.err.MySQLError: as a query does.
+        """
+        number, parameters = self._statements[statement]
+        self._execute_command(_BULK, struct.pack("<IH", number, _WITH_TYPES) + _TEXT * parameters + rows)
+        self._read_ok_packet()
+
+    @staticmethod
+    def overhead(parameters: int) -> int:
+        """Bytes of a command beside its rows."""
+        return 6 + len(_TEXT) * parameters
+
+    def _prepare(self, statement: bytes) -> tuple[int, int]:
+        self._execute_command(_PREPARE, statement)
+        number, columns, parameters = struct.unpack("<IHH", self._read_packet().get_all_data()[1:9])
+        for definitions in (parameters, columns):
+            for _ in range(definitions + 1 if definitions else 0):  # and what ends them
+                self._read_packet()
+        return number, parameters
+
+    # A server that does not set the first of MySQL's flags is MariaDB, and reads more of them from a client that does
+    # not set it either.
+
+    def _request_authentication(self) -> None:
+        if not self.server_capabilities & CLIENT.LONG_PASSWORD:
+            self.client_flag &= ~CLIENT.LONG_PASSWORD
+            self.bulk = self._shaking_hands = True
+        try:
+            super()._request_authentication()
+        finally:
+            self._shaking_hands = False
+
+    def write_packet(self, payload: bytes) -> None:
+        if self._shaking_hands and not any(payload[_FILLER]) and len(payload) >= _FILLER.stop:
+            payload = payload[:_MORE_FLAGS] + struct.pack("<I", _BULK_FLAG) + payload[_FILLER.stop :]
+        super().write_packet(payload)
+
+
+class Binary(Encoder):
+    """Rows as the bulk command takes them: each byte is the character of its number, for ``encode("latin-1")``."""
+
+    null, quote, special = "\1", "", ""
+    opening = separator = closing = ""
+
+    def escape(self, text: str) -> str:
+        return text.encode().decode("latin-1")
+
+    def times(self, values: Sequence[str]) -> Sequence[str]:
+        return without_offset(values)
+
+    def _has_special(self, text: str) -> bool:
+        return not text.isascii()
+
+    def _join(self, columns: list[Spelt]) -> list[str]:
+        pieces: list[Iterable[str]] = []
+        for texts, _, nulls in columns:
+            if nulls:
+                pieces.append([self.null if text is None else _size(len(text)) + text for text in texts])
+                continue
+            sizes = set(map(len, texts))  # type: ignore[arg-type]
+            if len(sizes) == 1:  # keys, times
+                pieces.append(repeat(_size(sizes.pop())))
+            else:
+                size = _SIZES.__getitem__ if max(sizes) < len(_SIZES) else _size
+                pieces.append(map(size, map(len, texts)))  # type: ignore[arg-type]
+            pieces.append(texts)  # type: ignore[arg-type]
+        return list(map("".join, zip(*pieces, strict=False)))
+
+
+def without_offset(times: Sequence[str]) -> Sequence[str]:
+    """Times as rows hold them, for a DATETIME: that has none, and MariaDB refuses one."""
+    return [time[:26] for time in times]
+
+
+#: What stands before a text of so many bytes: that it is not null, and how many they are.
+_SIZES = ["\0" + chr(size) for size in range(251)]
+
+
+def _size(size: int) -> str:
+    if size < len(_SIZES):
+        return _SIZES[size]
+    mark, width = (0xFC, 2) if size < 1 << 16 else (0xFD, 3) if size < 1 << 24 else (0xFE, 8)
+    return "\0" + chr(mark) + size.to_bytes(width, "little").decode("latin-1")
