@@ -183,6 +183,29 @@ def test_the_session_is_strict_and_utc_whatever_the_server_says(
     assert {name: found[name] for name in row} == row
 
 
+class LoggingMariaDB(MariaDB):
+    """With a binary log of statements."""
+
+    def _command(self) -> list[str]:
+        return [*super()._command(), "--log-bin=log", "--server-id=1", "--binlog-format=STATEMENT"]
+
+
+def test_a_server_that_logs_statements_gets_statements(tmp_path: Path) -> None:
+    server = LoggingMariaDB()
+    try:
+        server.start()
+        url = server.fresh_database()
+        sink = MySQLSink(MySQLSettings(url=url), tmp_path)
+        sink.open()
+        sink.write(Batch([session("s")], [task("a"), task("b")]))
+        sink.close()
+        assert read_mysql(url)["task"].keys() == {"a", "b"}
+        ((logged,),) = [row[5:6] for row in server.admin("SHOW BINLOG EVENTS") if "'b'" in str(row[5])]
+        assert "translation_tasks" in logged
+    finally:
+        server.close()
+
+
 def test_a_value_too_long_is_refused_and_never_cut(sink: MySQLSink, mysql_url: str) -> None:
     error = failure(sink, Batch(tasks=[task("a", column_name="x" * 256)]))
     assert isinstance(error, BatchRejected)

@@ -43,7 +43,7 @@ _Connection: Any = pymysql.Connection
 class BulkConnection(_Connection):  # type: ignore[misc]
     """A connection that can :meth:`execute_bulk` if its server can."""
 
-    #: Whether the server knows the bulk command.
+    #: Whether the server takes the bulk command.
     bulk = False
     _shaking_hands = False
 
@@ -51,6 +51,14 @@ class BulkConnection(_Connection):  # type: ignore[misc]
         # By their text: the number by which the server knows it, and how many parameters it has.
         self._statements: dict[bytes, tuple[int, int]] = {}
         super().__init__(*args, **kwargs)
+
+    def connect(self, sock: Any = None) -> None:
+        super().connect(sock)
+        if self.bulk:
+            with self.cursor() as cursor:
+                # A bulk cannot be logged as a statement, and is refused.
+                cursor.execute("SELECT @@log_bin AND @@binlog_format = 'STATEMENT'")
+                self.bulk = not cursor.fetchone()[0]
 
     def prepare(self, statement: bytes) -> bool:
         """Prepare ``statement``, with a ``?`` for each parameter, unless it is; False: the server does not want to.
