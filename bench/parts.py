@@ -61,9 +61,7 @@ def main() -> None:
         "checksum for the journal": lambda: [crc32(body) for body in requests],
         "group and sort for an upsert": lambda: list(group("task", rows)),
         "PostgreSQL: lines of a COPY": lambda: ["\n".join(copy.encode(fields, block)).encode() for block in blocks],
-        "MariaDB: rows of its bulk command": lambda: [
-            "".join(binary.encode(fields, block)).encode("latin-1") for block in blocks
-        ],
+        "MariaDB: rows of its bulk command": lambda: [binary.join(binary.encode(fields, block)) for block in blocks],
         "JSON lines": lambda: [lines.encode_lines(block) for block in blocks],
     }
     for name, part in parts.items():

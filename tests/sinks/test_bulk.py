@@ -38,7 +38,7 @@ def run(connection: BulkConnection, sql: str) -> list[tuple[Any, ...]]:
 def send(connection: BulkConnection, rows: list[tuple[str | None, int | None, float | None]]) -> None:
     things = [THING(*row) for row in rows]
     assert connection.prepare(INSERT)
-    connection.execute_bulk(INSERT, "".join(Binary(TABLE).encode(NAMES, things)).encode("latin-1"))
+    connection.execute_bulk(INSERT, Binary.join(Binary(TABLE).encode(NAMES, things)))
 
 
 def prepared(server: MariaDB) -> int:

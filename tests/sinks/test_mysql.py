@@ -183,6 +183,18 @@ def test_the_session_is_strict_and_utc_whatever_the_server_says(
     assert {name: found[name] for name in row} == row
 
 
+def test_rows_go_by_the_bulk_command_where_the_server_takes_it(
+    request: pytest.FixtureRequest, sink: MySQLSink, mariadb_server: MariaDB
+) -> None:
+    def prepared() -> int:
+        return int(mariadb_server.admin("SHOW GLOBAL STATUS LIKE 'Prepared_stmt_count'")[0][1])
+
+    before = prepared()
+    sink.write(Batch([session("s")], [task("a"), task("b")]))
+    sink.write(Batch([session("s")], [task("a"), task("b")]))
+    assert prepared() - before == (2 if request.node.callspec.params["make"] == "bulk" else 0)
+
+
 class LoggingMariaDB(MariaDB):
     """With a binary log of statements."""
 
@@ -200,7 +212,7 @@ def test_a_server_that_logs_statements_gets_statements(tmp_path: Path) -> None:
         sink.write(Batch([session("s")], [task("a"), task("b")]))
         sink.close()
         assert read_mysql(url)["task"].keys() == {"a", "b"}
-        ((logged,),) = [row[5:6] for row in server.admin("SHOW BINLOG EVENTS") if "'b'" in str(row[5])]
+        (logged,) = [row[5] for row in server.admin("SHOW BINLOG EVENTS") if "'b'" in str(row[5])]
         assert "translation_tasks" in logged
     finally:
         server.close()

@@ -6,6 +6,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import pymysql
@@ -116,7 +117,7 @@ class MySQLSettings(SQLSettings):
 
 
 class MySQLSink(SQLSink[MySQLSettings]):
-    """Upserts by statements of many rows, in one transaction."""
+    """Upserts of many rows at a time, in one transaction."""
 
     name = "mysql"
     Settings: ClassVar[type[MySQLSettings]] = MySQLSettings
@@ -189,8 +190,8 @@ class MySQLSink(SQLSink[MySQLSettings]):
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
         driver: Any = connection.connection.driver_connection
-        literals = _Literals(driver, kind, fields, head, tail)
-        bulk = _Bulk(driver, kind, fields, head, tail)
+        literals = _Literals(driver, _LITERALS[kind], fields, head, tail)
+        bulk = _Bulk(driver, _BINARY[kind], fields, head, tail)
         insert = bulk if bulk.prepare() else literals
         blocks = ((block, insert.encode(block)) for block in batched(rows, BLOCK))
         with Ahead(blocks) as statements:
@@ -270,18 +271,18 @@ def _parse(url: SecretStr) -> URL:
 class _Insert(ABC):
     """One upsert's command, whose rows change."""
 
-    def __init__(self, driver: Any, kind: Kind, fields: Sequence[str], head: bytes, tail: bytes) -> None:
+    def __init__(self, driver: Any, encoder: Encoder, fields: Sequence[str], head: bytes, tail: bytes) -> None:
         """``head`` and ``tail``: what stands before and after the rows in a statement."""
         self.driver = driver
-        self._kind, self._fields, self._head, self._tail = kind, fields, head, tail
+        self._encoder, self._fields, self._head, self._tail = encoder, fields, head, tail
+
+    def encode(self, rows: Sequence[Row]) -> list[str]:
+        return self._encoder.encode(self._fields, rows)
 
     @property
     @abstractmethod
     def overhead(self) -> int:
         """Bytes beside those of the rows."""
-
-    @abstractmethod
-    def encode(self, rows: Sequence[Row]) -> list[str]: ...
 
     @abstractmethod
     def join(self, texts: Sequence[str]) -> bytes: ...
@@ -297,11 +298,8 @@ class _Literals(_Insert):
     def overhead(self) -> int:
         return len(self._head) + len(self._tail)
 
-    def encode(self, rows: Sequence[Row]) -> list[str]:
-        return _LITERALS[self._kind].encode(self._fields, rows)
-
     def values(self, row: Row) -> list[str]:
-        return _LITERALS[self._kind].values(self._fields, row)
+        return self._encoder.values(self._fields, row)
 
     def join(self, texts: Sequence[str]) -> bytes:
         return ",".join(texts).encode()
@@ -317,18 +315,18 @@ class _Bulk(_Insert):
     def overhead(self) -> int:
         return BulkConnection.overhead(len(self._fields))
 
+    @cached_property
+    def _statement(self) -> bytes:
+        parameters = b",".join([b"?"] * len(self._fields))
+        return b"".join((self._head, b"(", parameters, b")", self._tail))
+
     def prepare(self) -> bool:
         """Whether the server takes it."""
-        parameters = b",".join([b"?"] * len(self._fields))
-        self._statement = b"".join((self._head, b"(", parameters, b")", self._tail))
         prepared: bool = self.driver.prepare(self._statement)
         return prepared
 
-    def encode(self, rows: Sequence[Row]) -> list[str]:
-        return _BINARY[self._kind].encode(self._fields, rows)
-
     def join(self, texts: Sequence[str]) -> bytes:
-        return "".join(texts).encode("latin-1")
+        return Binary.join(texts)
 
     def execute(self, data: bytes) -> None:
         self.driver.execute_bulk(self._statement, data)
