@@ -21,6 +21,8 @@ from tornado_persist.models import PLURALS, Fields, Kind
 
 #: Seconds within which a process must have done what it was told.
 PATIENCE = 30
+#: The same for a flush, which may have many rows that are refused to isolate, on a busy machine.
+FLUSH_PATIENCE = 4 * PATIENCE
 COMMAND = (sys.executable, "-m", "tornado_persist")
 
 
@@ -128,7 +130,7 @@ class Persistd:
 
     def flush(self) -> dict[str, Any]:
         """POST a flush, which must go well."""
-        response = self.http.post("/api/v1/persistence/flush")
+        response = self.http.post("/api/v1/persistence/flush", timeout=FLUSH_PATIENCE + PATIENCE)
         assert response.status_code == 200, response.text
         flushed: dict[str, Any] = response.json()
         return flushed

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 
 from tests.faults.load import Client, Load, balanced
-from tests.process import PATIENCE, Persistd
+from tests.process import FLUSH_PATIENCE, PATIENCE, Persistd
 from tests.rows import task
 from tests.sinks.readers import read_jsonl, read_mysql, read_postgres, read_sqlite
 from tornado_persist.flusher import CHUNK_ROWS
@@ -70,7 +70,7 @@ sink = "{at.name}"
 capacity = {rng.choice((10, 40, 1000))}
 flush_interval = {rng.choice((0.05, 0.1))}
 max_rows = {rng.choice((200, 1000))}
-flush_timeout = {PATIENCE}
+flush_timeout = {FLUSH_PATIENCE}
 [journal]
 segment_bytes = {rng.choice((4096, 10_000, 1 << 20))}
 {at.table}"""
@@ -148,8 +148,8 @@ class SometimesBad(Client):
 
     def batch(self) -> tuple[Kind, list[Fields]]:
         kind, rows = super().batch()
-        # Few, since each costs some commits.
-        if kind == "task" and self.rng.random() < 0.1:
+        # Few, since each costs some ten commits.
+        if kind == "task" and self.rng.random() < 0.05:
             bad = self.update("task", f"bad-{self.name}-{next(self._new)}", status="failed")
             rows.insert(self.rng.randint(0, len(rows)), bad)
         return kind, rows

@@ -32,13 +32,20 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(mysql._SESSION, name, "1")
 
 
-@pytest.fixture(params=["bulk", "literals"])
-def make(
-    request: pytest.FixtureRequest, mysql_url: str, mariadb_server: MariaDB, tmp_path: Path
-) -> Iterator[Callable[..., MySQLSink]]:
-    """With the bulk command, and as against MySQL, which has none."""
+#: For a test of what becomes of rows: by the bulk command, and by statements as MySQL gets them, which has none.
+both_ways = pytest.mark.parametrize("way", ["bulk", "literals"], indirect=True)
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest) -> str:
+    """How rows go to the server."""
+    return str(getattr(request, "param", "bulk"))
+
+
+@pytest.fixture
+def make(way: str, mysql_url: str, mariadb_server: MariaDB, tmp_path: Path) -> Iterator[Callable[..., MySQLSink]]:
     sinks = []
-    prepared = mariadb_server.variable("max_prepared_stmt_count", 0) if request.param == "literals" else None
+    prepared = mariadb_server.variable("max_prepared_stmt_count", 0) if way == "literals" else None
 
     def make(url: str = mysql_url, **settings: Any) -> MySQLSink:
         sinks.append(MySQLSink(MySQLSettings(url=url, **settings), tmp_path))
@@ -159,6 +166,7 @@ def test_an_authentication_that_needs_another_package_is_an_outage_that_names_it
 # The session
 
 
+@both_ways
 def test_the_session_is_strict_and_utc_whatever_the_server_says(
     make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
 ) -> None:
@@ -183,8 +191,9 @@ def test_the_session_is_strict_and_utc_whatever_the_server_says(
     assert {name: found[name] for name in row} == row
 
 
+@both_ways
 def test_rows_go_by_the_bulk_command_where_the_server_takes_it(
-    request: pytest.FixtureRequest, sink: MySQLSink, mariadb_server: MariaDB
+    way: str, sink: MySQLSink, mariadb_server: MariaDB
 ) -> None:
     def prepared() -> int:
         return int(mariadb_server.admin("SHOW GLOBAL STATUS LIKE 'Prepared_stmt_count'")[0][1])
@@ -192,7 +201,7 @@ def test_rows_go_by_the_bulk_command_where_the_server_takes_it(
     before = prepared()
     sink.write(Batch([session("s")], [task("a"), task("b")]))
     sink.write(Batch([session("s")], [task("a"), task("b")]))
-    assert prepared() - before == (2 if request.node.callspec.params["make"] == "bulk" else 0)
+    assert prepared() - before == (2 if way == "bulk" else 0)
 
 
 class LoggingMariaDB(MariaDB):
@@ -218,6 +227,7 @@ def test_a_server_that_logs_statements_gets_statements(tmp_path: Path) -> None:
         server.close()
 
 
+@both_ways
 def test_a_value_too_long_is_refused_and_never_cut(sink: MySQLSink, mysql_url: str) -> None:
     error = failure(sink, Batch(tasks=[task("a", column_name="x" * 256)]))
     assert isinstance(error, BatchRejected)
@@ -228,6 +238,7 @@ def test_a_value_too_long_is_refused_and_never_cut(sink: MySQLSink, mysql_url: s
 # Keys
 
 
+@both_ways
 def test_keys_that_differ_by_case_accent_width_or_a_trailing_space_are_separate(
     sink: MySQLSink, mysql_url: str
 ) -> None:
@@ -253,6 +264,7 @@ def test_a_key_column_that_takes_different_keys_for_the_same_is_refused(
 # Packets
 
 
+@both_ways
 def test_statements_stay_within_a_small_packet(
     make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
 ) -> None:
@@ -269,6 +281,7 @@ def test_statements_stay_within_a_small_packet(
     }
 
 
+@both_ways
 def test_a_row_longer_than_a_packet_goes_value_by_value(
     make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB, owner: Run
 ) -> None:
@@ -288,6 +301,7 @@ def test_a_row_longer_than_a_packet_goes_value_by_value(
     assert {name: stored["session"]["s"][name] for name in meta} == meta
 
 
+@both_ways
 def test_a_value_longer_than_a_packet_is_the_rows_fault(
     make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
 ) -> None:
@@ -343,6 +357,7 @@ IF NEW.context = 'bad' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this
 """
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -381,6 +396,7 @@ def test_what_depends_on_a_rows_values_is_the_rows_fault(
     assert read_mysql(mysql_url)["session"].keys() == {"s"}
 
 
+@both_ways
 def test_a_duplicate_in_another_unique_index_is_the_rows_fault_and_updates_no_other_row(
     sink: MySQLSink, owner: Run, mysql_url: str
 ) -> None:
@@ -395,12 +411,14 @@ def test_a_duplicate_in_another_unique_index_is_the_rows_fault_and_updates_no_ot
     assert read_mysql(mysql_url)["task"]["a"]["row_index"] == 8
 
 
+@both_ways
 def test_null_in_a_required_field_is_the_rows_fault(sink: MySQLSink) -> None:
     error = failure(sink, Batch(tasks=[task("a", status=None)]))
     assert isinstance(error, BatchRejected)
     assert error.code == "1048"
 
 
+@both_ways
 @pytest.mark.parametrize(
     "fields", [{"duration_ms": 2**63}, {"context": "\ud800"}, {"context": "a\udcff"}], ids=["64 bits", "lead", "trail"]
 )
@@ -411,6 +429,7 @@ def test_what_cannot_be_stored_is_the_rows_fault(sink: MySQLSink, fields: dict[s
 # Whose fault it is: not a row's
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -437,6 +456,7 @@ def test_a_missing_table_is_noticed_by_ping(sink: MySQLSink, owner: Run) -> None
     assert caught.value.code == "1146"
 
 
+@both_ways
 def test_missing_rights_are_an_outage_that_ping_notices(
     sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB
 ) -> None:
@@ -450,6 +470,7 @@ def test_missing_rights_are_an_outage_that_ping_notices(
     assert isinstance(failure(sink, Batch([session("s")])), SinkUnavailable)
 
 
+@both_ways
 def test_a_server_that_turns_read_only_is_an_outage_that_ping_notices(sink: MySQLSink, mariadb_server: MariaDB) -> None:
     with mariadb_server.variable("read_only", 1):
         with pytest.raises(SinkUnavailable) as caught:
@@ -459,6 +480,7 @@ def test_a_server_that_turns_read_only_is_an_outage_that_ping_notices(sink: MySQ
     sink.write(Batch([session("s")]))
 
 
+@both_ways
 def test_somebody_elses_lock_is_a_conflict_and_not_a_wait_for_ever(sink: MySQLSink, owner: Run) -> None:
     sink.write(Batch([session("s")]))
     owner("BEGIN")
@@ -471,6 +493,7 @@ def test_somebody_elses_lock_is_a_conflict_and_not_a_wait_for_ever(sink: MySQLSi
     sink.write(Batch([session("new"), session("s")]))
 
 
+@both_ways
 def test_a_killed_connection_is_an_outage_that_opening_mends(
     sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB
 ) -> None:
@@ -519,6 +542,7 @@ def test_a_database_that_does_not_exist_is_an_outage(make: Callable[..., MySQLSi
 # Whose fault it is: another writer's, or nobody knows
 
 
+@both_ways
 def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
     sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,6 +580,7 @@ def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
     assert {row["status"] for row in read_mysql(mysql_url)["task"].values()} == {"pending"}
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("number", "expected", "suspect"),
     [
@@ -585,6 +610,7 @@ def test_a_number_of_a_triggers_own_is_a_conflict_or_an_outage_or_suspect(
         assert sink._connection is connection
 
 
+@both_ways
 def test_a_row_too_large_for_its_page_is_suspect(sink: MySQLSink, owner: Run) -> None:
     columns = ", ".join(f"ADD c{i} varchar(255) CHARACTER SET latin1 AS (left(context, 255)) STORED" for i in range(60))
     owner("SET innodb_strict_mode = OFF")  # else the table itself would be refused
