@@ -144,13 +144,16 @@ def flatness(field: Field, workload: str, span: str, series: list[Series]) -> li
 
 
 def buffered(field: Field, scale: Scale) -> list[Series]:
-    """Rows that wait in memory until a flush, over and over: as many in all, unless more than that wait at a time."""
-    service = field.persistd(buffer=HOLD)
+    """Rows that wait in memory until a flush, over and over: as many in all, unless more than that wait at a time.
+
+    Each run has a place and a service of its own, that go after it, or the later ones would pay for memory that a
+    virtual machine is given only as it is first used: the files of those before stay in the system's cache.
+    """
     samples: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
-    for number in range(scale.size_rounds):
-        for step, (count, some) in enumerate(samples.items()):
-            load = Load(step * 100 * SPACE, max(count, scale.rows), fill=count)
-            some.append(service.run(load.moved(number)))
+    for _ in range(scale.size_rounds):
+        for count, some in samples.items():
+            with Field(field.sink, field.databases) as alone:
+                some.append(alone.persistd(buffer=HOLD).run(Load(0, max(count, scale.rows), fill=count)))
     series = [
         _cost(field, "buffered", f"{count:,} rows", [sample.seconds for sample in some], some)
         for count, some in samples.items()
