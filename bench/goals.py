@@ -48,6 +48,7 @@ GOALS = (
     Goal("at 40,000 rows/s", "p99", ("postgres",), "", most=20),
     Goal("batch size", "dearest / cheapest", (), "", most=1.3),
     Goal("buffered", "dearest / cheapest", (), "", most=1.3),
+    Goal("flushed on demand", "dearest / cheapest", (), "", most=1.3),
     Goal("replay", "start after a crash", (), "", least=100_000),
     Goal("memory", "idle", (), "", most=100),
 )

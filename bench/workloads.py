@@ -144,19 +144,33 @@ def flatness(field: Field, workload: str, span: str, series: list[Series]) -> li
 
 
 def buffered(field: Field, scale: Scale) -> list[Series]:
-    """Rows that wait in memory until a flush, over and over: as many in all, unless more than that wait at a time.
+    """Rows that wait in memory: until so many are there, while others come; and until a flush on demand, over and over.
 
-    Each run has a place and a service of its own, that go after it, or the later ones would pay for memory that a
-    virtual machine is given only as it is first used: the files of those before stay in the system's cache.
+    The first is two fills of the largest buffer, the second one; else as many rows at every level. Each run has a place
+    and a service of its own, that go after it, or the later ones would pay for memory that a virtual machine is given
+    only as it is first used: the files of those before stay in the system's cache.
     """
-    samples: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
+    steady: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
+    on_demand: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
     for _ in range(scale.size_rounds):
-        for count, some in samples.items():
-            with Field(field.sink, field.databases) as alone:
-                some.append(alone.persistd(buffer=HOLD).run(Load(0, max(count, scale.rows), fill=count)))
+        for count in scale.buffered:
+            steady[count].append(_alone(field, Load(0, max(2 * count, scale.rows)), HOLD | {"capacity": count}))
+            on_demand[count].append(_alone(field, Load(0, max(count, scale.rows), fill=count), HOLD))
+    return [
+        *_levels(field, "buffered", steady),
+        *_levels(field, "flushed on demand", on_demand),
+    ]
+
+
+def _alone(field: Field, load: Load, buffer: dict[str, Any]) -> Sample:
+    with Field(field.sink, field.databases) as alone:
+        return alone.persistd(buffer=buffer).run(load)
+
+
+def _levels(field: Field, workload: str, samples: dict[int, list[Sample]]) -> list[Series]:
     series = [
-        _cost(field, "buffered", f"{count:,} rows", [sample.seconds for sample in some], some)
+        _cost(field, workload, f"{count:,} rows", [sample.seconds for sample in some], some)
         for count, some in samples.items()
     ]
-    span = f"{scale.buffered[0]:,} to {scale.buffered[-1]:,} rows"
-    return [*series, *flatness(field, "buffered", span, series)]
+    first, *_, last = samples
+    return [*series, *flatness(field, workload, f"{first:,} to {last:,} rows", series)]
