@@ -20,6 +20,11 @@ SUSPICION = 3
 SUSPECTS = 16
 
 
+#: A stack of parts to write, and of each whether it is the first half of one that was refused, and the other half the
+#: next.
+_Parts = list[tuple[Batch, bool]]
+
+
 class Settler:
     """Writes parts of what was taken from the buffer, and isolates the rows that the sink does not take."""
 
@@ -32,8 +37,10 @@ class Settler:
     async def settle(self, chunk: Batch, runner: SinkRunner, failures: int) -> None:
         """Write the chunk; if the sink rejects it, halve it until the rows at fault stand alone.
 
-        k such rows among n cost about k log n writes more. ``failures``: how many flushes in a row have failed with a
-        code that nobody knows.
+        k such rows among n cost about k log n writes more. Where the first half goes through, the other one is at fault
+        and is halved untried, which saves a fifth of them (Sobel and Groll, "Group Testing to Eliminate Efficiently All
+        Defectives in a Binomial Sample", 1959). ``failures``: how many flushes in a row have failed with a code that
+        nobody knows.
 
         Raises:
             SinkUnavailable: what is neither written nor refused by then is untouched.
@@ -43,13 +50,17 @@ class Settler:
         suspects: list[Refusal] = []
         last: SinkUnavailable | None = None
         wrote = False
-        parts = [chunk]
+        parts = _Parts([(chunk, False)])
         try:
             while parts:
-                part = parts.pop()
+                part, is_first = parts.pop()
                 try:
                     await self._write(part, runner)
                     wrote = True
+                    if is_first:
+                        other, _ = parts.pop()
+                        if not _halve(other, parts):
+                            parts.append((other, False))  # for the sink to say why
                 except BatchRejected as exc:
                     if not _halve(part, parts):
                         refused.append(_refusal(part, runner, exc))
@@ -111,10 +122,10 @@ def _refusal(part: Batch, runner: SinkRunner, exc: SinkError) -> Refusal:
     return Refusal(kind, part.rows(kind)[0], runner.sink.name, exc.code, str(exc), datetime.now(UTC))
 
 
-def _halve(part: Batch, parts: list[Batch]) -> bool:
+def _halve(part: Batch, parts: _Parts) -> bool:
     """Put both halves on the stack, the first one on top; False for a single row."""
     if len(part) == 1:
         return False
     middle = len(part) // 2
-    parts += [part.part(middle, len(part)), part.part(0, middle)]
+    parts += [(part.part(middle, len(part)), False), (part.part(0, middle), True)]
     return True
