@@ -94,7 +94,7 @@ ContenderT = TypeVar("ContenderT", bound=Contender)
 
 
 class Field:
-    """Makes contenders for one sink, and remembers how to end them."""
+    """Makes contenders for one sink, and remembers how to end them and to delete what they wrote."""
 
     def __init__(self, sink: str, databases: Databases) -> None:
         self.sink = sink
@@ -160,7 +160,9 @@ class Field:
                 place = str(directory / "persist.db")
                 store = SQLStore(f"sqlite:///{place}")
             case _:
-                place = self.databases.server(self.sink).fresh_database()
+                server = self.databases.server(self.sink)
+                place = server.fresh_database()
+                self._stack.callback(server.drop, place)
                 driver = "postgresql+psycopg" if self.sink == "postgres" else "mysql+pymysql"
                 store = SQLStore(f"{driver}://{place.partition('://')[2]}")
         if tables:

@@ -146,9 +146,9 @@ def flatness(field: Field, workload: str, span: str, series: list[Series]) -> li
 def buffered(field: Field, scale: Scale) -> list[Series]:
     """Rows that wait in memory: until so many are there, while others come; and until a flush on demand, over and over.
 
-    The first is two fills of the largest buffer, the second one; else as many rows at every level. Each run has a place
-    and a service of its own, that go after it, or the later ones would pay for memory that a virtual machine is given
-    only as it is first used: the files of those before stay in the system's cache.
+    As many rows at every level, unless that is less than two fills, or one. Each run has a place and a service of its
+    own, that go after it, or the later ones would pay for memory that a virtual machine is given only as it is first
+    used: the files of those before stay in the system's cache.
     """
     steady: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
     on_demand: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
@@ -156,10 +156,7 @@ def buffered(field: Field, scale: Scale) -> list[Series]:
         for count in scale.buffered:
             steady[count].append(_alone(field, Load(0, max(2 * count, scale.rows)), HOLD | {"capacity": count}))
             on_demand[count].append(_alone(field, Load(0, max(count, scale.rows), fill=count), HOLD))
-    return [
-        *_levels(field, "buffered", steady),
-        *_levels(field, "flushed on demand", on_demand),
-    ]
+    return [*_levels(field, "buffered", steady), *_levels(field, "flushed on demand", on_demand)]
 
 
 def _alone(field: Field, load: Load, buffer: dict[str, Any]) -> Sample:

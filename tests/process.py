@@ -21,8 +21,6 @@ from tornado_persist.models import PLURALS, Fields, Kind
 
 #: Seconds within which a process must have done what it was told.
 PATIENCE = 30
-#: The same for a flush, which may have many rows that are refused to isolate, on a busy machine.
-FLUSH_PATIENCE = 4 * PATIENCE
 COMMAND = (sys.executable, "-m", "tornado_persist")
 
 
@@ -128,9 +126,9 @@ class Persistd:
         """POST a batch."""
         return self.http.post(f"/api/v1/persistence/{PLURALS[kind]}/batch", content=body(kind, *rows))
 
-    def flush(self) -> dict[str, Any]:
-        """POST a flush, which must go well."""
-        response = self.http.post("/api/v1/persistence/flush", timeout=FLUSH_PATIENCE + PATIENCE)
+    def flush(self, patience: float = PATIENCE) -> dict[str, Any]:
+        """POST a flush, which must go well, within ``patience`` seconds."""
+        response = self.http.post("/api/v1/persistence/flush", timeout=patience)
         assert response.status_code == 200, response.text
         flushed: dict[str, Any] = response.json()
         return flushed

@@ -19,7 +19,6 @@ SUSPICION = 3
 #: Single rows that fail with such a code, none having been written, until it is an outage after all.
 SUSPECTS = 16
 
-
 #: A stack of parts to write, and of each whether it is the first half of one that was refused, and the other half the
 #: next.
 _Parts = list[tuple[Batch, bool]]
