@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, UnsetType
 from sqlalchemy import Column, Index, MetaData, NullPool, Table, create_engine, func, select
 
 from bench.load import Load
@@ -108,29 +110,43 @@ _SPECIFIED = _specified()
 
 
 class LinesStore(Store):
-    """A directory with JSON lines."""
+    """A directory with JSON lines, folded by the merge rule; of a row only what tells its state is held in memory."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "tasks.jsonl"
         self._read = 0
-        self._rows: dict[str, Row] = {}
+        self._states: dict[str, _State] = {}
 
     def count(self, first: str, last: str, revision: int) -> int:
-        self._fold()
+        with self._file.open("rb") as lines:
+            lines.seek(self._read)
+            for newer in map(_decode_state, lines):  # those that came since the last look
+                state = self._states.setdefault(newer.task_id, newer)
+                if newer.retry_count is not UNSET:
+                    state.retry_count = newer.retry_count
+                if newer.status is not UNSET:
+                    state.status = newer.status
+            self._read = lines.tell()
         return sum(
-            first <= name <= last and row["retry_count"] == revision and row["status"] == "completed"
-            for name, row in self._rows.items()
+            first <= name <= last and state.retry_count == revision and state.status == "completed"
+            for name, state in self._states.items()
         )
 
     def rows(self, keys: Sequence[str]) -> dict[str, Row]:
-        self._fold()
-        return {name: self._rows[name] for name in keys if name in self._rows}
-
-    def _fold(self) -> None:
-        """Lines that came since the last look, by the merge rule."""
+        found: dict[str, Row] = {}
+        wanted = frozenset(keys)
         with self._file.open("rb") as lines:
-            lines.seek(self._read)
             for line in lines:
-                row = json.loads(line)
-                self._rows[row["task_id"]] = {**self._rows.get(row["task_id"], {}), **row}
-            self._read = lines.tell()
+                name = _decode_state(line).task_id
+                if name in wanted:
+                    found[name] = {**found.get(name, {}), **json.loads(line)}
+        return found
+
+
+class _State(msgspec.Struct, gc=False):
+    task_id: str
+    retry_count: int | UnsetType = UNSET
+    status: str | UnsetType = UNSET
+
+
+_decode_state = msgspec.json.Decoder(_State).decode

@@ -146,15 +146,16 @@ def flatness(field: Field, workload: str, span: str, series: list[Series]) -> li
 def buffered(field: Field, scale: Scale) -> list[Series]:
     """Rows that wait in memory: until so many are there, while others come; and until a flush on demand, over and over.
 
-    As many rows at every level, unless that is less than two fills, or one. Each run has a place and a service of its
+    As many rows at every level, unless that is less than three fills, or one. Each run has a place and a service of its
     own, that go after it, or the later ones would pay for memory that a virtual machine is given only as it is first
-    used: the files of those before stay in the system's cache.
+    used: the files of those before stay in the system's cache. For the same reason there are three fills: the first two
+    pay for the memory that a million rows take.
     """
     steady: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
     on_demand: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
     for _ in range(scale.size_rounds):
         for count in scale.buffered:
-            steady[count].append(_alone(field, Load(0, max(2 * count, scale.rows)), HOLD | {"capacity": count}))
+            steady[count].append(_alone(field, Load(0, max(3 * count, scale.rows)), HOLD | {"capacity": count}))
             on_demand[count].append(_alone(field, Load(0, max(count, scale.rows), fill=count), HOLD))
     return [*_levels(field, "buffered", steady), *_levels(field, "flushed on demand", on_demand)]
 
