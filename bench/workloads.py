@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
+from itertools import permutations
 from typing import Any
 
 from bench.contenders import Contender, Field, in_turn
@@ -134,9 +134,12 @@ def _cost(field: Field, workload: str, measure: str, seconds: list[float], sampl
 
 
 def flatness(field: Field, workload: str, span: str, series: list[Series]) -> list[Series]:
-    """How much dearer a row is in the dearest of ``series`` than in the cheapest: in time, and in processor time."""
-    cheapest, *_, dearest = sorted(series, key=attrgetter("median"))
-    found = [(f"dearest / cheapest, {span}", ratio(dearest, cheapest))]
+    """How much dearer a row is in one of ``series`` than in another, at most: in time, and in processor time.
+
+    Of two series the rounds decide, and not which medians are the furthest apart: when the machine changes its speed in
+    between, those may be of different rounds.
+    """
+    found = [(f"dearest / cheapest, {span}", max(ratio(*pair) for pair in permutations(series, 2)))]
     work = [one.notes[CPU] for one in series if CPU in one.notes]
     if work:
         found.append((f"of the processor time, {span}", max(work) / min(work)))
