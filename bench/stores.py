@@ -120,7 +120,7 @@ class LinesStore(Store):
     def count(self, first: str, last: str, revision: int) -> int:
         with self._file.open("rb") as lines:
             lines.seek(self._read)
-            for newer in map(_decode_state, lines):  # those that came since the last look
+            for newer in map(_state, lines):  # those that came since the last look
                 state = self._states.setdefault(newer.task_id, newer)
                 if newer.retry_count is not UNSET:
                     state.retry_count = newer.retry_count
@@ -137,7 +137,7 @@ class LinesStore(Store):
         wanted = frozenset(keys)
         with self._file.open("rb") as lines:
             for line in lines:
-                name = _decode_state(line).task_id
+                name = _state(line).task_id
                 if name in wanted:
                     found[name] = {**found.get(name, {}), **json.loads(line)}
         return found
@@ -149,4 +149,9 @@ class _State(msgspec.Struct, gc=False):
     status: str | UnsetType = UNSET
 
 
-_decode_state = msgspec.json.Decoder(_State).decode
+_decoder = msgspec.json.Decoder(_State)
+
+
+def _state(line: bytes) -> _State:
+    # As text: in the fields that it passes over msgspec does not look at the encoding.
+    return _decoder.decode(line.decode())
