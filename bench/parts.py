@@ -16,13 +16,13 @@ from zlib import crc32
 import msgspec
 
 from bench.rows import bodies
-from tornado_persist.buffer import Buffer
-from tornado_persist.parser import Parser
-from tornado_persist.rows import Row
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.records.models import Row
+from tornado_persist.records.parser import Parser
+from tornado_persist.records.times import in_utc
 from tornado_persist.sinks import mysql, postgres
-from tornado_persist.sinks.encoder import BLOCK, batched
+from tornado_persist.sinks.encoders import BLOCK, batched
 from tornado_persist.sinks.sql import group
-from tornado_persist.times import in_utc
 
 ROWS = 20_000
 RUNS = 9

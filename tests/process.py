@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx
 
 from tests.rows import body
-from tornado_persist.models import PLURALS, Fields, Kind
+from tornado_persist.records.models import PLURALS, Fields, Kind
 
 #: Seconds within which a process must have done what it was told.
 PATIENCE = 30

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from tests import rows
-from tornado_persist.backlog import Backlog
-from tornado_persist.buffer import Buffer
-from tornado_persist.deadletter import DeadLetters
-from tornado_persist.flusher import Flusher
-from tornado_persist.ingest import FindSessions, Ingest
 from tornado_persist.journal import Journal
-from tornado_persist.metrics import Metrics, Totals
-from tornado_persist.models import KINDS, Kind
-from tornado_persist.parser import Parser
+from tornado_persist.pipeline.backlog import Backlog
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.deadletters import DeadLetters
+from tornado_persist.pipeline.flusher import Flusher
+from tornado_persist.pipeline.ingest import FindSessions, Ingest
+from tornado_persist.records.models import KINDS, Kind
+from tornado_persist.records.parser import Parser
 from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.telemetry.metrics import Metrics, Totals
 from tornado_persist.testing import FlakySink
 
 

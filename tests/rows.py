@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tornado_persist.models import PLURALS, Fields, Kind
+from tornado_persist.records.models import PLURALS, Fields, Kind
 
 
 def session(session_id: str = "s1", /, **fields: Any) -> Fields:

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.rig import wait_until
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks import runner as runner_module
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.testing import FlakySink, task

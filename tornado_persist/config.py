@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tornado_persist import masking
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import SinkSettings
+from tornado_persist.telemetry import redaction as masking
 
 ENV_PREFIX = "PERSISTD_"
 ENV_CONFIG = "PERSISTD_CONFIG"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+import tempfile
+import time
 from pathlib import Path
+
+from tornado_persist.errors import ConfigError, StartError
 
 #: Buffers that one ``writev`` takes at most.
 IOV_MAX: int = os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 1024
@@ -86,3 +92,117 @@ def fsync_directory(directory: Path) -> None:
 def reason(exc: OSError) -> str:
     """What the operating system says, without the error's number."""
     return exc.strerror or str(exc)
+
+
+class DataDir:
+    """A directory that is locked while a service runs on it.
+
+    The lock is on the directory itself, and the kernel lets go of it when the process ends, however it ends: unlike a
+    process id it cannot be stale, and unlike a lock file it cannot be deleted from under its holder. The pid file in it
+    only tells where to send signals.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pid_file = path / "persistd.pid"
+        self.log_file = path / "persistd.log"
+        self._fd: int | None = None
+
+    def make(self) -> None:
+        """Create the directory if it is missing, and try that files can be made in it.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as exc:
+            raise ConfigError("data_dir", f"{self.path} cannot be written: {exc.strerror}") from None
+
+    def lock(self) -> None:
+        """Take the directory for this process, until it ends or :meth:`unlock`.
+
+        Raises:
+            StartError: another process has it.
+        """
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise StartError(f"data_dir {self.path} is in use by another persistd{self._pid_words()}") from None
+        self._fd = fd
+
+    def unlock(self) -> None:
+        """Let the next one have the directory."""
+        if self._fd is not None:
+            self.pid_file.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = None
+
+    def write_pid(self) -> None:
+        """Say who has the directory; to be called with the lock, once signals are handled.
+
+        On a full disk nobody is told: the journal needs no new room to drain, so that must not end the start.
+        """
+        with contextlib.suppress(OSError):
+            self.pid_file.write_text(f"{os.getpid()}\n")
+
+    def locked(self) -> bool:
+        """Whether a service, another than this object's, has the directory.
+
+        Raises:
+            ConfigError: it cannot be looked at.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        except OSError as exc:
+            raise ConfigError("data_dir", f"{self.path} cannot be read: {exc.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(fd)
+
+    def wait_unlocked(self, timeout: float) -> bool:
+        """Wait until no service has the directory; False when one still has it after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.locked():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def pid(self) -> int | None:
+        """The process that has the directory; None when nobody has it, or it has not said so yet."""
+        if not self.locked():
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            return int(self.pid_file.read_text())
+        return None
+
+    def holder(self) -> int | None:
+        """The process that the pid file names, if there is one; for looking on alone.
+
+        Unlike :meth:`pid` it takes no lock, not even for a moment, in which a start would be refused. It may be wrong
+        where a service was killed and another process has its number now, or where the disk had no room for the file.
+        """
+        try:
+            pid = int(self.pid_file.read_text())
+            os.kill(pid, 0)
+        except PermissionError as exc:
+            return pid if exc.filename is None else None
+        except (OSError, ValueError):
+            return None
+        return pid
+
+    def _pid_words(self) -> str:
+        pid = self.pid()
+        return f" (pid {pid})" if pid else ""

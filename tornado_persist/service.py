@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,27 +15,45 @@ from typing import Any
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
-from tornado_persist import __version__, config, interpreter, log
-from tornado_persist.background import Background
-from tornado_persist.backlog import Backlog
-from tornado_persist.buffer import Buffer
+from tornado_persist import __version__, config
 from tornado_persist.config import Settings
-from tornado_persist.datadir import DataDir
-from tornado_persist.deadletter import DeadLetters
 from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
-from tornado_persist.flusher import Flusher
-from tornado_persist.history import INTERVAL
-from tornado_persist.ingest import Ingest
+from tornado_persist.files import DataDir
 from tornado_persist.journal import Checkpoint, Journal
-from tornado_persist.metrics import Metrics, Totals
-from tornado_persist.models import KINDS
-from tornado_persist.parser import Parser
+from tornado_persist.pipeline.background import Background
+from tornado_persist.pipeline.backlog import Backlog
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.deadletters import DeadLetters
+from tornado_persist.pipeline.flusher import Flusher
+from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.records.models import KINDS
+from tornado_persist.records.parser import Parser
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.runner import SinkRunner
-from tornado_persist.systemd import ServiceManager
+from tornado_persist.telemetry import log
+from tornado_persist.telemetry.metrics import Metrics, Totals
+from tornado_persist.telemetry.systemd import ServiceManager
 from tornado_persist.web.app import Api
+from tornado_persist.web.samples import INTERVAL
 from tornado_persist.web.server import Server
+
+#: Seconds after which a thread that computes lets another one go on; Python's own is 5 ms. The journal's thread, the
+#: sink's and the event loop each wait for it again and again within one batch. Together with what the collector is told
+#: below, the slowest hundredth of the answers at 20,000 rows/s into PostgreSQL came after 15 ms instead of 29.
+SWITCH_INTERVAL = 0.001
+#: Objects made, beyond those freed, before the collector looks for cycles among them; Python's own is 700. Rows make no
+#: cycles, and a batch of 1,000 rows is 1,000 objects. With what follows it saves a tenth of the processor time.
+COLLECT_AFTER = 10_000
+
+
+def _tune_interpreter() -> None:
+    """Set up threads and garbage collection; called once everything is loaded and before the first request."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.collect()
+    gc.freeze()  # modules and types stay: the collector need not look at their 150,000 objects again
+    gc.set_threshold(COLLECT_AFTER, 20, 20)
+
 
 logger = log.get(__name__)
 
@@ -153,7 +173,7 @@ class Service:
         await self._runner.healthy(wait=FIRST_LOOK)
         server = Server(self._api)
         server.add_sockets(sockets)
-        interpreter.tune()
+        _tune_interpreter()
         self._flusher.poke()
         watch = PeriodicCallback(self._watch, WATCH_INTERVAL * 1000)
         watch.start()

@@ -15,7 +15,7 @@ import pytest
 from tests.process import COMMAND, environment, persistd, wait_until
 from tests.rows import body, task
 from tornado_persist import __version__
-from tornado_persist.datadir import DataDir
+from tornado_persist.files import DataDir
 
 
 @pytest.fixture

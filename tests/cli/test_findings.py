@@ -19,8 +19,8 @@ from tornado_persist import config
 from tornado_persist.cli import findings
 from tornado_persist.cli.findings import Finding, hint
 from tornado_persist.config import Settings
-from tornado_persist.datadir import DataDir
 from tornado_persist.errors import SinkUnavailable
+from tornado_persist.files import DataDir
 
 Look = Callable[..., list[Finding]]
 

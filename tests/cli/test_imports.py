@@ -18,7 +18,7 @@ from tests.cli.terminal import OnTerminal
 from tests.process import COMMAND, Persistd, environment, wait_until
 from tests.rows import session, task
 from tests.sinks.readers import read_jsonl, read_postgres
-from tornado_persist.models import KINDS, Fields
+from tornado_persist.records.models import KINDS, Fields
 
 HOURLY = "[buffer]\nflush_interval = 3600\n"
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tests.process import PATIENCE, wait_until
 from tests.rows import body, row
-from tornado_persist.models import KEYS, KINDS, PLURALS, Fields, Kind
+from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind
 from tornado_persist.testing import Stored, complete
 
 #: The field that holds an update's version.

@@ -26,7 +26,7 @@ from tests.rows import row, session, task
 from tests.servers import PASSWORD, Server, database_of
 from tests.sinks.readers import TABLES, read_mysql, read_postgres, read_sqlite
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.models import KEYS, KINDS, Fields, Kind
+from tornado_persist.records.models import KEYS, KINDS, Fields, Kind
 from tornado_persist.testing import FlakySink, Stored
 
 MANUAL = "[buffer]\nflush_interval = 3600\ncapacity = 1000000\n"

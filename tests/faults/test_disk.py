@@ -17,7 +17,7 @@ from tests.process import Persistd, wait_until
 from tests.rows import task
 from tests.sinks.readers import read_jsonl, read_sqlite
 from tests.tools import require
-from tornado_persist.models import Fields, Kind
+from tornado_persist.records.models import Fields, Kind
 
 #: Bytes of a small disk; less than the journal wants to see free before it goes on.
 ROOM = 512 << 10

@@ -22,7 +22,7 @@ from tests.process import PATIENCE, Persistd, wait_until
 from tests.rows import row, task
 from tests.servers import PASSWORD, USER, MariaDB, Postgres, Server, database_of
 from tests.sinks.readers import connect_mysql, read_mysql, read_postgres
-from tornado_persist.models import KINDS, SHAPES, Batch, Fields, Kind
+from tornado_persist.records.models import KINDS, SHAPES, Batch, Fields, Kind
 from tornado_persist.sinks.runner import STALLED_AFTER
 from tornado_persist.testing import Stored, merge, nothing, same
 

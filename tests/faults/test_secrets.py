@@ -13,7 +13,8 @@ import sqlalchemy
 from tests.process import Persistd, persistd
 from tests.rows import task
 from tests.servers import MariaDB, Postgres
-from tornado_persist import cli, masking
+from tornado_persist import cli
+from tornado_persist.telemetry import redaction as masking
 
 #: As it is, and in each way in which a URL may write it. It is in no word that is said anyway.
 PASSWORD = "Zw#eb/el qu:ark"

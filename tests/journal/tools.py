@@ -18,7 +18,7 @@ import pytest
 from tornado_persist.errors import NotAccepting
 from tornado_persist.journal import HEADER_SIZE, Journal, Record
 from tornado_persist.journal.record import decode
-from tornado_persist.models import Kind
+from tornado_persist.records.models import Kind
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pymysql
 
-from tornado_persist.models import KEYS, KINDS, Batch, Fields, Kind
+from tornado_persist.records.models import KEYS, KINDS, Batch, Fields, Kind
+from tornado_persist.records.times import stamp
 from tornado_persist.testing import FIELDS, Stored, merge, nothing
-from tornado_persist.times import stamp
 
 TABLES: Mapping[Kind, str] = {"session": "translation_sessions", "task": "translation_tasks"}
 OBJECTS = ("game_info", "metadata")

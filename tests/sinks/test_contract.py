@@ -15,8 +15,8 @@ from tests.servers import MariaDB
 from tests.sinks import readers
 from tests.sinks.limits import file_size_limit
 from tornado_persist.errors import BatchRejected
-from tornado_persist.models import Batch, Kind
-from tornado_persist.parser import Parser
+from tornado_persist.records.models import Batch, Kind
+from tornado_persist.records.parser import Parser
 from tornado_persist.sinks.jsonl import JSONLSink
 from tornado_persist.sinks.mysql import MySQLSink
 from tornado_persist.sinks.postgres import PostgresSink

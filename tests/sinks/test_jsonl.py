@@ -19,7 +19,7 @@ import structlog
 from tests.sinks.limits import file_size_limit
 from tests.sinks.readers import read_jsonl
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks.jsonl import JSONLSink
 from tornado_persist.testing import SECOND, T0, complete, session, task
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.testing import MemorySink, session, task

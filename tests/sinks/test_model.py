@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.sinks import readers
-from tornado_persist.buffer import Buffer
-from tornado_persist.models import KEYS, KINDS, MAX_INT32, MAX_INT64, SHAPES, Fields, Kind
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.records.models import KEYS, KINDS, MAX_INT32, MAX_INT64, SHAPES, Fields, Kind
+from tornado_persist.records.times import stamp
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.testing import T0, MemorySink, Stored, complete, nothing, same
-from tornado_persist.times import stamp
 
 
 class Subject(NamedTuple):

@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 from tests.servers import MariaDB, database_of
 from tests.sinks.readers import connect_mysql, read_mysql
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks import mysql
 from tornado_persist.sinks.mysql import MySQLSettings, MySQLSink
 from tornado_persist.sinks.sql import Blame

@@ -16,7 +16,7 @@ from sqlalchemy import make_url
 from tests.servers import Postgres, database_of
 from tests.sinks.readers import read_postgres
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks import postgres
 from tornado_persist.sinks.postgres import PostgresSettings, PostgresSink
 from tornado_persist.sinks.sql import Blame

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tests.sinks.readers import read_sqlite
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks import sqlite
 from tornado_persist.sinks.sql import Blame
 from tornado_persist.sinks.sqlite import SQLiteSettings, SQLiteSink

@@ -9,7 +9,7 @@ from sqlalchemy import Dialect, make_url
 from sqlalchemy.schema import CreateTable
 
 from tornado_persist.errors import BatchRejected
-from tornado_persist.models import DEFAULTS, KEYS, KINDS, Kind, Session, Task
+from tornado_persist.records.models import DEFAULTS, KEYS, KINDS, Kind, Session, Task
 from tornado_persist.sinks.tables import TABLES, dump_json
 
 MODELS: dict[Kind, Any] = {"session": Session, "task": Task}

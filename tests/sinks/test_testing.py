@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
-from tornado_persist.models import KEYS, KINDS, SHAPES, Batch, Fields, Kind
+from tornado_persist.records.models import KEYS, KINDS, SHAPES, Batch, Fields, Kind
 from tornado_persist.testing import AppendSink, FlakySink, MemorySink, SinkContract, Stored, session, task
 
 

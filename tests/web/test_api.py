@@ -14,7 +14,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tests.rows import body, session, task
 from tests.web.conftest import LIMIT
 from tornado_persist import __version__
-from tornado_persist.models import PLURALS, Kind
+from tornado_persist.records.models import PLURALS, Kind
 from tornado_persist.testing import FlakySink
 from tornado_persist.web.app import PREFIX, Api
 

@@ -14,8 +14,8 @@ import pytest
 from tests.process import Persistd, environment
 from tests.rows import body, session, task
 from tornado_persist.errors import InvalidBatch
-from tornado_persist.models import KEYS, KINDS, PLURALS, Fields, Kind, Session, Task
-from tornado_persist.parser import Parser
+from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind, Session, Task
+from tornado_persist.records.parser import Parser
 from tornado_persist.web.app import ROUTES
 from tornado_persist.web.base import GetHandler
 from tornado_persist.web.description import PREFIX, Limits, describe

@@ -13,7 +13,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
 from tests.rig import Rig
 from tests.rows import body, session, task
-from tornado_persist.models import KINDS, PLURALS, Kind
+from tornado_persist.records.models import KINDS, PLURALS, Kind
 from tornado_persist.web.app import PREFIX, Api
 from tornado_persist.web.handlers import BatchHandler
 from tornado_persist.web.server import Server

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tornado_persist import masking
 from tornado_persist.cli import findings
 from tornado_persist.cli.command import FAILED, OK, Commands
 from tornado_persist.config import Settings
+from tornado_persist.telemetry import redaction as masking
 
 
 def add(commands: Commands) -> None:

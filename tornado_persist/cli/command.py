@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import shtab
 
-from tornado_persist import masking
 from tornado_persist.config import Settings
+from tornado_persist.telemetry import redaction as masking
 
 OK, FAILED, BAD_CONFIG, NO_SERVICE = 0, 1, 2, 3
 

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tornado_persist import log
 from tornado_persist.cli.command import FAILED, NO_SERVICE, OK, Commands, complain
 from tornado_persist.config import Settings
-from tornado_persist.datadir import DataDir
 from tornado_persist.errors import ConfigError
+from tornado_persist.files import DataDir
 from tornado_persist.service import Service
+from tornado_persist.telemetry import log
 
 #: Seconds that ``stop`` waits beyond ``server.shutdown_timeout``.
 STOP_GRACE = 10.0

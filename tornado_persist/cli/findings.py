@@ -15,9 +15,8 @@ from typing import Literal
 
 from tornado_persist.cli.table import size
 from tornado_persist.config import Settings
-from tornado_persist.datadir import DataDir
 from tornado_persist.errors import SinkError
-from tornado_persist.files import reason
+from tornado_persist.files import DataDir, reason
 from tornado_persist.journal.record import HEADER_SIZE
 from tornado_persist.service import make_sink
 

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from tornado_persist.cli import table
 from tornado_persist.cli.command import OK, Commands, complain, completes_files
+from tornado_persist.cli.importer import Importer
 from tornado_persist.cli.remote import add_url, connect
+from tornado_persist.cli.sender import Sender
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError
-from tornado_persist.transfer.importer import Importer
-from tornado_persist.transfer.sender import Sender
 
 #: Seconds that a service may be away or full until an import gives up.
 PATIENCE = 60.0

@@ -16,11 +16,10 @@ from typing import IO, Any
 from tornado_persist.cli import table
 from tornado_persist.cli.command import FAILED, OK, Commands, complain, completes_files
 from tornado_persist.config import Settings
-from tornado_persist.datadir import DataDir
 from tornado_persist.errors import InputError
-from tornado_persist.files import fsync_directory, reason
+from tornado_persist.files import DataDir, fsync_directory, reason
 from tornado_persist.journal import Begin, Damage, DamagedDirectory, Inspection, Missing, Place, Tail
-from tornado_persist.models import KINDS, PLURALS, Kind
+from tornado_persist.records.models import KINDS, PLURALS, Kind
 
 _READS_ONLY = "It only reads, takes no lock, and may be called while the service runs."
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tornado_persist.cli import retry, table
 from tornado_persist.cli.command import FAILED, OK, Commands, complain
+from tornado_persist.cli.rejections import Entry, Rejections
 from tornado_persist.cli.selection import add_filters, add_selection, chosen, complain_of_broken
 from tornado_persist.config import Settings
-from tornado_persist.transfer.rejections import Entry, Rejections
 
 #: Characters of a message in the table.
 _MESSAGE = 100

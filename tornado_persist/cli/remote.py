@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tornado_persist.client import TIMEOUT, Client
+from tornado_persist.cli.client import TIMEOUT, Client
 from tornado_persist.config import Settings
 from tornado_persist.errors import ConfigError
 

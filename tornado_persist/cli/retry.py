@@ -14,21 +14,21 @@ from pathlib import Path
 
 from tornado_persist import config
 from tornado_persist.cli import table
+from tornado_persist.cli.client import Client
 from tornado_persist.cli.command import FAILED, OK, Commands, complain, completes_files
 from tornado_persist.cli.imports import add_patience
+from tornado_persist.cli.lines import decode, parse
+from tornado_persist.cli.rejections import Entry, Rejections
 from tornado_persist.cli.remote import add_url, connect
 from tornado_persist.cli.selection import add_selection, chosen, complain_of_broken
+from tornado_persist.cli.sender import RowRefused, Sender
 from tornado_persist.cli.stats import FLUSH_GRACE
-from tornado_persist.client import Client
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError, InvalidBatch, PersistError, RequestRefused, SinkError
 from tornado_persist.files import reason
-from tornado_persist.models import KEYS, KINDS, PLURALS, Fields, Kind
-from tornado_persist.parser import Parser
+from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind
+from tornado_persist.records.parser import Parser
 from tornado_persist.service import make_sink
-from tornado_persist.transfer.lines import decode, parse
-from tornado_persist.transfer.rejections import Entry, Rejections
-from tornado_persist.transfer.sender import RowRefused, Sender
 
 _MORE = """The row becomes a new update: its fields replace what is stored. So a row that was updated in the sink after
 it was refused is left out, unless --overwrite is given. Afterwards the service is flushed, and what it refuses again

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterable
 
 from tornado_persist.cli.command import FAILED, OK, complain
+from tornado_persist.cli.rejections import Entry, Rejections
 from tornado_persist.errors import ConfigError, InputError
-from tornado_persist.models import KINDS
-from tornado_persist.transfer.rejections import Entry, Rejections
+from tornado_persist.records.models import KINDS
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tornado_persist.cli import table
+from tornado_persist.cli.client import Client
 from tornado_persist.cli.command import FAILED, OK, Commands, complain
 from tornado_persist.cli.remote import add_url, connect
-from tornado_persist.client import Client
 from tornado_persist.config import Settings
 from tornado_persist.errors import NoAnswer, PersistError, RequestRefused
 

@@ -4,10 +4,10 @@ from tornado_persist.journal.cursor import Checkpoint
 from tornado_persist.journal.damaged import DamagedDirectory
 from tornado_persist.journal.inspection import Begin, Inspection, Missing, Place
 from tornado_persist.journal.journal import Journal
-from tornado_persist.journal.ledger import Stats
 from tornado_persist.journal.record import HEADER_SIZE, Record
 from tornado_persist.journal.recovery import Found
 from tornado_persist.journal.scanner import Damage, Tail
+from tornado_persist.journal.state import Stats
 from tornado_persist.journal.writer import Sync
 
 __all__ = [

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tornado_persist import log
 from tornado_persist.files import fsync_directory, read_at, reason, write_all
 from tornado_persist.journal.scanner import WINDOW, Damage
+from tornado_persist.telemetry import log
 
 logger = log.get(__name__)
 

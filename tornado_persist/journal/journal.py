@@ -10,18 +10,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tornado_persist import log
 from tornado_persist.files import reason
 from tornado_persist.journal.cursor import Checkpoint, Cursor
 from tornado_persist.journal.damaged import DamagedDirectory
-from tornado_persist.journal.ledger import Ledger, Stats
 from tornado_persist.journal.reader import Reader
 from tornado_persist.journal.record import CODES, MAX_BODY, Record, microseconds
 from tornado_persist.journal.recovery import Found, Recovery
 from tornado_persist.journal.scanner import Damage
 from tornado_persist.journal.segment import Segment
+from tornado_persist.journal.state import Ledger, Stats
 from tornado_persist.journal.writer import CLOSED, TRY_EVERY, Append, Sync, Writer, reject
-from tornado_persist.models import Kind
+from tornado_persist.records.models import Kind
+from tornado_persist.telemetry import log
 
 logger = log.get(__name__)
 
@@ -31,7 +31,7 @@ class Journal:
 
     :meth:`append`, :meth:`stats` and the properties belong to the event loop and never wait. :meth:`open`,
     :meth:`read`, :meth:`release` and :meth:`close` block; call them in threads, each in one at a time. One journal at a
-    time has a directory: see :class:`tornado_persist.datadir.DataDir`.
+    time has a directory: see :class:`tornado_persist.files.DataDir`.
     """
 
     def __init__(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tornado_persist.journal.damaged import DamagedDirectory
-from tornado_persist.journal.ledger import Ledger
 from tornado_persist.journal.record import Record, moment
 from tornado_persist.journal.scanner import Damage, Entry, Scanner
 from tornado_persist.journal.segment import Segment
+from tornado_persist.journal.state import Ledger
 
 _GONE = (-1, -1, None)
 

@@ -34,7 +34,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from zlib import crc32
 
-from tornado_persist.models import Kind
+from tornado_persist.records.models import Kind
 
 MAGIC = b"\xffTPJ"
 VERSION = 1

@@ -12,15 +12,15 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tornado_persist import log
 from tornado_persist.errors import StartError
 from tornado_persist.files import fsync_directory, make_directory, reason
 from tornado_persist.journal.cursor import Checkpoint, Cursor, CursorDamaged
 from tornado_persist.journal.damaged import DamagedDirectory
-from tornado_persist.journal.ledger import Ledger
 from tornado_persist.journal.scanner import Damage, Entry, Scanner, Tail
 from tornado_persist.journal.segment import Segment, first_of, segment_path
-from tornado_persist.models import KINDS, Kind
+from tornado_persist.journal.state import Ledger
+from tornado_persist.records.models import KINDS, Kind
+from tornado_persist.telemetry import log
 
 logger = log.get(__name__)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tornado_persist.errors import StartError
 from tornado_persist.files import read_at
 from tornado_persist.journal.record import HEADER_SIZE, KIND_OF, MAGIC, VERSION, Header, decode, intact
-from tornado_persist.models import Kind
+from tornado_persist.records.models import Kind
 
 #: Bytes read at a time; a record that is larger is read alone.
 WINDOW = 1 << 20

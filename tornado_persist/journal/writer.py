@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from tornado_persist import log
 from tornado_persist.errors import NotAccepting
 from tornado_persist.files import reason
-from tornado_persist.journal.ledger import Ledger
 from tornado_persist.journal.record import HEADER_SIZE, encode
 from tornado_persist.journal.segment import Segment
+from tornado_persist.journal.state import Ledger
+from tornado_persist.telemetry import log
 
 logger = log.get(__name__)
 

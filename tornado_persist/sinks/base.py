@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from tornado_persist.models import Batch, Kind
+from tornado_persist.records.models import Batch, Kind
 
 
 class SinkSettings(BaseModel):

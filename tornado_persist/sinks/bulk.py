@@ -15,7 +15,7 @@ from typing import Any
 import pymysql
 from pymysql.constants import CLIENT, ER
 
-from tornado_persist.sinks.encoder import Encoder, Spelt
+from tornado_persist.sinks.encoders import Encoder, Spelt
 
 #: Statements that one connection keeps prepared: one for each set of fields that rows come with.
 PREPARED = 64

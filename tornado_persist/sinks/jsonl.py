@@ -30,12 +30,11 @@ from typing import Any, ClassVar
 import msgspec
 from pydantic import BaseModel, Field, ValidationError
 
-from tornado_persist import log
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.files import fsync_directory, make_directory, write_all
-from tornado_persist.models import KINDS, PLURALS, Batch, Kind
-from tornado_persist.rows import Row
+from tornado_persist.records.models import KINDS, PLURALS, Batch, Kind, Row
 from tornado_persist.sinks.base import Sink, SinkSettings
+from tornado_persist.telemetry import log
 
 logger = log.get(__name__)
 

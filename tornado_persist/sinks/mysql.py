@@ -14,10 +14,9 @@ from pydantic import SecretStr, field_validator
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.models import KEYS, KINDS, Kind
-from tornado_persist.rows import Row
+from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
-from tornado_persist.sinks.encoder import BLOCK, Ahead, Encoder, batched
+from tornado_persist.sinks.encoders import BLOCK, Ahead, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,

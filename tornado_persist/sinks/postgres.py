@@ -13,10 +13,9 @@ from pydantic import SecretStr, field_validator
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.hunch import Hunch
-from tornado_persist.models import KEYS, KINDS, Kind
-from tornado_persist.rows import Row
-from tornado_persist.sinks.encoder import BLOCK, Encoder, batched
+from tornado_persist.records.hunch import Hunch
+from tornado_persist.records.models import KEYS, KINDS, Kind, Row
+from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from tornado_persist import log, masking
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks.base import Sink
+from tornado_persist.telemetry import log
+from tornado_persist.telemetry import redaction as masking
 
 T = TypeVar("T")
 

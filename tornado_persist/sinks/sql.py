@@ -27,10 +27,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.models import KEYS, KINDS, Batch, Kind
-from tornado_persist.rows import Row
+from tornado_persist.records.models import KEYS, KINDS, Batch, Kind, Row
 from tornado_persist.sinks.base import Sink, SinkSettings
-from tornado_persist.sinks.encoder import batched
+from tornado_persist.sinks.encoders import batched
 from tornado_persist.sinks.tables import METADATA, TABLES
 
 #: Seconds after which a connection attempt fails.

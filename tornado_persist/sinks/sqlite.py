@@ -15,8 +15,7 @@ from pydantic import Field
 from sqlalchemy import JSON, URL, Connection, Engine, NullPool, create_engine, event
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.models import KEYS, Kind
-from tornado_persist.rows import Row
+from tornado_persist.records.models import KEYS, Kind, Row
 from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSettings, SQLSink, updated
 from tornado_persist.sinks.tables import TABLES, dump_json
 

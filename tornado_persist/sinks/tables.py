@@ -27,7 +27,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import TypeEngine
 
 from tornado_persist.errors import BatchRejected
-from tornado_persist.models import DEFAULTS, Kind
+from tornado_persist.records.models import DEFAULTS, Kind
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 

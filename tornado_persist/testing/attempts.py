@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from tornado_persist.errors import SinkConflict, SinkError
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 
 
 def find(sink: Any, session_ids: Collection[str]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from tornado_persist.rows import Row
+from tornado_persist.records.models import Row
 from tornado_persist.testing.rows import in_row
 
 

@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from tornado_persist.errors import BatchRejected
-from tornado_persist.models import DEFAULTS, KINDS, MAX_INT32, MAX_INT64, MAX_TEXT, SHAPES, Batch
+from tornado_persist.records.models import DEFAULTS, KINDS, MAX_INT32, MAX_INT64, MAX_TEXT, SHAPES, Batch
+from tornado_persist.records.times import stamp
 from tornado_persist.testing.attempts import failed_write, find, skip, write_through
 from tornado_persist.testing.comparison import same
 from tornado_persist.testing.rows import SECOND, T0, in_row, session, task
 from tornado_persist.testing.samples import FULL, JSON_OBJECTS, KEYS_ALIKE, TEXTS, nested, subsets
 from tornado_persist.testing.stored import Stored, complete, merge, nothing
-from tornado_persist.times import stamp
 
 
 class SinkContract:

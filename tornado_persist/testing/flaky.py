@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
-from tornado_persist.models import KEYS, KINDS, Batch
+from tornado_persist.records.models import KEYS, KINDS, Batch
 from tornado_persist.sinks.base import SinkSettings
 from tornado_persist.testing.memory import MemorySink
 from tornado_persist.testing.stored import merge, nothing

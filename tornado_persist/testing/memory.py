@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.models import Batch
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks.base import Sink, SinkSettings
 from tornado_persist.testing.stored import Stored, merge, nothing
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tornado_persist.models import SHAPES, Fields, Kind
-from tornado_persist.rows import Row
-from tornado_persist.times import stamp
+from tornado_persist.records.models import SHAPES, Fields, Kind, Row
+from tornado_persist.records.times import stamp
 
 T0 = datetime(2025, 9, 30, 16, 35, 0, 123456, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

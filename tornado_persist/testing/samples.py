@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tornado_persist.models import MAX_INT32, MAX_INT64, Fields, Kind
+from tornado_persist.records.models import MAX_INT32, MAX_INT64, Fields, Kind
 from tornado_persist.testing.rows import SECOND, T0
 
 # Texts: on their way through a statement, a COPY stream, JSON, or a line of a file.

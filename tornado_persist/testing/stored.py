@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from tornado_persist.models import DEFAULTS, KEYS, KINDS, Batch, Fields, Kind, Session, Task
-from tornado_persist.rows import Row
+from tornado_persist.records.models import DEFAULTS, KEYS, KINDS, Batch, Fields, Kind, Row, Session, Task
 
 #: What a sink holds: its rows by kind and key.
 Stored: TypeAlias = dict[Kind, dict[str, Fields]]

@@ -8,20 +8,20 @@ from typing import Literal
 
 from tornado.web import Application, RequestHandler
 
-from tornado_persist import log
 from tornado_persist.errors import NotAccepting
-from tornado_persist.exposition import Exposition
-from tornado_persist.flusher import Flusher
-from tornado_persist.history import History
-from tornado_persist.ingest import Ingest
 from tornado_persist.journal import Journal
-from tornado_persist.metrics import Metrics
+from tornado_persist.pipeline.flusher import Flusher
+from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.telemetry import log
+from tornado_persist.telemetry.metrics import Metrics
 from tornado_persist.web import description, handlers, history, openapi, pages
 from tornado_persist.web import metrics as scrape
 from tornado_persist.web.base import Handler, NotFound
 from tornado_persist.web.connection import Connection
 from tornado_persist.web.description import Limits
 from tornado_persist.web.intake import Intake
+from tornado_persist.web.prometheus import Exposition
+from tornado_persist.web.samples import History
 
 PREFIX = description.PREFIX
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from tornado_persist import __version__, log
+from tornado_persist import __version__
 from tornado_persist.errors import BatchRefused, FieldError, InvalidBatch, NotAccepting, NotJSON
-from tornado_persist.times import stamp
+from tornado_persist.records.times import stamp
+from tornado_persist.telemetry import log
 from tornado_persist.web import requestid
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
 from tornado.iostream import StreamClosedError, UnsatisfiableReadError
 
-from tornado_persist import log
+from tornado_persist.telemetry import log
 from tornado_persist.web.head import Head
 from tornado_persist.web.stream import Stream
 

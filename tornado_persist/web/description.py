@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from tornado_persist import __version__
-from tornado_persist.models import DEFAULTS, KINDS, PLURALS, Kind, Session, Task
-from tornado_persist.web import answers
+from tornado_persist.records.models import DEFAULTS, KINDS, PLURALS, Kind, Session, Task
+from tornado_persist.web import schemas as answers
 from tornado_persist.web.operation import REFS, get, operation, responses
 
 PREFIX = "/api/v1/persistence"

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from tornado_persist import __version__
 from tornado_persist.errors import FieldError, NotAccepting
-from tornado_persist.flusher import Flushed
-from tornado_persist.ingest import Accepted
-from tornado_persist.models import PLURALS, Kind
+from tornado_persist.pipeline.flusher import Flushed
+from tornado_persist.pipeline.ingest import Accepted
+from tornado_persist.records.models import PLURALS, Kind
 from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, shown
 
 

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tornado_persist import __version__
-from tornado_persist.history import INTERVAL, SPAN
-from tornado_persist.models import KINDS
+from tornado_persist.records.models import KINDS
 from tornado_persist.web.base import GetHandler, shown
+from tornado_persist.web.samples import INTERVAL, SPAN
 
 
 class History(GetHandler):

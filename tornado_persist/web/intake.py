@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from tornado.httputil import format_timestamp
 from tornado.iostream import IOStream
 
-from tornado_persist import log
-from tornado_persist.ingest import Accepted
+from tornado_persist.pipeline.ingest import Accepted
+from tornado_persist.telemetry import log
 from tornado_persist.web import requestid
 from tornado_persist.web.base import common_headers, to_json
 from tornado_persist.web.handlers import BatchHandler, acknowledgement

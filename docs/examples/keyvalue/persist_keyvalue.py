@@ -16,8 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.models import DEFAULTS, KEYS, KINDS, Batch, Fields, Kind, Session, Task
-from tornado_persist.rows import Row
+from tornado_persist.records.models import DEFAULTS, KEYS, KINDS, Batch, Fields, Kind, Row, Session, Task
 from tornado_persist.sinks.base import Sink, SinkSettings
 
 FIELDS: dict[Kind, tuple[str, ...]] = {"session": tuple(Session.__annotations__), "task": tuple(Task.__annotations__)}

@@ -1,0 +1,118 @@
+"""What fits goes into memory, the rest waits in the journal, and comes back in order."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.rig import rig
+from tests.rows import body, task
+from tornado_persist.records.models import KINDS
+
+
+@pytest.mark.gen_test
+async def test_past_max_rows_batches_wait_in_the_journal_alone(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=5) as it:
+        it.sink.hold()
+        for n in range(4):
+            await it.add(f"a{n}", f"b{n}")
+        assert (len(it.buffer), it.pending(), it.backlog.left_out()) == (4, 8, True)
+        assert (it.backlog.merged_through, it.backlog.accepted_through) == (2, 4)
+
+
+@pytest.mark.gen_test
+async def test_a_batch_that_would_fit_waits_behind_one_that_did_not(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=5) as it:
+        it.sink.hold()
+        await it.add("a", "b", "c")
+        await it.add("d", "e", "f")
+        await it.add("a", status="completed")
+        assert (it.backlog.merged_through, it.backlog.accepted_through, len(it.buffer)) == (1, 3, 3)
+        it.sink.release()
+        await it.flusher.flush(5)
+        assert [row["status"] for row in it.sink.batches[0].tasks] == ["pending"] * 3
+        assert it.sink.stored["task"]["a"]["status"] == "completed"
+
+
+@pytest.mark.gen_test
+async def test_updates_of_rows_in_memory_take_no_room(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=2) as it:
+        for n in range(10):
+            await it.add("a", source_text=str(n))
+        assert (it.pending(), it.backlog.left_out()) == (1, False)
+
+
+@pytest.mark.gen_test
+async def test_a_batch_larger_than_the_memory_goes_alone(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=2) as it:
+        await it.add(*"abc")
+        await it.add("d")
+        assert (len(it.buffer), it.backlog.left_out()) == (3, True)
+        await it.flusher.flush(5)
+        assert it.stored() == list("abcd")
+
+
+@pytest.mark.gen_test
+async def test_refilling_while_batches_are_accepted_keeps_the_order(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=20, capacity=20) as it:
+        for n in range(300):
+            accepts = [it.add("same", f"t{n}-{i}", source_text=f"{n}-{i}") for i in range(3)]
+            await asyncio.gather(*accepts, it.backlog.refill())
+        await it.flusher.flush(10)
+        assert it.pending() == 0
+        assert len(it.stored()) == 901
+        last = it.sink.stored["task"]["same"]["source_text"]
+        assert last == "299-2"
+
+
+@pytest.mark.gen_test
+async def test_recovery_merges_what_was_not_released_and_counts_it(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=3) as it:
+        it.sink.down = True
+        await it.add("s", kind="session")
+        await it.add("a", "b", "a")
+        await it.add("c", "d")
+        before = it.pending()
+    async with rig(tmp_path, max_rows=3) as again:
+        assert again.metrics.totals.accepted == {"session": 1, "task": 5}
+        assert (again.pending(), before) == (6, 6), "those in the journal alone are not merged yet"
+        assert (len(again.buffer), again.backlog.left_out()) == (1, True)
+        await again.flusher.flush(5)
+        assert again.stored() == ["a", "b", "c", "d"]
+        assert again.metrics.totals.merged == {"session": 0, "task": 1}
+
+
+@pytest.mark.gen_test
+async def test_recovered_rows_have_the_times_of_their_acceptance(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        first = await it.ingest.accept("task", body("task", task("a")))
+        second = await it.ingest.accept("task", body("task", task("a")))
+    async with rig(tmp_path) as again:
+        await again.flusher.flush(5)
+        row = again.sink.stored["task"]["a"]
+        assert (row["created_at"], row["updated_at"]) == (first.at, second.at)
+
+
+@pytest.mark.gen_test
+async def test_rows_that_the_disk_damaged_while_they_waited_are_said_to_be_lost_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, max_rows=1) as it:
+        it.sink.hold()
+        for key in "abc":
+            await it.add(key)
+        (segment,) = (tmp_path / "journal").glob("*.seg")
+        content = bytearray(segment.read_bytes())
+        content[content.index(b'"b"') + 1] ^= 1
+        segment.write_bytes(content)
+        it.sink.release()
+        with capture_logs() as logs:
+            assert (await it.flusher.flush(5)).error is None
+        assert it.stored() == ["a", "c"]
+        assert (it.pending(), it.journal.released) == (0, 3)
+        lost = [log for log in logs if log["event"] == "accepted rows were lost to damage of the journal"]
+        assert [(log["log_level"], log["kind"], log["rows"]) for log in lost] == [("error", "task", 1)]
+        assert [len(list((tmp_path / "damaged").iterdir())), len(KINDS)] == [1, 2]

@@ -1,0 +1,668 @@
+"""When rows are flushed, in what portions, and what becomes of them when the sink fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import weakref
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.rig import Rig, rig, wait_until
+from tests.rows import session
+from tornado_persist.errors import FlushFailed, SinkConflict, SinkUnavailable
+from tornado_persist.pipeline import bisect as settler
+from tornado_persist.pipeline import flusher as flusher_module
+from tornado_persist.pipeline.backoff import Backoff
+from tornado_persist.records.models import Batch, Kind, Row
+from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.testing import AppendSink, FlakySink
+
+
+class BreakingSink(FlakySink):
+    """Its ``number``-th write fails."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, batch: Batch) -> None:
+        if self.calls.count("write") == self.number - 1:
+            self.fail_next()
+        super().write(batch)
+
+
+@pytest.mark.gen_test
+async def test_a_flush_writes_all_that_waits_and_tells_how_much(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("s1", kind="session")
+        await it.add("a", "b", "a")
+        flushed = await it.flusher.flush_once()
+        assert (flushed.sessions, flushed.tasks, flushed.error) == (1, 2, None)
+        assert (it.stored("session"), it.stored()) == (["s1"], ["a", "b"])
+        assert len(it.buffer) == 0
+
+
+@pytest.mark.gen_test
+async def test_a_flush_of_nothing_asks_nothing_of_the_sink_and_is_not_counted(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        flushed = await it.flusher.flush_once()
+        assert (flushed.sessions, flushed.tasks, flushed.rejected, flushed.error) == (0, 0, 0, None)
+        assert it.sink.calls == []
+        assert (it.metrics.flush_count, it.metrics.last_flush) == (0, None)
+
+
+@pytest.mark.gen_test
+async def test_chunks_are_bounded_and_sessions_go_before_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 4)
+    async with rig(tmp_path) as it:
+        await it.add(*"abcdefg")
+        await it.add(*"vwxyz", kind="session")
+        await it.flusher.flush_once()
+        written = [
+            "".join([row["session_id"] for row in batch.sessions] + [row["task_id"] for row in batch.tasks])
+            for batch in it.sink.batches
+        ]
+        assert written == ["vwxy", "zabc", "defg"]
+        assert it.metrics.flush_count == 1
+
+
+class Note:
+    """A value of a row, by which one can tell whether the row is still there."""
+
+
+@pytest.mark.gen_test
+async def test_written_rows_are_let_go_chunk_by_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(flusher_module, "FREE_ROWS", 3)
+    async with rig(tmp_path) as it:
+        known: dict[str, weakref.ref[Note]] = {}
+        parse = it.ingest._parser.parse
+
+        def noting(kind: Kind, body: bytes) -> list[Row]:
+            rows = parse(kind, body)
+            for row in rows:
+                note = Note()
+                setattr(row, "status", note)  # noqa: B010
+                known[row["task_id"]] = weakref.ref(note)
+            return rows
+
+        def there() -> str:
+            return "".join(key for key, row in known.items() if row() is not None)
+
+        found: list[str] = []
+
+        def patient(batch: Batch) -> None:
+            deadline = time.monotonic() + 5
+            while len(there()) > 10 - 4 * len(found) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            found.append(there())  # and keeps nothing itself
+
+        monkeypatch.setattr(it.sink, "write", patient)
+        monkeypatch.setattr(it.ingest._parser, "parse", noting)
+        await it.add(*"abcdefghij")
+        await it.flusher.flush_once()
+        assert found == ["abcdefghij", "efghij", "ij"]
+        await wait_until(lambda: not there())
+
+
+@pytest.mark.gen_test
+async def test_reaching_the_capacity_starts_a_flush(tmp_path: Path) -> None:
+    async with rig(tmp_path, capacity=3) as it:
+        await it.add("a", "b")
+        assert it.flusher._background is None
+        await it.add("c")
+        await wait_until(lambda: it.stored() == ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("enough", "batches"), [(100, ["ab", "cdef"]), (2, ["ab", "cd", "ef"])])
+@pytest.mark.gen_test
+async def test_after_a_flush_rows_gather_for_a_moment_unless_there_are_many(
+    enough: int, batches: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "GATHER", 0.2)
+    monkeypatch.setattr(flusher_module, "ENOUGH_ROWS", enough)
+    async with rig(tmp_path, capacity=2) as it:
+        it.sink.hold()
+        await it.add("a", "b")
+        await wait_until(it.sink.holding.is_set)
+        await it.add("c", "d")
+        it.sink.release()
+        await wait_until(lambda: len(it.sink.batches) >= len(batches) - 1)
+        await it.add("e", "f")
+        await wait_until(lambda: it.stored() == list("abcdef"))
+        assert ["".join(row["task_id"] for row in batch.tasks) for batch in it.sink.batches] == batches
+
+
+@pytest.mark.gen_test
+async def test_what_reaches_the_capacity_during_a_flush_is_flushed_after_it(tmp_path: Path) -> None:
+    async with rig(tmp_path, capacity=2) as it:
+        it.sink.hold()
+        await it.add("a", "b")
+        await wait_until(it.sink.holding.is_set)
+        await it.add("c", "d")
+        it.sink.release()
+        await wait_until(lambda: it.stored() == ["a", "b", "c", "d"])
+        assert len(it.sink.batches) == 2
+
+
+@pytest.mark.gen_test
+async def test_the_timer_flushes_what_is_below_the_capacity(tmp_path: Path) -> None:
+    async with rig(tmp_path, interval=0.05) as it:
+        await it.add("a")
+        await wait_until(lambda: it.stored() == ["a"])
+
+
+@pytest.mark.gen_test
+async def test_the_next_flush_is_an_interval_after_the_last_whatever_caused_that(tmp_path: Path) -> None:
+    async with rig(tmp_path, interval=3600) as it:
+        assert it.flusher.next_flush - datetime.now(UTC) <= timedelta(hours=1)
+        await it.add("a")
+        await it.flusher.flush(5)
+        assert it.metrics.last_flush is not None
+        assert it.flusher.next_flush == it.metrics.last_flush + timedelta(hours=1)
+        it.flusher.set_interval(60)
+        assert it.flusher.next_flush - datetime.now(UTC) <= timedelta(minutes=1)
+
+
+@pytest.mark.gen_test
+async def test_one_flush_at_a_time_and_what_arrives_meanwhile_waits_for_the_next(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.hold()
+        await it.add("a", status="pending")
+        first = asyncio.ensure_future(it.flusher.flush_once())
+        await wait_until(it.sink.holding.is_set)
+        await it.add("a", "b", status="completed")
+        assert it.pending() == 3
+        joined = asyncio.ensure_future(it.flusher.flush_once())
+        it.sink.release()
+        assert (await first) == (await joined)
+        assert (await it.flusher.flush_once()).tasks == 2
+        assert [batch.tasks[0]["status"] for batch in it.sink.batches] == ["pending", "completed"]
+
+
+@pytest.mark.gen_test
+async def test_a_failed_write_keeps_its_rows_under_newer_updates(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a", status="pending", context="kept")
+        await it.add("b")
+        it.sink.fail_next()
+        it.sink.hold()
+        flush = asyncio.ensure_future(it.flusher.flush_once())
+        await wait_until(it.sink.holding.is_set)
+        await it.add("a", "c", status="completed")
+        it.sink.release()
+        flushed = await flush
+        assert isinstance(flushed.error, SinkUnavailable)
+        assert (flushed.tasks, it.pending(), it.metrics.flush_count) == (0, 3, 0)
+        it.assert_conserved()
+        assert (await it.flusher.flush_once()).tasks == 3
+        stored = it.sink.stored["task"]
+        assert list(stored) == ["a", "b", "c"]
+        assert (stored["a"]["status"], stored["a"]["context"]) == ("completed", "kept")
+
+
+@pytest.mark.gen_test
+async def test_chunks_written_before_a_failure_are_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 2)
+    async with rig(tmp_path, BreakingSink(2)) as it:
+        await it.add(*"abcd")
+        flushed = await it.flusher.flush_once()
+        assert isinstance(flushed.error, SinkUnavailable)
+        assert (flushed.tasks, it.stored(), it.pending()) == (2, ["a", "b"], 2)
+        assert it.journal.released == 0, "the journal holds what is half written"
+        await it.flusher.flush(5)
+        assert [len(batch) for batch in it.sink.batches] == [2, 2]
+        assert it.journal.released == 1
+
+
+@pytest.mark.gen_test
+async def test_in_an_outage_only_the_backoff_tries_again_not_each_arriving_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path, capacity=1, interval=0.05) as it:
+        monkeypatch.setattr(it.flusher, "_backoff", Backoff(first=1, most=1, spread=lambda low, high: high))
+        it.sink.down = True
+        await it.add("a")
+        await wait_until(lambda: it.sink.calls.count("open") == 1)
+        for key in "bcdefgh":
+            await it.add(key)
+        assert it.sink.calls.count("open") == 1
+        it.sink.down = False
+        await wait_until(lambda: it.stored() == list("abcdefgh"))
+
+
+@pytest.mark.gen_test
+async def test_a_bug_during_a_write_puts_the_rows_back(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        it.sink.fail_next(error=ZeroDivisionError)
+        with capture_logs():
+            flushed = await it.flusher.flush_once()
+        assert isinstance(flushed.error, SinkUnavailable)
+        assert it.pending() == 1
+
+
+@pytest.mark.gen_test
+async def test_flush_is_a_barrier_behind_a_flush_in_progress(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.hold()
+        await it.add("a")
+        running = asyncio.ensure_future(it.flusher.flush_once())
+        await wait_until(it.sink.holding.is_set)
+        await it.add("b")
+        barrier = asyncio.ensure_future(it.flusher.flush(10))
+        await asyncio.sleep(0)
+        assert not barrier.done()
+        it.sink.release()
+        flushed = await barrier
+        assert it.stored() == ["a", "b"]
+        assert (flushed.tasks, flushed.error) == (2, None), "rows of the flush in progress were committed in the call"
+        await running
+
+
+@pytest.mark.gen_test
+async def test_flush_gives_up_waiting_but_the_flush_goes_on(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.hold()
+        await it.add("a")
+        flushed = await it.flusher.flush(0.02)
+        assert isinstance(flushed.error, FlushFailed)
+        assert (flushed.tasks, it.pending()) == (0, 1)
+        it.sink.release()
+        await wait_until(lambda: it.stored() == ["a"])
+
+
+@pytest.mark.gen_test
+async def test_calls_that_wait_for_the_same_flush_share_it(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.hold()
+        await it.add("a")
+        running = asyncio.ensure_future(it.flusher.flush_once())
+        await wait_until(it.sink.holding.is_set)
+        await it.add("b")
+        flushes = [asyncio.ensure_future(it.flusher.flush(10)) for _ in range(50)]
+        await asyncio.sleep(0)
+        it.sink.release()
+        results = await asyncio.gather(*flushes)
+        assert {result.error for result in results} == {None}
+        await running
+        assert len(it.sink.batches) == 2
+
+
+@pytest.mark.gen_test
+async def test_flush_tells_why_it_failed(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.down = True
+        await it.add("a")
+        flushed = await it.flusher.flush(5)
+        assert str(flushed.error) == "the flaky sink is down"
+
+
+@pytest.mark.gen_test
+async def test_each_flush_is_one_line_with_rows_merged_and_milliseconds(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a", "a", "b", source_text="secret text")
+        with capture_logs() as logs:
+            await it.flusher.flush_once()
+            await it.add("c")
+            it.sink.down = True
+            await it.flusher.flush_once()
+        flushes = [log for log in logs if log["event"].startswith("flush")]
+        assert [(log["event"], log["rows"], log.get("merged")) for log in flushes] == [
+            ("flush", 2, 1),
+            ("flush failed", 0, None),
+        ]
+        assert all(isinstance(log["ms"], int) for log in flushes)
+        assert "secret text" not in str(logs)
+
+
+@pytest.mark.gen_test
+async def test_drain_tries_until_all_is_written_or_the_time_is_over(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        it.sink.fail_next(3)
+        await it.flusher.drain(10)
+        assert it.stored() == ["a"]
+        it.sink.down = True
+        await it.add("b")
+        await it.flusher.drain(0.05)
+        assert it.pending() == 1
+
+
+@pytest.mark.gen_test
+async def test_switching_writes_what_waits_to_the_old_sink_and_the_rest_to_the_new(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        new = FlakySink()
+        runner = SinkRunner(new)
+        await it.flusher.switch(runner, 5)
+        await it.add("b")
+        await it.flusher.flush(5)
+        assert (it.stored(), list(new.stored["task"])) == (["a"], ["b"])
+        assert it.sink.calls[-1] == "close"
+        await runner.close(5)
+
+
+@pytest.mark.gen_test
+async def test_switching_carries_over_what_the_old_sink_does_not_take(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.down = True
+        await it.add("a")
+        new = FlakySink()
+        runner = SinkRunner(new)
+        await it.flusher.switch(runner, 5)
+        await it.flusher.flush(5)
+        assert list(new.stored["task"]) == ["a"]
+        await runner.close(5)
+
+
+@pytest.mark.gen_test
+async def test_switching_gives_up_a_write_that_hangs_in_the_old_sink(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.hold()
+        await it.add("a")
+        flush = asyncio.ensure_future(it.flusher.flush_once())
+        await wait_until(it.sink.holding.is_set)
+        new = FlakySink()
+        runner = SinkRunner(new)
+        await it.flusher.switch(runner, 0.02)
+        assert isinstance((await flush).error, SinkUnavailable)
+        await it.flusher.flush(5)
+        assert list(new.stored["task"]) == ["a"]
+        await runner.close(5)
+
+
+@pytest.mark.gen_test
+async def test_what_is_settled_is_released_from_the_journal(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a", "a")
+        await it.add("b")
+        await it.flusher.flush(5)
+        await it.add("c")
+        assert (it.journal.released, it.flusher.settled_through, it.journal.last) == (2, 2, 3)
+    async with rig(tmp_path, it.sink) as again:
+        assert (again.pending(), again.buffer.count("task")) == (1, 1)
+        assert (again.metrics.totals.accepted["task"], again.metrics.totals.written["task"]) == (4, 2)
+        assert again.metrics.written("task") == 0, "performance counts since the process started"
+        with capture_logs() as logs:
+            await again.flusher.flush(5)
+        assert [log["merged"] for log in logs if log["event"] == "flush"] == [0]
+        assert again.stored() == ["a", "b", "c"]
+
+
+@pytest.mark.gen_test
+async def test_a_conflict_with_another_writer_is_tried_again_at_once_and_keeps_the_connection(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        it.sink.fail_next(settler.CONFLICTS - 1, SinkConflict)
+        assert (await it.flusher.flush_once()).error is None
+        assert it.sink.calls == ["open", *["write"] * settler.CONFLICTS]
+        await it.add("b")
+        it.sink.fail_next(settler.CONFLICTS, SinkConflict)
+        assert isinstance((await it.flusher.flush_once()).error, SinkConflict)
+        await it.flusher.flush(5)
+        assert it.stored() == ["a", "b"]
+
+
+def rejected(it: Rig) -> list[dict[str, Any]]:
+    path = it.data_dir / "rejected.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.gen_test
+async def test_bad_rows_cost_themselves_alone_and_few_writes(tmp_path: Path) -> None:
+    async with rig(tmp_path, capacity=10_000) as it:
+        keys = [f"t{n:04}" for n in range(1000)]
+        it.sink.refused = {"t0003", "t0500", "t0999", "s1"}
+        await it.add("s1", kind="session")
+        await it.add(*keys)
+        flushed = await it.flusher.flush(5)
+        assert (flushed.sessions, flushed.tasks, flushed.rejected, flushed.error) == (0, 997, 4, None)
+        assert set(it.stored()) == set(keys) - it.sink.refused
+        assert it.sink.calls.count("write") <= 2 * 4 * 10 + 1
+        entries = rejected(it)
+        assert sorted(entry["row"].get("task_id", "s1") for entry in entries) == ["s1", "t0003", "t0500", "t0999"]
+        entry = next(entry for entry in entries if entry["kind"] == "session")
+        assert entry["row"] == session("s1"), "it can be sent again as it is"
+        assert (entry["sink"], entry["code"], entry["message"]) == ("flaky", "refused", "s1 is refused")
+        assert datetime.fromisoformat(entry["at"]).tzinfo == UTC
+        assert (it.pending(), it.journal.released) == (0, 2)
+
+
+@pytest.mark.gen_test
+async def test_an_outage_in_the_midst_of_halving_keeps_what_is_not_settled(tmp_path: Path) -> None:
+    # abcd, ab and a alone are refused; then comes b.
+    async with rig(tmp_path, BreakingSink(4)) as it:
+        await it.add(*"abcd")
+        it.sink.refused = {"a"}
+        flushed = await it.flusher.flush_once()
+        assert isinstance(flushed.error, SinkUnavailable)
+        assert (flushed.rejected, it.stored(), it.pending()) == (1, [], 3)
+        await it.flusher.flush(5)
+        assert it.stored() == ["b", "c", "d"]
+        assert [entry["row"]["task_id"] for entry in rejected(it)] == ["a"]
+
+
+@pytest.mark.gen_test
+async def test_a_code_that_nobody_knows_is_the_rows_fault_only_if_others_go_through(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add(*"abcdefgh")
+        it.sink.suspected = {"c"}
+        for _ in range(settler.SUSPICION):
+            assert isinstance((await it.flusher.flush_once()).error, SinkUnavailable)
+            assert (it.stored(), rejected(it)) == ([], [])
+        flushed = await it.flusher.flush_once()
+        assert (flushed.tasks, flushed.rejected, flushed.error) == (7, 1, None)
+        assert [entry["row"]["task_id"] for entry in rejected(it)] == ["c"]
+
+
+@pytest.mark.gen_test
+async def test_an_outage_with_a_code_that_nobody_knows_may_end_at_any_moment_and_costs_no_row(tmp_path: Path) -> None:
+    class Recovering(FlakySink):
+        """Fails its writes, with a code that nobody knows, up to a number of them."""
+
+        def write(self, batch: Batch) -> None:
+            if self.calls.count("write") < outage:
+                self.fail_next(error=SinkUnavailable("odd", code="odd", suspect=True))
+            super().write(batch)
+
+    for outage in range(1, 25):
+        async with rig(tmp_path / str(outage), Recovering()) as it:
+            await it.add(*"abcdefgh")
+            while it.pending():
+                await it.flusher.flush_once()
+            assert (sorted(it.stored()), rejected(it)) == (list("abcdefgh"), [])
+
+
+@pytest.mark.gen_test
+async def test_a_code_that_nobody_knows_for_every_row_is_an_outage_for_ever(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        keys = [f"t{n}" for n in range(100)]
+        await it.add(*keys)
+        it.sink.suspected = set(keys)
+        for _ in range(settler.SUSPICION + 2):
+            before = it.sink.calls.count("write")
+            assert isinstance((await it.flusher.flush_once()).error, SinkUnavailable)
+            assert it.sink.calls.count("write") - before < 100, "it must not try every row"
+        assert (it.pending(), rejected(it)) == (100, [])
+        it.sink.suspected = set()
+        await it.flusher.flush(5)
+        assert it.stored() == keys
+
+
+@pytest.mark.gen_test
+async def test_rows_that_cannot_be_put_aside_stay_until_they_can(tmp_path: Path) -> None:
+    (tmp_path / "rejected.jsonl").mkdir()
+    async with rig(tmp_path) as it:
+        await it.add("a", "b")
+        it.sink.refused = {"a"}
+        flushed = await it.flusher.flush(5)
+        assert "rejected.jsonl cannot be written: Is a directory" in str(flushed.error)
+        assert (it.pending(), it.journal.released) == (1, 0)
+        (tmp_path / "rejected.jsonl").rmdir()
+        assert (await it.flusher.flush(5)).error is None
+        assert [entry["row"]["task_id"] for entry in rejected(it)] == ["a"]
+
+
+@pytest.mark.gen_test
+async def test_the_barrier_holds_for_rows_that_wait_in_the_journal_alone(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=3) as it:
+        it.sink.hold()
+        for key in "abcdefgh":
+            await it.add(key)
+        assert it.backlog.left_out()
+        it.sink.release()
+        flushed = await it.flusher.flush(10)
+        assert (flushed.error, it.pending()) == (None, 0)
+        assert it.stored() == list("abcdefgh")
+        assert max(len(batch) for batch in it.sink.batches) <= 3
+
+
+@pytest.mark.gen_test
+async def test_a_backlog_is_written_without_being_asked_for(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=3) as it:
+        it.sink.down = True
+        for key in "abcdefgh":
+            await it.add(key)
+        it.sink.down = False
+        await wait_until(lambda: it.stored() == list("abcdefgh"))
+
+
+@pytest.mark.gen_test
+async def test_room_that_written_rows_leave_is_filled_while_the_next_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 2)
+    async with rig(tmp_path, SecondWriteWaits(), max_rows=4) as it:
+        it.sink.down = True
+        for keys in ("ab", "cd", "ef", "gh"):
+            await it.add(*keys)
+        await it.flusher.flush_once()
+        it.sink.down = False
+        flushing = asyncio.create_task(it.flusher.flush(10))
+        await wait_until(lambda: it.stored() == ["a", "b"] and it.buffer.waiting() == 2)
+        assert len(it.buffer) == 4
+        it.sink.release()
+        assert (await flushing).error is None
+        assert it.stored() == list("abcdefgh")
+
+
+class SecondWriteWaits(FlakySink):
+    """Takes one batch, and the next ones when it is released."""
+
+    def write(self, batch: Batch) -> None:
+        if len(self.batches) == 1:
+            self.hold()
+        super().write(batch)
+
+
+@pytest.mark.gen_test
+async def test_a_sink_that_is_found_well_again_is_not_kept_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        monkeypatch.setattr(it.flusher, "_backoff", Backoff(first=3600, most=3600, spread=lambda low, high: high))
+        it.sink.down = True
+        await it.add("a")
+        await it.flusher.flush_once()
+        it.sink.down = False
+        await it.runner.healthy(max_age=0)
+        assert await it.flusher.sink_healthy()
+        await asyncio.sleep(0)
+        assert it.stored() == [], "it failed a moment ago: the backoff holds"
+        monkeypatch.setattr(flusher_module, "TRY_AGAIN_AFTER", 0.0)
+        assert await it.flusher.sink_healthy()
+        await wait_until(lambda: it.stored() == ["a"])
+
+
+def hide_cursor(tmp_path: Path) -> None:
+    """Put something in its place that cannot be written to."""
+    cursor = tmp_path / "journal" / "cursor"
+    cursor.rename(tmp_path / "hidden")
+    cursor.mkdir()
+
+
+def restore_cursor(tmp_path: Path) -> None:
+    cursor = tmp_path / "journal" / "cursor"
+    cursor.rmdir()
+    (tmp_path / "hidden").rename(cursor)
+
+
+@pytest.mark.gen_test
+async def test_a_cursor_that_cannot_be_written_holds_nothing_up(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        await it.flusher.flush(5)
+        hide_cursor(tmp_path)
+        await it.add("b")
+        with capture_logs() as logs:
+            assert (await it.flusher.flush(5)).error is None
+        assert (it.journal.released, it.stored()) == (1, ["a", "b"])
+        assert "journal cursor cannot be written" in [log["event"] for log in logs]
+        restore_cursor(tmp_path)
+        await it.add("c")
+        await it.flusher.flush(5)
+        assert (it.journal.released, it.stored()) == (3, ["a", "b", "c"])
+
+
+@pytest.mark.gen_test
+async def test_a_disk_that_hangs_under_the_cursor_holds_neither_a_flush_nor_the_end_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        answers, release = threading.Event(), it.journal.release
+        monkeypatch.setattr(it.journal, "release", lambda *args: answers.wait(60) and release(*args))
+        await it.add("a")
+        async with asyncio.timeout(30):
+            assert (await it.flusher.flush(0.2)).error is None
+            await it.flusher.finish(0.1)
+        assert (it.stored(), it.journal.released, answers.is_set()) == (["a"], 0, False)
+        answers.set()
+        await it.flusher.finish(5)
+        assert it.journal.released == 1
+
+
+@pytest.mark.gen_test
+async def test_a_sink_that_appends_has_each_row_once_after_a_crash_between_commit_and_cursor(tmp_path: Path) -> None:
+    sink = AppendSink()
+    async with rig(tmp_path, sink) as it:
+        await it.add("a")
+        await it.flusher.flush(5)
+        hide_cursor(tmp_path)
+        await it.add("b")
+        with capture_logs():
+            await it.flusher.flush(5)
+        assert it.stored() == ["a", "b"]
+    restore_cursor(tmp_path)
+    async with rig(tmp_path, sink) as again:
+        await again.flusher.flush(5)
+        assert [row["task_id"] for batch in sink.batches for row in batch.tasks] == ["a", "b"]
+        assert again.metrics.totals.written["task"] == 2
+
+
+@pytest.mark.gen_test
+async def test_an_outage_is_one_line_among_the_last_flushes_and_counts_each_failure(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        await it.flusher.flush_once()
+        assert it.flusher.retry_in == 0
+        await it.add("b")
+        it.sink.fail_next(3)
+        for _ in range(3):
+            await it.flusher.flush_once()
+        assert 0 <= it.flusher.retry_in <= 0.4, "the bound of the third wait"
+        assert it.metrics.flush_failures["SinkUnavailable"] == 3
+        assert [(flush.rows, bool(flush.error)) for flush in it.metrics.flushes] == [(1, False), (0, True)]
+        assert [incident.count for incident in it.metrics.incidents] == [3]
+        await it.flusher.flush_once()
+        assert it.flusher.retry_in == 0
+        assert [(flush.rows, bool(flush.error)) for flush in it.metrics.flushes] == [(1, False), (0, True), (1, False)]

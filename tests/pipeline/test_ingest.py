@@ -1,0 +1,142 @@
+"""A batch is taken whole, in order, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.rig import rig
+from tests.rows import body, session, task
+from tornado_persist.errors import InvalidBatch, NotAccepting, NotJSON, SinkUnavailable
+from tornado_persist.pipeline import ingest as ingest_module
+from tornado_persist.records.times import stamp
+
+
+class Finder:
+    """A sink that has some sessions, and says how often it was asked for which."""
+
+    def __init__(self, *ids: str) -> None:
+        self.ids = set(ids)
+        self.asked: list[list[str]] = []
+        self.down = False
+
+    async def __call__(self, ids: Collection[str]) -> set[str]:
+        if self.down:
+            raise SinkUnavailable("connection refused")
+        self.asked.append(sorted(ids))
+        return self.ids & set(ids)
+
+
+@pytest.mark.gen_test
+async def test_accepted_rows_wait_in_the_buffer_with_their_accept_time(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_batch=10) as it:
+        accepted = await it.ingest.accept("task", body("task", task("a"), task("a"), task("b")))
+        assert (accepted.count, it.buffer.count("task"), it.journal.last) == (3, 2, 1)
+        assert it.metrics.totals.accepted == {"session": 0, "task": 3}
+        row = it.buffer.take().tasks[0]
+        assert row["created_at"] == row["updated_at"] == accepted.at
+        assert accepted.at == stamp(datetime.fromisoformat(accepted.at))
+
+
+@pytest.mark.gen_test
+async def test_a_refused_batch_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_batch=10) as it:
+        for raw, error in ((b"[", NotJSON), (body("task", task("a"), task(status="x")), InvalidBatch)):
+            with pytest.raises(error):
+                await it.ingest.accept("task", raw)
+        it.ingest.close("closing time")
+        with pytest.raises(NotAccepting, match="closing time"):
+            await it.ingest.accept("task", body("task", task()))
+        assert (len(it.buffer), it.metrics.totals.accepted["task"], it.journal.last) == (0, 0, 0)
+
+
+@pytest.mark.gen_test
+async def test_a_task_may_come_before_its_session_by_default(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_batch=10) as it:
+        await it.ingest.accept("task", body("task", task(session_id="nobody")))
+        assert len(it.buffer) == 1
+
+
+@pytest.mark.gen_test
+async def test_a_required_session_may_be_in_the_buffer_the_memory_or_the_sink(tmp_path: Path) -> None:
+    finder = Finder("in-sink")
+    async with rig(tmp_path, find_sessions=finder) as it:
+        await it.ingest.accept("session", body("session", session("accepted")))
+        it.buffer.take()
+        await it.ingest.accept("task", body("task", task(session_id="accepted"), task(session_id="in-sink")))
+        await it.ingest.accept("task", body("task", task(session_id="in-sink")))
+        assert finder.asked == [["in-sink"]], "what is known is not asked for again"
+
+
+@pytest.mark.gen_test
+async def test_tasks_of_an_unknown_session_are_refused_in_the_documented_words(tmp_path: Path) -> None:
+    async with rig(tmp_path, find_sessions=Finder("s1")) as it:
+        with pytest.raises(InvalidBatch) as caught:
+            await it.ingest.accept("task", body("task", task(), task(session_id="who")))
+        assert str(caught.value) == "Session ID not found or invalid task data"
+        assert [error["loc"] for error in caught.value.errors] == [["tasks", 1, "session_id"]]
+        assert len(it.buffer) == 0
+
+
+@pytest.mark.gen_test
+async def test_while_the_sink_cannot_be_asked_for_a_session_its_tasks_are_not_accepted(tmp_path: Path) -> None:
+    finder = Finder("s1")
+    finder.down = True
+    async with rig(tmp_path, find_sessions=finder) as it:
+        with pytest.raises(NotAccepting, match="connection refused"):
+            await it.ingest.accept("task", body("task", task()))
+        finder.down = False
+        await it.ingest.accept("task", body("task", task()))
+        assert len(it.buffer) == 1
+
+
+@pytest.mark.gen_test
+async def test_the_memory_of_sessions_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest_module, "KNOWN_SESSIONS", 2)
+    finder = Finder("a", "b", "c")
+    async with rig(tmp_path, find_sessions=finder) as it:
+        for session_id in ("a", "b", "a", "c", "a", "b"):
+            await it.ingest.accept("task", body("task", task(session_id=session_id)))
+        assert finder.asked == [["a"], ["b"], ["c"], ["b"]]
+
+
+@pytest.mark.gen_test
+async def test_batches_that_share_an_fsync_are_merged_in_the_journals_order(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        updates = [it.add("a", source_text=f"version {n}") for n in range(200)]
+        await asyncio.gather(*updates)
+        (row,) = it.buffer.take().tasks
+        last = it.journal.read(it.journal.last - 1, 1 << 20)[-1]
+        assert row["source_text"].encode() in last.body
+        assert row["updated_at"] == stamp(last.at)
+        it.buffer.restore()
+
+
+@pytest.mark.gen_test
+async def test_an_empty_batch_takes_no_room_in_the_journal(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        assert (await it.ingest.accept("task", b'{"tasks": []}')).count == 0
+        assert it.journal.last == 0
+
+
+@pytest.mark.gen_test
+async def test_a_full_journal_refuses_and_takes_nothing_until_there_is_room(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_bytes=8192, segment_bytes=4096) as it:
+        accepted = 0
+        while not it.journal.problem:
+            with contextlib.suppress(NotAccepting):
+                await it.add(f"t{accepted}")
+                accepted += 1
+        with pytest.raises(NotAccepting, match="full"):
+            it.ingest.check()
+        assert it.metrics.totals.accepted["task"] == accepted
+        await it.flusher.flush(5)
+        it.ingest.check()
+        await it.add("more")
+        await it.flusher.flush(5)
+        assert it.stored() == [*(f"t{n}" for n in range(accepted)), "more"]

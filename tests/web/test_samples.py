@@ -1,0 +1,104 @@
+"""The last quarter of an hour: rates, limits, and what is worth remembering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tornado.ioloop import IOLoop
+
+from tests.rig import Rig
+from tornado_persist.errors import NotAccepting
+from tornado_persist.testing import FlakySink
+from tornado_persist.web.samples import COLUMNS, INTERVAL, SPAN, History
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def parts(io_loop: IOLoop, tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path, FlakySink())
+    io_loop.run_sync(lambda: rig.start(max_bytes=10_000))
+    yield rig
+    io_loop.run_sync(rig.stop)
+
+
+@pytest.fixture
+def history(parts: Rig, clock: Clock) -> History:
+    return History(parts.ingest, parts.flusher, parts.journal, parts.metrics, clock=clock)
+
+
+@pytest.mark.gen_test
+async def test_a_sample_has_the_rates_since_the_one_before(parts: Rig, history: History, clock: Clock) -> None:
+    await parts.add("a", "b", "c")
+    await parts.add("a", kind="session")
+    await parts.add("a")
+    clock.now += 2
+    history.sample()
+    await parts.flusher.flush_once()
+    clock.now += 4
+    history.sample()
+    columns = history.columns()
+    assert tuple(columns) == COLUMNS
+    assert columns["accepted"] == [2.5, 0]
+    assert columns["merged"] == [0.5, 0]
+    assert columns["written"] == [0, 1]
+    assert columns["pending"] == columns["in_memory"] == [4, 0]
+    assert columns["journal_bytes"][0]
+    flush_ms = columns["flush_ms"]
+    assert flush_ms[0] is None, "no flush in that time"
+    assert flush_ms[1] is not None
+    assert columns["sink_up"] == [False, True], "known by the flush alone: a sample asks nobody"
+
+
+@pytest.mark.gen_test
+async def test_answer_times_are_those_of_the_batches_in_the_interval(
+    parts: Rig, history: History, clock: Clock
+) -> None:
+    requests = parts.metrics.requests
+    for _ in range(99):
+        requests.observe("TasksBatch", "POST", 200, 0.0009)
+    requests.observe("SessionsBatch", "POST", 200, 0.04)
+    requests.observe("Flush", "POST", 200, 8)
+    clock.now += INTERVAL
+    history.sample()
+    clock.now += INTERVAL
+    history.sample()
+    p50, p99 = history.columns()["answer_p50_ms"], history.columns()["answer_p99_ms"]
+    assert p50[0] is not None
+    assert p99[0] is not None
+    assert 0.5 < p50[0] <= p99[0] <= 1
+    assert p50[1] is None, "nobody was answered in the second interval"
+
+
+@pytest.mark.gen_test
+async def test_memory_is_bounded(history: History, clock: Clock) -> None:
+    for _ in range(500):
+        clock.now += INTERVAL
+        history.sample()
+    assert {len(column) for column in history.columns().values()} == {SPAN / INTERVAL}
+
+
+@pytest.mark.gen_test
+async def test_a_full_journal_is_remembered_once(parts: Rig, history: History, clock: Clock) -> None:
+    await parts.add("a", source_text="x" * 9000)
+    with pytest.raises(NotAccepting):
+        await parts.add("b", source_text="x" * 9000)
+    for _ in range(3):
+        clock.now += INTERVAL
+        history.sample()
+    (incident,) = parts.metrics.incidents
+    assert (incident.what, incident.count) == ("intake", 1)
+    assert "full" in incident.message

@@ -1,0 +1,1 @@
+"""The way of accepted rows: journal, buffer, flush, sink."""

@@ -1,0 +1,122 @@
+"""What is accepted and not in the sink: in memory as far as that may grow, and the rest in the journal alone.
+
+The journal holds every accepted batch until it is released. The buffer holds, merged, those up to some sequence number;
+past ``max_rows`` rows in the buffer later batches only count here, and are read back in order once there is room. A
+batch is merged live only if nothing before it is left out, so the buffer's order is the journal's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from tornado_persist.errors import BatchRefused
+from tornado_persist.journal import Journal, Record
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.trail import Trail
+from tornado_persist.records.models import Kind, Row
+from tornado_persist.records.parser import Parser
+from tornado_persist.records.times import stamp
+from tornado_persist.telemetry import log
+from tornado_persist.telemetry.metrics import Metrics
+
+logger = log.get(__name__)
+
+#: Bytes read from the journal at a time: enough to be quick, little enough to keep the event loop answering.
+READ_BYTES = 1 << 20
+
+
+class Backlog:
+    """The way from the journal into the buffer."""
+
+    def __init__(self, journal: Journal, buffer: Buffer, metrics: Metrics, *, max_rows: int) -> None:
+        """``max_rows``: rows in memory at most."""
+        self._journal = journal
+        self._buffer = buffer
+        self._metrics = metrics
+        self.max_rows = max_rows
+        # What was accepted once was valid then; limits that became stricter since must not lose it.
+        self._parser = Parser()
+        self._refilling = asyncio.Lock()
+        #: Which requests the unsettled batches came with.
+        self.trail = Trail()
+        #: The last record that was accepted, and the last whose rows are in the buffer, or past it.
+        self.accepted_through = 0
+        self.merged_through = 0
+        #: Rows accepted up to ``merged_through``.
+        self.merged_rows: dict[Kind, int] = {}
+
+    def left_out(self) -> bool:
+        """Whether accepted batches wait in the journal alone."""
+        return self.merged_through < self.accepted_through
+
+    def pending(self, kind: Kind) -> int:
+        """Accepted rows that are not settled: merged ones in memory, and those in the journal alone."""
+        outside = self._metrics.totals.accepted[kind] - self.merged_rows[kind]
+        return outside + self._buffer.count(kind)
+
+    def admit(self, seq: int, kind: Kind, rows: list[Row], at: str) -> None:
+        """Count a batch that the journal has made durable, and merge it if there is room."""
+        in_turn = not self.left_out()
+        self.accepted_through = seq
+        self.trail.add(seq, log.request_id.get())
+        self._metrics.totals.accepted[kind] += len(rows)
+        if in_turn and self._room(len(rows)):
+            self._merge(seq, kind, rows, at)
+
+    async def refill(self) -> None:
+        """Read batches back from the journal, in order, while there is room. Raises OSError when that cannot be."""
+        async with self._refilling:
+            while self.left_out() and self._room(1):
+                accepted = self.accepted_through  # more may come while the journal is read
+                records = await asyncio.to_thread(self._journal.read, self.merged_through, READ_BYTES)
+                if not records:  # the rest is damaged, and was reported
+                    self.merged_through = accepted
+                for record in records:
+                    if record.seq > self.accepted_through or not self._room(record.rows):
+                        break
+                    self._read_back(record)
+                else:
+                    await asyncio.sleep(0)  # requests go between
+                    continue
+                break
+            if not self.left_out():
+                self._forget_lost()
+
+    async def recover(self, released: int) -> None:
+        """Count what the journal holds past the record ``released``, and fill the buffer from it.
+
+        The totals are those at ``released``. Raises OSError when the journal cannot be read.
+        """
+        self.merged_rows = dict(self._metrics.totals.accepted)
+        for kind, rows in self._journal.found.rows.items():
+            self._metrics.recover(kind, rows)
+        self.merged_through = released
+        self.accepted_through = self._journal.last
+        await self.refill()
+
+    def _read_back(self, record: Record) -> None:
+        try:
+            rows = self._parser.parse(record.kind, record.body)
+        except BatchRefused as exc:
+            # Only a journal of another version can hold such a one.
+            logger.error("a journal record cannot be read", seq=record.seq, rows=record.rows, error=str(exc))
+            rows = []
+        self._merge(record.seq, record.kind, rows, stamp(record.at))
+
+    def _merge(self, seq: int, kind: Kind, rows: list[Row], at: str) -> None:
+        self._metrics.totals.merged[kind] += self._buffer.add(kind, rows, at)
+        self.merged_rows[kind] += len(rows)
+        self.merged_through = seq
+
+    def _forget_lost(self) -> None:
+        """Rows of records that the disk has damaged since they were accepted wait no more, nor were they merged."""
+        for kind, accepted in self._metrics.totals.accepted.items():
+            lost = accepted - self.merged_rows[kind]
+            if lost:
+                logger.error("accepted rows were lost to damage of the journal", kind=kind, rows=lost)
+                self._metrics.lose(kind, lost, datetime.now(UTC))
+
+    def _room(self, rows: int) -> bool:
+        """Whether so many rows may come; a batch that is larger than the whole memory goes alone."""
+        return not len(self._buffer) or len(self._buffer) + rows <= self.max_rows

@@ -1,0 +1,96 @@
+"""Rows that wait for a flush, merged by key. No I/O and no clock.
+
+A row is in one of two places: it *waits*, and newer updates merge into it, or it is *taken*, on its way to the sink,
+and newer updates of its key wait beside it. What was taken is either released (committed) or restored: put back under
+whatever came since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+from tornado_persist.records.models import KEYS, KINDS, SHAPES, Batch, Kind, Row
+
+_KEY = {kind: attrgetter(KEYS[kind]) for kind in KINDS}
+
+
+class Buffer:
+    """Two dicts by key, one a kind, in the order in which keys were first accepted."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
+        self._taken: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
+
+    def add(self, kind: Kind, rows: Sequence[Row], at: str) -> int:
+        """Merge rows by the merge rule: a field given replaces, a field left out stays.
+
+        ``at`` is when they were accepted, as rows hold times. Takes ownership of the row objects. Returns how many rows
+        were merged into one that waited already.
+        """
+        waiting, overlay = self._waiting[kind], SHAPES[kind].overlay
+        merged = 0
+        for key, row in zip(map(_KEY[kind], rows), rows, strict=True):
+            row.created_at = row.updated_at = at  # type: ignore[assignment]
+            older = waiting.setdefault(key, row)
+            if older is not row:
+                waiting[key] = overlay(older, row)
+                merged += 1
+        return merged
+
+    def take(self) -> Batch:
+        """Everything that waits, as one batch; it counts as waiting until it is released or restored.
+
+        Raises:
+            RuntimeError: what was taken before is not all released or restored.
+        """
+        if any(self._taken.values()):
+            raise RuntimeError("the last batch taken is still out")
+        self._taken = self._waiting
+        self._waiting = {kind: {} for kind in KINDS}
+        return Batch(sessions=list(self._taken["session"].values()), tasks=list(self._taken["task"].values()))
+
+    def release(self, batch: Batch) -> None:
+        """Forget rows of the last batch taken: the sink has committed them."""
+        for kind in KINDS:
+            taken = self._taken[kind]
+            rows = batch.rows(kind)
+            if len(rows) == len(taken):
+                self._taken[kind] = {}  # as it mostly is
+                continue
+            for key in map(_KEY[kind], rows):
+                del taken[key]
+
+    def restore(self) -> dict[Kind, int]:
+        """Put back what was taken and not released, under the updates that came since.
+
+        Returns by kind how many rows that came since were merged into one put back.
+        """
+        merged = dict.fromkeys(KINDS, 0)
+        for kind in KINDS:
+            rows = self._taken[kind]
+            if not rows:  # as it mostly is; what waits may be many
+                continue
+            for key, newer in self._waiting[kind].items():
+                older = rows.setdefault(key, newer)
+                if older is not newer:
+                    rows[key] = SHAPES[kind].overlay(older, newer)
+                    merged[kind] += 1
+            self._waiting[kind] = rows
+            self._taken[kind] = {}
+        return merged
+
+    def count(self, kind: Kind) -> int:
+        """Rows of this kind that wait, those on their way to the sink included."""
+        return len(self._waiting[kind]) + len(self._taken[kind])
+
+    def waiting(self) -> int:
+        """Rows that the next :meth:`take` would give."""
+        return sum(map(len, self._waiting.values()))
+
+    def has(self, kind: Kind, key: str) -> bool:
+        """Whether a row with this key waits or is on its way."""
+        return key in self._waiting[kind] or key in self._taken[kind]
+
+    def __len__(self) -> int:
+        return sum(map(self.count, KINDS))

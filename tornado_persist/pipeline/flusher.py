@@ -1,0 +1,365 @@
+"""Moves what is accepted into the sink: by the clock, at capacity, on demand, and at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection
+from contextvars import Context
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tornado.ioloop import PeriodicCallback
+
+from tornado_persist.errors import FlushFailed, PersistError, SinkError, SinkUnavailable
+from tornado_persist.journal import Journal
+from tornado_persist.pipeline.background import Background
+from tornado_persist.pipeline.backlog import Backlog
+from tornado_persist.pipeline.backoff import Backoff
+from tornado_persist.pipeline.bisect import Settler
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.checkpoint import Releaser
+from tornado_persist.pipeline.deadletters import DeadLetters
+from tornado_persist.records.models import KINDS, Row
+from tornado_persist.sinks.runner import SinkRunner, SinkState
+from tornado_persist.telemetry import log
+from tornado_persist.telemetry.metrics import Flush, Metrics
+
+logger = log.get(__name__)
+
+#: Rows in one transaction of the sink. Between two of them the sink waits for a turn of a busy event loop.
+CHUNK_ROWS = 20_000
+#: Seconds in which rows gather after a flush that has left more than the capacity, and how many need not wait for it: a
+#: transaction and the release of the journal's space cost some milliseconds, be the rows few or many. With 100 rows in
+#: a request PostgreSQL takes a fifth more of them.
+GATHER = 0.02
+ENOUGH_ROWS = 5000
+#: Rows freed at a time.
+FREE_ROWS = 500
+#: Seconds after a failure from which on the next try no longer waits, once somebody has found the sink well.
+TRY_AGAIN_AFTER = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What a flush did: rows that the sink has committed, rows that it refused, milliseconds, and what stopped it."""
+
+    sessions: int = 0
+    tasks: int = 0
+    rejected: int = 0
+    duration_ms: int = 0
+    error: PersistError | None = None
+
+
+class Flusher:
+    """The only one that writes to the sink: one flush at a time, each of what was accepted before the next one's."""
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        backlog: Backlog,
+        journal: Journal,
+        dead_letters: DeadLetters,
+        runner: SinkRunner,
+        metrics: Metrics,
+        *,
+        interval: float,
+        capacity: int,
+        released: int,
+        state: dict[str, Any],
+    ) -> None:
+        """``interval`` in seconds, ``capacity`` in rows; ``released`` and ``state`` are of the journal's cursor."""
+        self._buffer = buffer
+        self._backlog = backlog
+        self._dead_letters = dead_letters
+        self._releaser = Releaser(journal, dead_letters, released=released, state=state)
+        self._settler = Settler(buffer, self._releaser.put_aside, metrics)
+        self._runner = runner
+        self._metrics = metrics
+        self.capacity = capacity
+        #: Every record up to this one is settled: its rows are in the sink, or refused.
+        self.settled_through = released
+        # The one that the flush in progress writes to, whatever switch() does meanwhile.
+        self._current = runner
+        self._flight: asyncio.Task[Flushed] | None = None
+        self._background: asyncio.Task[None] | None = None
+        self._refilling: asyncio.Task[None] | None = None
+        self._freeing = Background()
+        self._backoff = Backoff()
+        self._retry: asyncio.TimerHandle | None = None
+        self._failed_at = 0.0
+        self._suspicions = 0
+        # Rows merged so far, at the last line that the log got about a flush.
+        self._merged_before = sum(metrics.totals.merged.values())
+        self._timer: PeriodicCallback | None = None
+        self._ending = False
+        self.set_interval(interval)
+
+    # When to flush.
+
+    def set_interval(self, seconds: float) -> None:
+        """Flush every so many seconds, counted from now and then from the end of each flush."""
+        self._interval = timedelta(seconds=seconds)
+        self._restart_timer(_now())
+
+    def poke(self) -> None:
+        """Rows were accepted: start a flush if they reach the capacity. While the sink fails only the backoff tries."""
+        if self._due() and self._retry is None and not self._ending:
+            self._start()
+
+    def _due(self) -> bool:
+        return self._buffer.waiting() >= self.capacity or self._backlog.left_out()
+
+    def _tick(self) -> None:
+        self.next_flush = _now() + self._interval
+        if self._retry is None:
+            self._start()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._start()
+
+    def _start(self) -> None:
+        # PeriodicCallback must not run the flush itself: it would swallow its exception, and restarting the timer from
+        # within its callback would leave two of them.
+        if self._background is None or self._background.done():
+            # In a context of its own: what it says is not of the request that happened to start it.
+            self._background = asyncio.create_task(self._flush_in_background(), context=Context())
+
+    async def _flush_in_background(self) -> None:
+        try:
+            await self.flush_once()
+            while self._due():
+                if self._buffer.waiting() < ENOUGH_ROWS and not self._backlog.left_out():
+                    await asyncio.sleep(GATHER)
+                if self._retry is not None or self._ending:
+                    break
+                await self.flush_once()
+        except Exception:
+            logger.exception("a bug in the flusher")
+
+    def _restart_timer(self, at: datetime) -> None:
+        if self._ending:
+            return
+        self._stop_timer()
+        self._timer = PeriodicCallback(self._tick, self._interval)
+        self._timer.start()
+        #: When the timer flushes next (UTC).
+        self.next_flush = at + self._interval
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+
+    def _set_retry(self, delay: float | None) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if delay is not None and not self._ending:
+            self._retry = asyncio.get_running_loop().call_later(delay, self._try_again)
+
+    # The flush.
+
+    async def flush_once(self) -> Flushed:
+        """Settle everything that waits in memory; joins a flush in progress. What could not be written waits again.
+
+        It does not wait for the journal's cursor: a millisecond or two in which the next flush writes already.
+        """
+        if self._flight is None or self._flight.done():
+            self._flight = asyncio.create_task(self._fly(), context=Context())
+        return await asyncio.shield(self._flight)
+
+    async def flush(self, timeout: float) -> Flushed:
+        """A barrier: when the result has no ``error``, every row accepted before the call is settled.
+
+        Waits ``timeout`` seconds at most; the flush goes on after that. The counts are of all rows settled during the
+        call, by a flush that was in progress too.
+        """
+        began, before = time.monotonic(), self._settled()
+        error: PersistError | None
+        try:
+            async with asyncio.timeout(timeout):
+                error = await self._flush_through(self._backlog.accepted_through)
+        except TimeoutError:
+            error = FlushFailed(f"The flush takes more than {timeout:g} seconds; it goes on, and nothing is lost")
+        # Whoever looks next finds the journal's space free.
+        await self._releaser.finish(timeout - (time.monotonic() - began))
+        return self._since(before, began, error)
+
+    async def _flush_through(self, seq: int) -> PersistError | None:
+        while self.settled_through < seq:
+            joined = self._flight is not None and not self._flight.done()
+            error = (await self.flush_once()).error
+            if error is not None and not joined:
+                return error
+        return None
+
+    async def drain(self, timeout: float) -> None:
+        """Stop the timer, and flush until nothing is pending or ``timeout`` seconds are over."""
+        self._ending = True
+        self._stop_timer()
+        self._set_retry(None)
+        deadline = time.monotonic() + timeout
+        pauses = Backoff(most=1.0)  # of its own: there is not the time for long ones
+        while any(map(self._backlog.pending, KINDS)) and (left := deadline - time.monotonic()) > 0:
+            if (await self.flush(left)).error:
+                await asyncio.sleep(max(0.0, min(pauses.failed(), deadline - time.monotonic())))
+
+    async def finish(self, timeout: float) -> None:
+        """After :meth:`drain`: wait for a flush that is still in progress, ``timeout`` seconds at most."""
+        deadline = time.monotonic() + timeout
+        tasks = (self._flight, self._background, self._refilling)
+        going = [task for task in tasks if task is not None and not task.done()]
+        if going:
+            await asyncio.wait(going, timeout=timeout)
+        await self._releaser.finish(deadline - time.monotonic())
+
+    async def _fly(self) -> Flushed:
+        self._current = self._runner
+        try:
+            await self._backlog.refill()
+        except OSError as exc:
+            flushed = Flushed(error=FlushFailed(f"The journal cannot be read: {exc.strerror}"))
+            self._note(flushed, 0.0, 0)
+            return flushed
+        through, accepted = self._backlog.merged_through, dict(self._backlog.merged_rows)
+        chunks = self._buffer.take().parts(CHUNK_ROWS)
+        taken = sum(map(len, chunks))
+        began, before = time.monotonic(), self._settled()
+        totals = self._metrics.totals
+        error: PersistError | None = None
+        try:
+            if chunks:
+                await self._releaser.anchor(self._current)
+            while chunks:
+                chunk = chunks.popleft()
+                await self._settler.settle(chunk, self._current, self._suspicions)
+                self._freeing.spawn(_let_go([*chunk.sessions, *chunk.tasks]))
+                del chunk
+                self._refill_ahead()
+            if through > self.settled_through:
+                self.settled_through = through
+                await self._releaser.release(through, totals.settled(accepted), self._current)
+        except (SinkError, FlushFailed) as exc:
+            error = exc
+        except OSError as exc:
+            error = FlushFailed(f"{exc.filename or self._dead_letters.path} cannot be written: {exc.strerror}")
+        finally:
+            for kind, merged in self._buffer.restore().items():
+                totals.merged[kind] += merged
+        flushed = self._since(before, began, error)
+        self._note(flushed, time.monotonic() - began, taken)
+        return flushed
+
+    def _settled(self) -> tuple[int, int, int]:
+        """Sessions and tasks written, and rows refused, so far."""
+        totals = self._metrics.totals
+        return totals.written["session"], totals.written["task"], sum(totals.rejected.values())
+
+    def _since(self, before: tuple[int, int, int], began: float, error: PersistError | None) -> Flushed:
+        sessions, tasks, rejected = (now - then for now, then in zip(self._settled(), before, strict=True))
+        return Flushed(sessions, tasks, rejected, round((time.monotonic() - began) * 1000), error)
+
+    def _refill_ahead(self) -> None:
+        """While the sink takes the next rows, read others into the room that these have left."""
+        if self._backlog.left_out() and (self._refilling is None or self._refilling.done()):
+            self._refilling = asyncio.create_task(self._refill_quietly())
+
+    async def _refill_quietly(self) -> None:
+        with contextlib.suppress(OSError):  # the next flush meets it as well, and says so
+            await self._backlog.refill()
+
+    def _note(self, flushed: Flushed, seconds: float, taken: int) -> None:
+        """Count the flush, say it, and decide when to try next."""
+        rows = flushed.sessions + flushed.tasks
+        now, error = _now(), flushed.error
+        if rows:
+            self._metrics.flushed(seconds, now, rows)
+            self._restart_timer(now)
+        if taken or error:
+            self._metrics.remember(Flush(now, rows, flushed.rejected, seconds, str(error or "")))
+        figures = {"rows": rows, "rejected": flushed.rejected, "ms": flushed.duration_ms}
+        if error is None:
+            self._backoff.succeeded()
+            self._suspicions = 0
+            self._set_retry(None)
+            merged = sum(self._metrics.totals.merged.values())
+            if taken:
+                requests = self._backlog.trail.pop_through(self.settled_through)
+                logger.info("flush", **figures, merged=merged - self._merged_before, requests=requests)
+                self._merged_before = merged
+            return
+        self._suspicions += isinstance(error, SinkUnavailable) and error.suspect
+        delay = self._backoff.failed()
+        self._failed_at = time.monotonic()
+        self._set_retry(delay)
+        waiting = sum(map(self._backlog.pending, KINDS))
+        code = error.code if isinstance(error, SinkError) else ""
+        self._metrics.failed(error, now, code=code)
+        logger.warning(
+            "flush failed", **figures, waiting=waiting, retry_in=round(delay, 2), error=str(error), code=code
+        )
+
+    # The sink.
+
+    async def switch(self, runner: SinkRunner, timeout: float) -> None:
+        """Write to another sink from now on.
+
+        What waits is first flushed into the old one; what that does not take within ``timeout`` seconds goes to the new
+        one. A call that hangs in the old sink is given up: it may yet commit there rows that the new one gets as well.
+        """
+        await self.flush(timeout)
+        old, self._runner = self._runner, runner
+        await old.close(timeout)
+        self._backoff.succeeded()
+        self._set_retry(None)
+        if any(map(self._backlog.pending, KINDS)):
+            self._start()
+
+    @property
+    def sink(self) -> SinkState:
+        """The sink as far as is known now; asks nobody and never waits."""
+        return self._runner.state
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one flush to the next."""
+        return self._interval.total_seconds()
+
+    @property
+    def retry_in(self) -> float:
+        """Seconds until a flush that failed is tried again; 0 while none waits."""
+        if self._retry is None:
+            return 0.0
+        return max(0.0, self._retry.when() - asyncio.get_running_loop().time())
+
+    async def sink_healthy(self) -> bool:
+        """Whether the sink answers; known within half a second. If it does again, a try that is far away comes now."""
+        healthy = await self._runner.healthy()
+        if healthy and self._retry is not None and time.monotonic() - self._failed_at >= TRY_AGAIN_AFTER:
+            self._set_retry(0.0)
+        return healthy
+
+    async def find_sessions(self, session_ids: Collection[str]) -> set[str]:
+        """Those of ``session_ids`` that the sink has.
+
+        Raises:
+            SinkUnavailable: it cannot be asked now.
+        """
+        return await self._runner.find_sessions(session_ids)
+
+
+async def _let_go(rows: list[Row]) -> None:
+    """Free written rows, a few in each round of the event loop.
+
+    All 20,000 of a chunk at once would hold it up for 8 ms, in which nobody is answered.
+    """
+    while rows:
+        del rows[-FREE_ROWS:]
+        await asyncio.sleep(0)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

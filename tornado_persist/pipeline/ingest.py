@@ -1,0 +1,138 @@
+"""The one place where a batch is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
+from tornado_persist.journal import Journal
+from tornado_persist.pipeline.backlog import Backlog
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.turns import Turns
+from tornado_persist.records.models import Kind, Row
+from tornado_persist.records.parser import Parser
+from tornado_persist.records.times import stamp
+
+FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
+
+#: Bytes of a body from which on it is parsed in a turn of its own, for it takes a millisecond or more.
+LARGE = 1 << 16
+#: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
+KNOWN_SESSIONS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A batch was taken: so many rows, at this time, as rows hold times."""
+
+    count: int
+    at: str
+
+
+class Ingest:
+    """Takes batches whole or refuses them whole; the order of the journal is the order of merging."""
+
+    def __init__(
+        self,
+        parser: Parser,
+        journal: Journal,
+        backlog: Backlog,
+        buffer: Buffer,
+        *,
+        added: Callable[[], None],
+        find_sessions: FindSessions | None = None,
+    ) -> None:
+        """``added`` is called after each batch; ``find_sessions`` is given when a task's session has to be known."""
+        self._parser = parser
+        self._journal = journal
+        self._backlog = backlog
+        self._buffer = buffer
+        self._added = added
+        self._find_sessions = find_sessions
+        self._known_sessions: dict[str, None] = {}
+        self._closed_because = ""
+        self._turns = Turns()
+
+    def close(self, reason: str) -> None:
+        """Refuse every batch from now on."""
+        self._closed_because = reason
+
+    def check(self) -> None:
+        """Whether batches are accepted.
+
+        Raises:
+            NotAccepting: they are not, and why.
+        """
+        problem = self.problem
+        if problem:
+            raise NotAccepting(problem)
+
+    def pending(self, kind: Kind) -> int:
+        """Rows of this kind that are accepted and neither in the sink nor refused by it."""
+        return self._backlog.pending(kind)
+
+    @property
+    def in_memory(self) -> int:
+        """Rows that are held in memory; others wait in the journal alone."""
+        return len(self._buffer)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that may be held in memory."""
+        return self._backlog.max_rows
+
+    @property
+    def problem(self) -> str:
+        """Why no batch is accepted now, in a sentence; empty while all is well."""
+        return self._closed_because or self._journal.problem
+
+    async def accept(self, kind: Kind, body: bytes) -> Accepted:
+        """Take the batch in a request body; it is durable when this returns.
+
+        Raises:
+            NotJSON, InvalidBatch: see :meth:`Parser.parse`; also an unknown session, when that has to be known.
+            NotAccepting: the service is shutting down, the journal is full or failing, or a session cannot be looked
+                up.
+        """
+        self.check()
+        if len(body) >= LARGE:
+            await self._turns.take()
+            self.check()
+        rows = self._parser.parse(kind, body)
+        if self._find_sessions is not None:
+            await self._require_sessions(kind, rows, self._find_sessions)
+            self.check()  # the service may have begun to shut down meanwhile
+        now = datetime.now(UTC)
+        at = stamp(now)
+        if rows:
+            # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
+            seq = await self._journal.append(kind, now, len(rows), body)
+            self._backlog.admit(seq, kind, rows, at)
+            self._added()
+        return Accepted(len(rows), at)
+
+    async def _require_sessions(self, kind: Kind, rows: list[Row], find_sessions: FindSessions) -> None:
+        wanted = {row["session_id"] for row in rows}
+        if kind == "task":
+            unknown = {id for id in wanted - self._known_sessions.keys() if not self._buffer.has("session", id)}
+            if unknown:
+                try:
+                    unknown -= await find_sessions(unknown)
+                except SinkUnavailable as exc:
+                    raise NotAccepting(f"The sink cannot be asked whether it has the tasks' sessions: {exc}") from exc
+            if unknown:
+                raise InvalidBatch(
+                    "Session ID not found or invalid task data",
+                    [
+                        {"loc": ["tasks", index, "session_id"], "msg": "No session with this ID was accepted"}
+                        for index, row in enumerate(rows)
+                        if row["session_id"] in unknown
+                    ],
+                )
+        for session_id in wanted:
+            self._known_sessions.pop(session_id, None)
+            self._known_sessions[session_id] = None
+        while len(self._known_sessions) > KNOWN_SESSIONS:
+            del self._known_sessions[next(iter(self._known_sessions))]

@@ -1,0 +1,1 @@
+"""What a session and a task are: types, limits, rows, times, and the way from bytes to rows."""

@@ -1,1 +1,0 @@
-"""Rows from files on their way into a running service."""

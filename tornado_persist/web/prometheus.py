@@ -1,0 +1,190 @@
+"""The metrics in Prometheus's formats. Nothing is counted here: a scrape reads what the parts know at that moment."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+
+from tornado_persist import __version__
+from tornado_persist.journal import Journal
+from tornado_persist.pipeline.flusher import Flusher
+from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.records.models import KINDS, Kind
+from tornado_persist.telemetry.metrics import Metrics, Reading
+
+
+class Exposition:
+    """What ``GET /metrics`` shows; docs/metrics.rst explains each metric."""
+
+    def __init__(self, ingest: Ingest, flusher: Flusher, journal: Journal, metrics: Metrics) -> None:
+        self._ingest = ingest
+        self._flusher = flusher
+        self._journal = journal
+        self._metrics = metrics
+        # The interpreter's own: they read /proc, which is for a worker thread.
+        outside = CollectorRegistry()
+        self._outside: tuple[Collector, ...] = (ProcessCollector(registry=outside), GCCollector(registry=outside))
+
+    async def render(self, accept: str, *, accepting: bool) -> tuple[str, bytes]:
+        """Content type and body, in the format that the ``Accept`` header asks for. The sink is not asked."""
+        # All of ours at one moment, so that the rows add up; the rest, and the text, in a thread.
+        families = list(self.families(accepting=accepting))
+        return await asyncio.to_thread(self._encode, families, accept)
+
+    def _encode(self, families: list[Metric], accept: str) -> tuple[str, bytes]:
+        registry = CollectorRegistry()
+        for collector in (_Given(families), *self._outside):
+            registry.register(collector)
+        # prometheus_client's own choice stumbles over versions that are none.
+        encode: Callable[[Collector], bytes]
+        encode, content_type = generate_latest, CONTENT_TYPE_LATEST
+        if "application/openmetrics-text" in accept:
+            encode, content_type = openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
+        return content_type, encode(registry)
+
+    def families(self, *, accepting: bool) -> Iterator[Metric]:
+        """Every metric of the service's own, as it is now. ``accepting``: whether batches would be taken."""
+        yield InfoMetricFamily(
+            "persistd_build",
+            "Version of the service and of its Python.",
+            {"version": __version__, "python": platform.python_version()},
+        )
+        yield from self._rows()
+        yield from self._requests()
+        yield _gauge("persistd_accepting", "1 while batches are accepted, 0 while they get 503.", accepting)
+        yield from self._flushes()
+        yield from self._of_the_journal()
+        yield from self._of_the_sink()
+
+    def _rows(self) -> Iterator[Metric]:
+        metrics, pending = self._metrics, self._ingest.pending
+        yield _by_kind("persistd_rows_accepted", "Rows accepted, durable in the journal.", metrics.accepted)
+        yield _by_kind(
+            "persistd_rows_recovered", "Rows found in the journal at the start.", metrics.recovered.__getitem__
+        )
+        yield _by_kind("persistd_rows_written", "Rows that the sink has committed.", metrics.written)
+        yield _by_kind("persistd_rows_merged", "Rows that went into one of their key that waited.", metrics.merged)
+        yield _by_kind("persistd_rows_rejected", "Rows that the sink refused, now in rejected.jsonl.", metrics.rejected)
+        yield _by_kind("persistd_rows_lost", "Accepted rows lost to damage of the journal.", metrics.lost.__getitem__)
+        waiting = GaugeMetricFamily("persistd_rows_pending", "Accepted rows that wait for the sink.", labels=["kind"])
+        accounting = GaugeMetricFamily(
+            "persistd_accounting_rows",
+            "Rows since the data directory was made, by where they are; may go down after a crash.",
+            labels=["kind", "state"],
+        )
+        totals = metrics.totals
+        for kind in KINDS:
+            waiting.add_metric([kind], pending(kind))
+            accounting.add_metric([kind, "accepted"], totals.accepted[kind])
+            accounting.add_metric([kind, "written"], totals.written[kind])
+            accounting.add_metric([kind, "merged"], totals.merged[kind])
+            accounting.add_metric([kind, "rejected"], totals.rejected[kind])
+            accounting.add_metric([kind, "pending"], pending(kind))
+        yield waiting
+        yield accounting
+        yield _gauge("persistd_buffer_rows", "Rows held in memory.", self._ingest.in_memory)
+        yield _gauge("persistd_buffer_max_rows", "Rows that may be held in memory.", self._ingest.max_rows)
+        yield _gauge("persistd_buffer_capacity_rows", "Rows that start a flush.", self._flusher.capacity)
+
+    def _requests(self) -> Iterator[Metric]:
+        answers = CounterMetricFamily(
+            "persistd_http_requests", "Requests answered, by handler class.", labels=["handler", "method", "status"]
+        )
+        for handler, method, status, count in self._metrics.requests.counts():
+            answers.add_metric([handler, method, str(status)], count)
+        yield answers
+        seconds = HistogramMetricFamily(
+            "persistd_http_request_duration_seconds",
+            "Seconds from a request's first line to the end of its answer.",
+            labels=["handler", "method"],
+        )
+        for handler, method, reading in self._metrics.requests.seconds():
+            _add(seconds, [handler, method], reading)
+        yield seconds
+
+    def _flushes(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        yield _histogram(
+            "persistd_flush_duration_seconds", "Seconds of flushes that wrote rows.", metrics.flush_seconds.read()
+        )
+        yield _histogram("persistd_flush_rows", "Rows that a flush wrote.", metrics.flush_rows.read())
+        failures = CounterMetricFamily(
+            "persistd_flush_failures", "Flushes that an error stopped, by its class.", labels=["error"]
+        )
+        for error, count in metrics.flush_failures.items():
+            failures.add_metric([error], count)
+        yield failures
+        yield _gauge(
+            "persistd_flush_backoff_seconds",
+            "Seconds until a failed flush is tried again, else 0.",
+            self._flusher.retry_in,
+        )
+
+    def _of_the_journal(self) -> Iterator[Metric]:
+        stats = self._journal.stats()
+        age = stats.age(datetime.now(UTC))
+        yield _gauge("persistd_journal_bytes", "Bytes of the journal's files.", stats.bytes)
+        yield _gauge("persistd_journal_max_bytes", "Bytes past which batches are refused.", stats.max_bytes)
+        yield _gauge("persistd_journal_records", "Batches in the journal that are not released.", stats.records)
+        yield _gauge("persistd_journal_oldest_age_seconds", "Age of the oldest of these batches, else 0.", age)
+        yield _histogram(
+            "persistd_journal_fsync_duration_seconds",
+            "Seconds that it took to make a group of batches durable.",
+            self._metrics.fsync_seconds.read(),
+        )
+
+    def _of_the_sink(self) -> Iterator[Metric]:
+        sink = self._flusher.sink
+        up = GaugeMetricFamily("persistd_sink_up", "1 while the sink answers, else 0.", labels=["sink"])
+        up.add_metric([sink.name], sink.up)
+        yield up
+
+
+class _Given(Collector):
+    """Families that were collected before."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _by_kind(name: str, text: str, rows: Callable[[Kind], int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["kind"])
+    for kind in KINDS:
+        family.add_metric([kind], rows(kind))
+    return family
+
+
+def _histogram(name: str, text: str, reading: Reading) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=[])
+    _add(family, [], reading)
+    return family
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], reading: Reading) -> None:
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip((*map(str, reading.bounds), "+Inf"), reading.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    family.add_metric(labels, buckets, reading.sum)
