@@ -111,8 +111,8 @@ def test_every_alert_is_explained() -> None:
 def test_the_way_of_a_batch_names_parts_that_there_are() -> None:
     text = (DOCS / "batch.rst").read_text(encoding="utf-8")
     named = set(re.findall(r"``(\w+(?:/\w+)*\.py)``", text))
-    ways = ("ingest", "backlog", "buffer", "flusher", "bisect", "checkpoint")
-    ways = ("records/parser", "journal/journal", *(f"pipeline/{name}" for name in ways))
+    pipeline = ("ingest", "backlog", "buffer", "flusher", "bisect", "checkpoint")
+    ways = ("records/parser", "journal/journal", *(f"pipeline/{name}" for name in pipeline))
     assert {f"{name}.py" for name in ways} <= named
     for name in named:
         assert (ROOT / "tornado_persist" / name).is_file(), name
