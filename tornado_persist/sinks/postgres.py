@@ -13,7 +13,6 @@ from pydantic import SecretStr, field_validator
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.records.hunch import Hunch
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.sql import (
@@ -98,6 +97,29 @@ class PostgresSettings(SQLSettings):
         return value
 
 
+#: Times that a shortcut is left out at most.
+_LONGEST_PAUSE = 64
+
+
+class Shortcut:
+    """Whether to try a shortcut that may fail. After a failure it is left out 1, 2, 4, … 64 times."""
+
+    def __init__(self) -> None:
+        self._pause = self._left = 0
+
+    def worth_a_try(self) -> bool:
+        """Asked once each time."""
+        self._left = max(0, self._left - 1)
+        return not self._left
+
+    def failed(self) -> None:
+        self._pause = min(2 * self._pause or 1, _LONGEST_PAUSE)
+        self._left = self._pause + 1
+
+    def succeeded(self) -> None:
+        self._pause = 0
+
+
 class PostgresSink(SQLSink[PostgresSettings]):
     """Copies new rows into their table; others into a temporary one, to merge them from there."""
 
@@ -108,7 +130,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
     def __init__(self, settings: PostgresSettings, data_dir: Path) -> None:
         super().__init__(settings, data_dir)
         # Whether the rows of a chunk are all new.
-        self._all_new = {kind: Hunch() for kind in KINDS}
+        self._all_new = {kind: Shortcut() for kind in KINDS}
 
     @property
     def _url(self) -> URL:
