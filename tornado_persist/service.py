@@ -34,9 +34,8 @@ from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics, Totals
 from tornado_persist.telemetry.systemd import ServiceManager
-from tornado_persist.web.app import Api
+from tornado_persist.web.app import Api, make_server
 from tornado_persist.web.samples import INTERVAL
-from tornado_persist.web.server import Server
 
 #: Seconds after which a thread that computes lets another one go on; Python's own is 5 ms. The journal's thread, the
 #: sink's and the event loop each wait for it again and again within one batch. Together with what the collector is told
@@ -59,8 +58,6 @@ logger = log.get(__name__)
 
 #: Seconds between looks at an idle sink, so that the log tells of an outage before a flush meets it.
 WATCH_INTERVAL = 5.0
-#: Seconds between looks for connections that nobody uses any more.
-TIDY_INTERVAL = 60.0
 #: Seconds that the start waits for the sink to be opened; then it goes on without.
 FIRST_LOOK = 2.0
 #: Seconds of the shutdown kept for closing the sink.
@@ -171,14 +168,12 @@ class Service:
         )
         # So that the first answer of /health, and of a curl right after the start, is no guess.
         await self._runner.healthy(wait=FIRST_LOOK)
-        server = Server(self._api)
+        server = make_server(self._api)
         server.add_sockets(sockets)
         _tune_interpreter()
         self._flusher.poke()
         watch = PeriodicCallback(self._watch, WATCH_INTERVAL * 1000)
         watch.start()
-        tidy = PeriodicCallback(server.close_idle, TIDY_INTERVAL * 1000)
-        tidy.start()
         history = PeriodicCallback(self._api.history.sample, INTERVAL * 1000)
         history.start()
 
@@ -194,7 +189,6 @@ class Service:
         self._manager.stopping()
         self._manager.status(f"Shutting down, {self._pending()} rows wait")
         watch.stop()
-        tidy.stop()
         history.stop()
         server.stop()
         await self._drain(settings.server.shutdown_timeout)

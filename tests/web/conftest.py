@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 
 from tests.rig import Rig
 from tornado_persist.testing import FlakySink
-from tornado_persist.web.app import Api
-from tornado_persist.web.server import Server
+from tornado_persist.web.app import Api, make_server
 
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -43,11 +43,11 @@ def app(parts: Rig) -> Api:
 
 
 @pytest.fixture
-def http_server(io_loop: IOLoop, app: Api, _unused_port: tuple[socket.socket, int]) -> Iterator[Server]:
-    """Ours, in the place of pytest-tornado's own fixture."""
+def http_server(io_loop: IOLoop, app: Api, _unused_port: tuple[socket.socket, int]) -> Iterator[HTTPServer]:
+    """With our limits, in the place of pytest-tornado's own fixture."""
 
-    async def start() -> Server:
-        server = Server(app)
+    async def start() -> HTTPServer:
+        server = make_server(app)
         server.add_sockets([_unused_port[0]])
         return server
 
@@ -58,7 +58,7 @@ def http_server(io_loop: IOLoop, app: Api, _unused_port: tuple[socket.socket, in
 
 
 @pytest.fixture
-def connect(http_server: Server, http_port: int) -> Connect:
+def connect(http_server: HTTPServer, http_port: int) -> Connect:
     """Opens a connection of bare bytes."""
 
     @asynccontextmanager

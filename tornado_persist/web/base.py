@@ -86,6 +86,7 @@ class Handler(RequestHandler):
         self.application.requests.discard(self)
 
     def on_connection_close(self) -> None:
+        super().on_connection_close()  # ends the wait for the rest of the body
         self.application.requests.discard(self)
 
     def body(self) -> bytes:

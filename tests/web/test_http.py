@@ -1,0 +1,297 @@
+"""The service as an HTTP server: requests sent ahead, in pieces, or half; clients that go away or stay silent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import gzip
+import itertools
+import json
+import re
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from tornado.httpserver import HTTPServer
+
+from tests.rig import Rig, wait_until
+from tests.rows import body, task
+from tests.web.conftest import LIMIT, Connect
+from tornado_persist.web import app as app_module
+from tornado_persist.web.app import PREFIX, Api
+from tornado_persist.web.base import Handler
+
+pytestmark = pytest.mark.gen_test
+
+BATCH = f"{PREFIX}/tasks/batch"
+
+
+def post(path: str, content: bytes, *more: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: h", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    return "\r\n".join([*lines, *more, "", ""]).encode() + content
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+
+
+def chunked(path: str, content: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head.encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+
+
+#: Requests of every kind, with the status that each gets.
+MIXED = [
+    (post(BATCH, body("task", task("a"))), 200),
+    (get("/health/live"), 200),
+    (post(BATCH, body("task", task("b"), task("c"))), 200),
+    (post(BATCH, b"{"), 400),
+    (post(BATCH, body("task", task("d", status="no"))), 422),
+    (chunked(BATCH, body("task", task("e"))), 200),
+    (post("/nowhere", b"x" * 1000), 404),
+    (post(f"{BATCH}?by=me", body("task", task("f"))), 200),
+    (post(BATCH, b" " * (LIMIT + 1)), 413),
+    (post(BATCH, body("task", task("g"))), 200),
+]
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
+    """Status and JSON of the next answer."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    assert length is not None
+    return int(head.split(b" ", 2)[1]), json.loads(await reader.readexactly(int(length[1])))
+
+
+async def send(writer: asyncio.StreamWriter, pieces: Sequence[bytes]) -> None:
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("size", [97, 500, 4099, 1 << 20])
+async def test_requests_sent_ahead_are_answered_in_order_however_they_are_cut(
+    size: int, connect: Connect, parts: Rig
+) -> None:
+    sent = b"".join(request for request, _ in MIXED)
+    async with connect() as (reader, writer), asyncio.timeout(20):
+        sending = asyncio.ensure_future(send(writer, [sent[at : at + size] for at in range(0, len(sent), size)]))
+        answers = [await answer(reader) for _ in MIXED]
+        await sending
+    assert [status for status, _ in answers] == [status for _, status in MIXED]
+    assert [content["count"] for status, content in answers if status == 200 and "count" in content] == [1, 2, 1, 1, 1]
+    assert parts.metrics.totals.accepted["task"] == 6
+    assert list(parts.buffer._waiting["task"]) == ["a", "b", "c", "e", "f", "g"]
+
+
+async def test_what_comes_while_a_batch_is_refused_is_not_mixed_up(
+    connect: Connect, app: Api, go: asyncio.Event
+) -> None:
+    async with connect() as (reader, writer), asyncio.timeout(20):
+        writer.write(post(BATCH, b"{") + b"GET /health")
+        while not app.requests:
+            await asyncio.sleep(0.001)
+        writer.write(b"/live HTTP/1.1\r\nHost: h\r\n\r\n" + post(BATCH, body("task", task("a"))))
+        await asyncio.sleep(0.05)
+        go.set()
+        assert [(await answer(reader))[0] for _ in range(3)] == [400, 200, 200]
+
+
+@pytest.fixture
+def handlers(monkeypatch: pytest.MonkeyPatch) -> weakref.WeakSet[Handler]:
+    """All handlers made during the test that are still in memory."""
+    alive: weakref.WeakSet[Handler] = weakref.WeakSet()
+    initialize = Handler.initialize
+
+    def noted(handler: Handler) -> None:
+        alive.add(handler)
+        initialize(handler)
+
+    monkeypatch.setattr(Handler, "initialize", noted)
+    return alive
+
+
+def half_requests() -> Iterator[Any]:
+    """Requests whose last bytes are missing."""
+    content = body("task", task("a"))
+    packed = gzip.compress(content)
+    yield pytest.param(post(BATCH, content)[:-3], id="plain")
+    yield pytest.param(chunked(BATCH, content)[:-9], id="chunked")
+    yield pytest.param(post(BATCH, packed, "Content-Encoding: gzip")[:-3], id="gzip")
+    yield pytest.param(post(BATCH, b" " * (LIMIT + 9))[:-3], id="too large")
+    yield pytest.param(post(f"{PREFIX}/flush", b"xyz")[:-3], id="flush")
+
+
+@pytest.mark.parametrize("request_", list(half_requests()))
+async def test_a_client_that_goes_away_within_a_body_leaves_nothing_behind(
+    request_: bytes, connect: Connect, app: Api, parts: Rig, handlers: weakref.WeakSet[Handler]
+) -> None:
+    for _ in range(3):
+        async with connect() as (_, writer):
+            writer.write(request_)
+            await wait_until(lambda: bool(app.requests))
+        await wait_until(lambda: not app.requests)
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert len(handlers) == 0
+    assert parts.metrics.totals.accepted["task"] == 0
+
+
+async def test_a_client_that_goes_before_the_answer_leaves_its_batch_taken_and_counted(
+    connect: Connect, app: Api, parts: Rig, go: asyncio.Event, handlers: weakref.WeakSet[Handler]
+) -> None:
+    def counted() -> dict[tuple[str, int], int]:
+        return {(method, status): count for _, method, status, count in parts.metrics.requests.counts()}
+
+    expected: dict[tuple[str, int], int] = {}
+    for content, status in ((body("task", task("a")), 200), (b"{", 400)):
+        go.clear()
+        async with connect() as (_, writer):
+            writer.write(post(BATCH, content))
+            await wait_until(lambda: bool(app.requests))
+        await wait_until(lambda: not app.requests)
+        go.set()
+        expected["POST", status] = 1
+        await wait_until(lambda: counted() == expected)
+    assert parts.metrics.totals.accepted["task"] == 1
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert len(handlers) == 0
+
+
+async def test_while_a_batch_is_accepted_the_shutdown_waits_for_it(
+    connect: Connect, app: Api, go: asyncio.Event
+) -> None:
+    async with connect() as (reader, writer):
+        writer.write(post(BATCH, body("task", task("a"))))
+        await wait_until(lambda: bool(app.requests))
+        ending = asyncio.ensure_future(app.finish_requests(10))
+        await asyncio.sleep(0.05)
+        assert not ending.done()
+        go.set()
+        assert (await answer(reader))[0] == 200
+        await ending
+
+
+async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(connect: Connect, parts: Rig) -> None:
+    content = body("task", task("a"))
+    request = post(BATCH, content, "Expect: 100-continue")
+    async with connect() as (reader, writer):
+        writer.write(request[: -len(content)])
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        writer.write(content)
+        assert (await answer(reader))[0] == 200
+    assert parts.metrics.totals.accepted["task"] == 1
+
+
+@pytest.mark.parametrize("length", [str(LIMIT * 100), "9" * 18, "9" * 30, "9" * 5000], ids=len)
+async def test_a_body_that_says_it_is_far_too_large_is_refused_before_it_comes(length: str, connect: Connect) -> None:
+    async with connect() as (reader, writer), asyncio.timeout(20):
+        writer.write(f"POST {BATCH} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n".encode())
+        status, content = await answer(reader)
+        assert (status, content["status"]) == (413, "rejected")
+        assert await reader.read() == b""
+
+
+async def test_a_body_without_end_gets_413_and_the_connection_is_closed(connect: Connect, app: Api) -> None:
+    head = f"POST {BATCH} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n" % (LIMIT, b" " * LIMIT)
+    async with connect() as (reader, writer), asyncio.timeout(20):
+        writer.write(head.encode())
+        answering = asyncio.ensure_future(answer(reader))
+        while not answering.done():
+            writer.write(chunk)
+            await asyncio.sleep(0.001)
+        assert (await answering)[0] == 413
+    await wait_until(lambda: not app.requests)
+
+
+async def test_silent_connections_and_half_requests_are_closed_and_others_stay(
+    monkeypatch: pytest.MonkeyPatch, app: Api, http_server: HTTPServer, connect: Connect
+) -> None:
+    monkeypatch.setattr(http_server.conn_params, "header_timeout", 0.3)
+    monkeypatch.setattr(http_server.conn_params, "body_timeout", 0.3)
+    async with connect() as silent, connect() as head, connect() as half, connect() as used, asyncio.timeout(20):
+        head[1].write(post(BATCH, b"")[:10])
+        half[1].write(post(BATCH, body("task", task("a")))[:-3])
+        ended = asyncio.gather(*(reader.read() for reader, _ in (silent, head, half)))
+        while not ended.done():
+            used[1].write(get("/health/live"))
+            assert (await answer(used[0]))[0] == 200
+            await asyncio.sleep(0.05)
+        assert await ended == [b"", b"", b""]
+    await wait_until(lambda: not app.requests)
+
+
+async def test_the_limits_are_in_force(app: Api) -> None:
+    params = app_module.make_server(app).conn_params
+    assert (params.header_timeout, params.body_timeout) == (app_module.IDLE_TIMEOUT, app_module.BODY_TIMEOUT)
+    assert params.max_header_size == app_module.MAX_HEADER_BYTES
+
+
+async def test_a_head_that_is_too_large_ends_the_connection(connect: Connect) -> None:
+    async with connect() as (reader, writer), asyncio.timeout(20):
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * app_module.MAX_HEADER_BYTES)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+
+
+async def test_many_silent_connections_leave_room_for_a_batch(connect: Connect, parts: Rig) -> None:
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(20):
+        for _ in range(200):
+            _, writer = await stack.enter_async_context(connect())
+            writer.write(post(BATCH, body("task", task("a")))[:-3])
+        reader, writer = await stack.enter_async_context(connect())
+        writer.write(post(BATCH, body("task", task("b"))))
+        assert (await answer(reader))[0] == 200
+    assert parts.metrics.totals.accepted["task"] == 1
+
+
+async def test_after_stop_nobody_is_let_in_and_open_connections_are_served(
+    connect: Connect, http_server: HTTPServer
+) -> None:
+    async with connect() as (reader, writer):
+        for name in ("a", "b"):
+            writer.write(post(BATCH, body("task", task(name))))
+            assert (await answer(reader))[0] == 200
+            http_server.stop()
+            with pytest.raises(ConnectionRefusedError):
+                async with connect():
+                    pass
+        await http_server.close_all_connections()
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize(
+    "head", [b"POST / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nHost: h\r\nA: \0\r\n\r\n", b"nonsense\r\n\r\n"]
+)
+async def test_a_head_that_is_wrong_gets_400_and_the_connection_ends(head: bytes, connect: Connect) -> None:
+    async with connect() as (reader, writer):
+        writer.write(head)
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_the_connection_is_closed_when_the_client_asks_for_that(connect: Connect) -> None:
+    async with connect() as (reader, writer):
+        writer.write(post(BATCH, body("task", task("a")), "Connection: close"))
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("request_", [get("/health/live"), post(BATCH, body("task")), post(BATCH, b"{")])
+async def test_requests_sent_ahead_leave_the_event_loop_to_others_between_them(
+    request_: bytes, connect: Connect, parts: Rig
+) -> None:
+    many = 200
+
+    def answered() -> int:
+        return sum(count for *_, count in parts.metrics.requests.counts())
+
+    async with connect() as (_, writer), asyncio.timeout(20):
+        writer.write(request_ * many)
+        steps = [0]
+        while steps[-1] < many:
+            await asyncio.sleep(0)
+            steps.append(answered())
+    assert max(after - before for before, after in itertools.pairwise(steps)) <= 2
