@@ -3,104 +3,97 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import signal
+import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench import endurance, plot, table, workloads
-from bench.contenders import Field
-from bench.databases import SETTINGS, Databases
-from bench.machine import load_average, machine, versions
-from bench.series import Series
-from bench.workloads import FULL, QUICK, Scale
+from bench.field import Field
+from bench.services import ROOT
+from bench.workloads import WORKLOADS, Figures, Scale
+from tests.servers import Server
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SINKS = ("sqlite", "postgres", "mysql", "jsonl")
-WORKLOADS: dict[str, Callable[[Field, Scale], list[Series]]] = {
-    "rows": workloads.rows,
-    "lives": workloads.lives,
-    "single": workloads.single,
-    "rates": workloads.rates,
-    "sizes": workloads.sizes,
-    "buffered": workloads.buffered,
-    "outage": endurance.outage,
-    "replay": endurance.replay,
-    "memory": endurance.memory,
-}
 
 
 def main() -> int:
-    """Measure, and show what came of it."""
+    """Measure, and print the figures of each workload as soon as it is done."""
     options = _options()
     # So that what was started is ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    scale = QUICK if options.quick else FULL
+    for root in (ROOT, options.against):
+        if root is not None:  # its environment is made now, not during a workload
+            subprocess.run([root / "bin" / "persistd", "--help"], stdout=subprocess.DEVNULL, check=True)
+    rounds, batches = options.rounds or (3 if options.quick else 5), tuple(options.batch)
+    if options.quick:
+        scale = Scale(rounds, batches, rows=20_000, requests=4000, seconds=2.0, backlog=40_000)
+    else:
+        scale = Scale(rounds, batches, rows=100_000, requests=20_000, seconds=10.0, backlog=200_000)
+    other = f", beside {options.against}" if options.against else ""
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, {rounds} rounds{other}")
+    failures = 0
+    servers: dict[str, Server] = {}
     began = time.monotonic()
-    about = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), **machine()}
-    series: list[Series] = []
-    failures: list[str] = []
-    databases = Databases()
     try:
         for sink in dict.fromkeys(options.sink):
             for name in dict.fromkeys(options.workload):
-                _say(f"{time.monotonic() - began:6.0f} s  {sink}: {name}")
+                print(f"{time.monotonic() - began:5.0f} s  {sink}: {name}", file=sys.stderr)
                 try:
-                    with Field(sink, databases) as field:
-                        series += WORKLOADS[name](field, scale)
+                    with Field(sink, servers, options.against) as field:
+                        for figures in WORKLOADS[name](field, scale):
+                            print("\n".join(report(sink, figures)), flush=True)
                 except Exception as exc:
-                    failures.append(f"{sink}: {name}: {type(exc).__name__}: {exc}")
-                    _say(failures[-1])
-        used = {**versions(), **databases.versions()}
+                    failures += 1
+                    print(f"FAILED {sink}: {name}: {type(exc).__name__}: {exc}", flush=True)
     finally:
-        databases.close()
-    about["load average at the end"] = load_average()
-    about["minutes"] = f"{(time.monotonic() - began) / 60:.1f}"
-    settings = {
-        "scale": "quick" if options.quick else "full",
-        "persistd": "defaults (capacity 1000, sync always), but where a workload says otherwise",
-        **{sink: text for sink, text in SETTINGS.items() if sink in options.sink},
-    }
-    sys.stdout.write(_report(series, {**about, **settings, "versions": _listed(used)}, failures))
-    _save(series, {"machine": about, "settings": settings, "versions": used, "failures": failures})
+        for server in servers.values():
+            server.close()
     return 1 if failures else 0
 
 
+def report(sink: str, figures: list[Figures]) -> Iterator[str]:
+    """For each contender median, least and most of all rounds, and the ratio of this service to it."""
+    yield f"\n{sink}: {figures[0].workload}"
+    yield f"  {'':31}{'median':>10}{'min':>10}{'max':>10}   this/other: median, min, max"
+    for figure in figures:
+        for name, values in figure.values.items():
+            line = f"  {figure.measure + ', ' + name:31}{_columns(values)}"
+            if name != "this":
+                # Within each round, so that a slow minute of the machine counts for both.
+                ratios = [mine / theirs for mine, theirs in zip(figure.values["this"], values, strict=True)]
+                line += f"   {statistics.median(ratios):.2f}, {min(ratios):.2f}, {max(ratios):.2f}"
+            yield line
+
+
+def _columns(values: list[float]) -> str:
+    return "".join(
+        f"{value:10,.0f}" if value >= 1000 else f"{value:10.3g}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+
+
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench/run", description="Measure the service beside its peers and limits.")
+    parser = argparse.ArgumentParser(prog="bench/run", description="Measure the service beside others.")
     parser.add_argument("--sink", nargs="+", choices=SINKS, default=list(SINKS), metavar="NAME", help=", ".join(SINKS))
     parser.add_argument(
         "--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME", help=", ".join(WORKLOADS)
     )
-    parser.add_argument("--quick", action="store_true", help="small counts: two minutes for a sink, rough figures")
+    parser.add_argument("--batch", nargs="+", type=int, default=[500, 100], metavar="N", help="rows a request (rows)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="5, or 3 with --quick and at most 3 of outage, replay")
+    parser.add_argument("--against", type=_checkout, metavar="CHECKOUT", help="another checkout, instead of the peers")
+    parser.add_argument("--quick", action="store_true", help="small counts, rough figures")
     return parser.parse_args()
 
 
-def _report(series: list[Series], about: dict[str, str], failures: list[str]) -> str:
-    head = [f"{name}: {value}" for name, value in about.items()]
-    return "\n".join([*head, "", table.show(series), *(f"FAILED {failure}" for failure in failures), ""])
-
-
-def _listed(found: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in found.items())
-
-
-def _save(series: list[Series], about: dict[str, object]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    text = json.dumps({**about, "figures": table.export(series)}, ensure_ascii=False, indent=1)
-    for name, content in ((f"{stamp}.json", text), (f"{stamp}.svg", plot.draw(series))):
-        (RESULTS / name).write_text(content)
-        (RESULTS / f"latest{Path(name).suffix}").write_text(content)
-    _say(f"written to bench/results/{stamp}.json and .svg, and as latest.json and .svg")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+def _checkout(text: str) -> Path:
+    root = Path(text).resolve()
+    if not (root / "bin" / "persistd").is_file():
+        raise argparse.ArgumentTypeError(f"{root} has no bin/persistd")
+    return root
 
 
 if __name__ == "__main__":

@@ -1,23 +1,27 @@
 """The load generator: pre-encoded requests over a few keep-alive connections, by one thread that only sends and waits.
 
-It shares the processors with what it measures, so it is made to cost little: no HTTP library, no event loop, and of an
-answer it reads the status and the end.
+It shares the processors with what it measures, so it has to cost little: no HTTP library, no event loop, and of an
+answer it reads only the status and the end. It reads its job, encodes every request, says ``ready``, waits for ``go``,
+and answers with what it measured.
 """
 
 from __future__ import annotations
 
+import gc
+import json
+import os
 import select
 import socket
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from bench.load import Load, percentiles
+from bench.load import Load
 from bench.rows import bodies, lives
-from bench.worker import serve
 
-#: Seconds without any answer after which it gives up.
+#: It gives up after so many seconds without an answer.
 SILENCE = 120
 #: Seconds within which everything must have been flushed.
 FLUSH_PATIENCE = 300
@@ -52,7 +56,7 @@ class Connection:
             pass
 
     def receive(self) -> int:
-        """Read what came; the status once the answer is whole, else 0."""
+        """Read what arrived; the status once the answer is whole, else 0."""
         data = self.socket.recv(65536)
         if not data:
             raise ConnectionError("the service closed a connection")
@@ -103,7 +107,7 @@ def closed_loop(connections: list[Connection], lanes: list[deque[bytes]], tally:
 
 def open_loop(connections: list[Connection], requests: deque[bytes], interval: float, tally: Tally) -> None:
     """Send a request every ``interval`` seconds. When all connections wait for answers it goes out late, but its answer
-    time counts from when it was due, as it would for a client that came then."""
+    time counts from when it was due, as it would for a client that sent it then."""
     idle = deque(connections)
     busy: list[Connection] = []
     due = time.perf_counter() + 0.01
@@ -121,7 +125,7 @@ def open_loop(connections: list[Connection], requests: deque[bytes], interval: f
 
 
 def _answers(busy: list[Connection], wait: float) -> Iterator[tuple[Connection, int]]:
-    # Of all the ways to wait this one keeps to the microsecond, and eight connections are few.
+    # select() wakes up to the microsecond; epoll() only to the millisecond.
     readable, writable, _ = select.select(busy, [connection for connection in busy if connection.unsent], [], wait)
     if not readable and not writable and wait == SILENCE:
         raise TimeoutError(f"no answer for {SILENCE} seconds")
@@ -146,61 +150,60 @@ def flush(connection: Connection, request: bytes) -> None:
     raise TimeoutError(f"not flushed within {FLUSH_PATIENCE} seconds: {connection.answer!r}")
 
 
-def _lanes(load: Load) -> list[deque[bytes]]:
-    return [deque() for _ in range(load.connections)]
-
-
-def prepare(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """``job``: the load, ``host`` and ``port``, the ``path`` for batches, the ``name`` of their list, ``headers``, and
-    the ``flush_path``, empty where there is nothing to flush."""
-    load = Load(**job["load"])
-    host, port = job["host"], job["port"]
+def prepare(job: dict[str, Any], load: Load) -> tuple[list[deque[bytes]], bytes]:
+    """The requests, a list for each connection, and the flush; empty if there is nothing to flush."""
 
     def request(path: str, content: bytes) -> bytes:
-        head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: {job['host']}\r\nContent-Type: application/json\r\n"
         return f"{head}{job['headers']}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
-    fills: list[list[deque[bytes]]] = [_lanes(load)]
+    lanes: list[deque[bytes]] = [deque() for _ in range(load.connections)]
     if load.lives:
         # A task's updates go over one connection, which keeps them in order.
-        for number, life in enumerate(lives(load.first, load.count, load.batch, job["name"])):
-            fills[0][number % load.connections].extend(request(job["path"], content) for content in life)
+        for number, life in enumerate(lives(load.first, load.count, load.batch, job["list_name"])):
+            lanes[number % load.connections].extend(request(job["path"], content) for content in life)
     else:
-        for number, content in enumerate(bodies(load.first, load.count, load.batch, load.revision, job["name"])):
-            if load.fill and number and number * load.batch % load.fill == 0:
-                fills.append(_lanes(load))
-            fills[-1][0 if load.rate else number % load.connections].append(request(job["path"], content))
-    connections = [Connection(host, port) for _ in range(load.connections)]
+        for number, content in enumerate(bodies(load.first, load.count, load.batch, job["list_name"])):
+            lanes[0 if load.rate else number % load.connections].append(request(job["path"], content))
+    return lanes, request(job["flush_path"], b"") if load.flush and job["flush_path"] else b""
 
-    def run() -> dict[str, Any]:
-        tally = Tally()
-        requests = sum(len(lane) for lanes in fills for lane in lanes)
-        accepting = flushing = 0.0
-        cpu = time.process_time()
-        for lanes in fills:
-            began = time.perf_counter()
-            if load.rate:
-                open_loop(connections, lanes[0], load.batch / load.rate, tally)
-            else:
-                closed_loop(connections, lanes, tally)
-            accepted = time.perf_counter()
-            if load.flush and job["flush_path"]:
-                flush(connections[0], request(job["flush_path"], b""))
-            accepting += accepted - began
-            flushing += time.perf_counter() - accepted
-        return {
-            "rows": load.rows,
-            "requests": requests,
-            "accepting": accepting,
-            "flushing": flushing,
-            "latencies": percentiles(tally.latencies),
-            "refused": tally.refused,
-            "answer": tally.answer[:1000],
-            "own_cpu": time.process_time() - cpu,
-        }
 
-    return run
+def main() -> None:
+    """Read a job, run it, write a :class:`bench.load.Sample` as JSON."""
+    job = json.loads(sys.stdin.readline())
+    load = Load(**job["load"])
+    lanes, last = prepare(job, load)
+    requests = sum(map(len, lanes))
+    connections = [Connection(job["host"], job["port"]) for _ in range(load.connections)]
+    tally = Tally()
+    gc.collect()
+    gc.disable()
+    os.sync()  # what others have written before goes to the disk now, not during the measurement
+    print("ready", flush=True)
+    if sys.stdin.readline().strip() != "go":
+        return
+    began = time.perf_counter()
+    if load.rate:
+        open_loop(connections, lanes[0], load.batch / load.rate, tally)
+    else:
+        closed_loop(connections, lanes, tally)
+    accepted = time.perf_counter()
+    if last:
+        flush(connections[0], last)
+    flushed = time.perf_counter()
+    times = sorted(tally.latencies)
+    result = {
+        "rows": load.rows,
+        "requests": requests,
+        "accepting": accepted - began,
+        "flushing": flushed - accepted,
+        "p50": times[round((len(times) - 1) * 0.5)],
+        "p99": times[round((len(times) - 1) * 0.99)],
+        "refused": tally.refused,
+        "answer": tally.answer[:1000],
+    }
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
-    serve(prepare)
+    main()

@@ -1,11 +1,17 @@
-"""What a contender is told to do, and what came of it."""
+"""What a service is told to take, and how it took it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-#: Between the numbers of one round and the next; no run has more rows.
+from bench.services import ROOT, Service
+
+#: Between the row numbers of one round and the next; no run has more rows.
 SPACE = 2_000_000
 
 
@@ -14,32 +20,21 @@ class Load:
     """Rows to send, and how."""
 
     first: int  #: the number of the first row
-    count: int  #: rows, or tasks whose life is sent
-    revision: int = 0  #: how often the rows were written before
-    lives: bool = False  #: three updates of each task
+    count: int  #: rows, or tasks whose three updates are sent
     batch: int = 500  #: rows in a request
+    lives: bool = False  #: three updates of each task
     connections: int = 8
     rate: float | None = None  #: rows a second to send at, whatever the answers do; None: as fast as answers come
-    flush: bool = True  #: have it all written at the end, which belongs to the time
-    fill: int | None = None  #: rows, a multiple of batch, after which all is written too; not for lives
+    flush: bool = True  #: POST a flush at the end, which belongs to the time
 
     @property
     def rows(self) -> int:
         """Rows that are sent."""
         return self.count * 3 if self.lives else self.count
 
-    @property
-    def final(self) -> int:
-        """The revision that every row has in the end."""
-        return 2 if self.lives else self.revision
-
     def moved(self, round_: int) -> Load:
-        """The same with rows of other numbers, for the round ``round_``."""
+        """The same with other rows, for the round ``round_``."""
         return replace(self, first=self.first + round_ * SPACE)
-
-    def to_job(self, **more: Any) -> dict[str, Any]:
-        """For a worker."""
-        return {"load": asdict(self), **more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +45,51 @@ class Sample:
     requests: int
     accepting: float  #: from the first byte sent until the last answer
     flushing: float  #: from there until everything was in the sink
-    latencies: dict[str, float] = field(default_factory=dict)  #: p50, p99 and max of the answers
-    refused: int = 0  #: requests with an answer other than 2xx
-    answer: str = ""  #: the first of those
-    own_cpu: float = 0.0  #: of the load generator
-    cpu: float | None = None  #: of the service
-
-    @property
-    def seconds(self) -> float:
-        return self.accepting + self.flushing
+    p50: float  #: of the answers
+    p99: float
+    refused: int  #: requests with an answer other than 2xx
+    answer: str  #: the first of those
+    cpu: float | None = None  #: processor time of the service
 
     @property
     def rows_per_second(self) -> float:
-        return self.rows / self.seconds
-
-    @property
-    def requests_per_second(self) -> float:
-        return self.requests / self.accepting
-
-    @property
-    def cpu_per_row(self) -> float | None:
-        """Microseconds of the service's processor time."""
-        return None if self.cpu is None else self.cpu / self.rows * 1e6
+        return self.rows / (self.accepting + self.flushing)
 
 
-def percentiles(latencies: list[float]) -> dict[str, float]:
-    """p50, p99 and max."""
-    ordered = sorted(latencies)
-    if not ordered:
-        return {}
-    last = len(ordered) - 1
-    return {"p50": ordered[round(last * 0.5)], "p99": ordered[round(last * 0.99)], "max": ordered[last]}
+class RequestsRefused(Exception):
+    """The service refused requests of a workload."""
+
+
+def send(service: Service, load: Load, before: Callable[[], None] = lambda: None) -> Sample:
+    """Send ``load`` from a process of its own, which encodes every request before the clock starts.
+
+    ``before`` runs between the two.
+
+    Raises:
+        RequestsRefused: an answer was not 2xx.
+    """
+    job = json.dumps({"load": asdict(load), **service.job()})
+    generator = [sys.executable, "-m", "bench.generator"]
+    with subprocess.Popen(generator, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(job + "\n")
+            process.stdin.flush()
+            process.stdout.readline()  # it is ready
+            before()
+            began = service.cpu()
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            ended = service.cpu()
+        finally:
+            if sys.exc_info()[0] is not None:
+                process.kill()
+    result: dict[str, Any] = json.loads(line or "null") or {}
+    if not result:
+        raise RequestsRefused(f"the load generator failed with {process.returncode}; is the service alive?")
+    sample = Sample(**result)
+    if sample.refused:
+        raise RequestsRefused(f"{sample.refused} requests of {sample.requests} were refused: {sample.answer}")
+    return sample if began is None or ended is None else replace(sample, cpu=ended - began)

@@ -5,42 +5,38 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from bench.worker import ROOT
-
-#: Seconds for a start or a stop.
+ROOT = Path(__file__).resolve().parent.parent
+#: Seconds for a start, a stop, or an answer.
 PATIENCE = 60
 
 _PREFIX = "/api/v1/persistence"
-#: Makes tokens of Datasette valid; the service lives for the length of a run, on the loopback interface.
+#: Makes tokens of Datasette valid; it runs for the length of a workload, on the loopback interface.
 _SECRET = "of the benchmark alone"
 
 
 class ServiceFailed(Exception):
-    """A service did not start, or ended by itself."""
+    """A service did not start, or does not flush."""
 
 
 class Service(ABC):
     """One process. It starts when the object is made."""
 
-    #: For batches of tasks.
     path: ClassVar[str] = f"{_PREFIX}/tasks/batch"
-    #: Writes what waits; empty where nothing does.
-    flush_path: ClassVar[str] = f"{_PREFIX}/flush"
-    #: Of the list of rows in a body.
-    list_name: ClassVar[str] = "tasks"
+    flush_path: ClassVar[str] = f"{_PREFIX}/flush"  #: empty if there is nothing to flush
+    list_name: ClassVar[str] = "tasks"  #: of the list of rows in a body
+    headers: str = ""  #: more header lines of a request
 
-    def __init__(self, directory: Path) -> None:
-        """``directory`` holds its log and its data."""
-        self.directory = directory
+    def __init__(self, name: str, directory: Path) -> None:
+        """``name`` is for the report; ``directory`` holds the log and the data."""
+        self.name, self.directory = name, directory
         self.port = _free_port()
         self.start()
 
@@ -51,27 +47,19 @@ class Service(ABC):
         """Variables beside this process's own."""
         return {}
 
-    @property
-    def headers(self) -> str:
-        """More header lines of a request."""
-        return ""
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "log"
-
     def start(self) -> float:
-        """Start the process; the seconds until it answers."""
+        """Start the process; the seconds until it takes connections."""
         own = {name: value for name, value in os.environ.items() if not name.upper().startswith("PERSISTD_")}
+        log = self.directory / "log"
         began = time.perf_counter()
-        with self.log.open("ab") as log:
+        with log.open("ab") as file:
             self.process = subprocess.Popen(
                 self.command(),
                 cwd=ROOT,
                 env={**own, **self.environment()},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=file,
+                stderr=file,
                 start_new_session=True,
             )
         while True:
@@ -79,41 +67,20 @@ class Service(ABC):
                 if sock.connect_ex(("127.0.0.1", self.port)) == 0:
                     return time.perf_counter() - began
             if self.process.poll() is not None or time.perf_counter() - began > PATIENCE:
-                self.close()
-                tail = self.log.read_text(errors="replace")[-2000:]
-                raise ServiceFailed(f"{' '.join(self.command()[:4])} did not start:\n{tail}")
+                self.kill()
+                raise ServiceFailed(f"{self.name} did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.005)
 
-    def stop(self) -> None:
-        """End in good order."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(PATIENCE)
-
     def kill(self) -> None:
-        """Crash."""
-        self.process.kill()
-        self.process.wait(PATIENCE)
-
-    def close(self) -> None:
+        """Crash it, if it runs."""
         if self.process.poll() is None:
-            self.kill()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
+            self.process.kill()
+        self.process.wait(PATIENCE)
 
     def job(self) -> dict[str, Any]:
         """What the load generator has to know."""
-        return {
-            "host": "127.0.0.1",
-            "port": self.port,
-            "path": self.path,
-            "flush_path": self.flush_path,
-            "name": self.list_name,
-            "headers": self.headers,
-        }
+        names = ("port", "path", "flush_path", "list_name", "headers")
+        return {"host": "127.0.0.1", **{name: getattr(self, name) for name in names}}
 
     def ask(self, method: str, path: str) -> tuple[int, dict[str, Any]]:
         """One request; status and JSON."""
@@ -125,6 +92,14 @@ class Service(ABC):
         finally:
             connection.close()
 
+    def flush(self) -> None:
+        """Until it succeeds."""
+        deadline = time.monotonic() + 300
+        while self.ask("POST", self.flush_path)[0] != 200:
+            if time.monotonic() > deadline:
+                raise ServiceFailed(f"{self.name} does not flush")
+            time.sleep(0.02)
+
     def cpu(self) -> float | None:
         """Seconds of processor time so far, children not counted; None where the system does not tell."""
         try:
@@ -133,52 +108,27 @@ class Service(ABC):
         except OSError:
             return None
 
-    def memory(self, field: str = "VmRSS") -> float | None:
-        """Resident megabytes; with ``VmHWM`` the most there ever were."""
-        try:
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
-        except OSError:
-            return None
-        return int(status.partition(f"{field}:")[2].split()[0]) / 1024
-
 
 class Persistd(Service):
-    """The service itself."""
+    """This service, from the checkout ``root``, which may be an older one: only its ``bin/persistd`` is used."""
 
-    def __init__(self, directory: Path, sink: str, place: str, **settings: dict[str, Any]) -> None:
-        """``place``: the sink's URL, file or directory; ``settings``: tables of the configuration."""
-        self.sink, self.place, self.settings = sink, place, settings
-        super().__init__(directory)
+    def __init__(self, name: str, directory: Path, root: Path, sink: str, place: str, buffer: dict[str, Any]) -> None:
+        """``place``: the sink's URL, file or directory; ``buffer``: settings of that table."""
+        self.root, self.sink, self.place, self.buffer = root, sink, place, buffer
+        super().__init__(name, directory)
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "tornado_persist", "run", "-c", str(self._configure())]
-
-    def _configure(self) -> Path:
         tables: dict[str, dict[str, Any]] = {
-            "server": {"port": self.port, "shutdown_timeout": PATIENCE},
+            "server": {"host": "127.0.0.1", "port": self.port},
+            "buffer": {"flush_timeout": 300.0, **self.buffer},
             f"sinks.{self.sink}": {{"sqlite": "path", "jsonl": "dir"}.get(self.sink, "url"): self.place},
-            "log": {"format": "json"},
         }
-        for name, table in self.settings.items():
-            tables[name] = {**tables.get(name, {}), **table}
-        tables["buffer"] = {"flush_timeout": 300.0, **tables.get("buffer", {})}
         lines = [f"data_dir = {json.dumps(str(self.directory / 'data'))}", f'sink = "{self.sink}"']
         for name, table in tables.items():
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         file = self.directory / "persistd.toml"
         file.write_text("\n".join(lines) + "\n")
-        return file
-
-    def stats(self) -> dict[str, Any]:
-        return self.ask("GET", f"{_PREFIX}/stats")[1]
-
-    def flush(self) -> None:
-        """Until it is done."""
-        deadline = time.monotonic() + 300
-        while self.ask("POST", self.flush_path)[0] != 200:
-            if time.monotonic() > deadline:
-                raise ServiceFailed("persistd does not flush")
-            time.sleep(0.02)
+        return [str(self.root / "bin" / "persistd"), "run", "-c", str(file)]
 
 
 class Handwritten(Service):
@@ -186,12 +136,12 @@ class Handwritten(Service):
 
     def __init__(self, directory: Path, url: str) -> None:
         self.url = url
-        super().__init__(directory)
+        super().__init__("handwritten", directory)
 
     def command(self) -> list[str]:
         # Without a line of log for each request, as it would be run.
-        uvicorn = [sys.executable, "-m", "uvicorn", "bench.peers.handwritten:app"]
-        return [*uvicorn, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning"]
+        uvicorn = [sys.executable, "-m", "uvicorn", "bench.peers.handwritten:app", "--log-level", "warning"]
+        return [*uvicorn, "--host", "127.0.0.1", "--port", str(self.port)]
 
     def environment(self) -> dict[str, str]:
         return {"DATABASE_URL": self.url}
@@ -201,6 +151,9 @@ class Bare(Service):
     """A Tornado handler that does nothing."""
 
     flush_path = ""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__("bare handler", directory)
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "bench.peers.bare", str(self.port)]
@@ -215,23 +168,16 @@ class Datasette(Service):
 
     def __init__(self, directory: Path, file: Path) -> None:
         """``file`` has to be ``bench.db``, for the path holds its name."""
+        self.program = [sys.executable, "-m", "datasette"]
         self.file = file
-        self.token = subprocess.run(
-            [*self._program(), "create-token", "root", "--secret", _SECRET], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        super().__init__(directory)
-
-    @staticmethod
-    def _program() -> list[str]:
-        return [sys.executable, "-m", "datasette"]
+        command = [*self.program, "create-token", "root", "--secret", _SECRET]
+        token = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        self.headers = f"Authorization: Bearer {token}\r\n"
+        super().__init__("datasette", directory)
 
     def command(self) -> list[str]:
         options = ["--root", "--secret", _SECRET, "--setting", "max_insert_rows", "1000"]
-        return [*self._program(), "serve", str(self.file), "--host", "127.0.0.1", "--port", str(self.port), *options]
-
-    @property
-    def headers(self) -> str:
-        return f"Authorization: Bearer {self.token}\r\n"
+        return [*self.program, "serve", str(self.file), "--host", "127.0.0.1", "--port", str(self.port), *options]
 
 
 def _free_port() -> int:

@@ -1,23 +1,22 @@
-"""What is measured while the service takes rows: how many, and how soon it answers.
-
-Each workload takes a :class:`Field`, a :class:`Scale` and returns series. Every contender gets the same numbers in the
-same round, in turn, and the one that begins changes from round to round.
-"""
+"""What is measured. All contenders get the same rows in each round, in turn, and another one begins each round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import permutations
-from typing import Any
+from pathlib import Path
 
-from bench.contenders import Contender, Field, in_turn
-from bench.load import SPACE, Load, Sample
-from bench.series import CPU, SERVICE, UNSYNCED, Series, notes, ratio
+from bench.field import Contender, Field
+from bench.load import SPACE, Load, Sample, send
+from bench.services import Persistd
 
+#: Rows a second during an outage.
+RATE = 10_000
 #: Nothing is flushed before the end.
 HOLD = {"capacity": 10_000_000, "max_rows": 10_000_000, "flush_interval": 3600.0}
-Samples = dict[str, list[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,153 +24,170 @@ class Scale:
     """How much is done."""
 
     rounds: int
-    rows: int  #: of the runs for throughput
+    batches: tuple[int, ...]  #: rows in a request
+    rows: int
     requests: int  #: of one row
     seconds: float  #: at a fixed rate
-    rate_rounds: int
-    size_rounds: int
-    buffered: tuple[int, ...]
     backlog: int  #: rows in an outage and for a replay
-    memory: tuple[int, ...]
 
 
-FULL = Scale(5, 100_000, 20_000, 10.0, 3, 3, (1000, 10_000, 100_000, 1_000_000), 200_000, (50_000, 100_000, 200_000))
-QUICK = Scale(3, 20_000, 4000, 3.0, 1, 1, (1000, 10_000, 100_000), 40_000, (20_000, 40_000))
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One measure of a workload: for each contender the values of all rounds."""
+
+    workload: str
+    measure: str
+    values: dict[str, list[float]]
 
 
-def rounds(contenders: list[Contender], count: int, load: Callable[[int], Load]) -> Samples:
-    """Run every contender ``count`` times, on ``load(round)``."""
-    samples: Samples = {contender.name: [] for contender in contenders}
-    for number in range(count):
-        for contender in in_turn(contenders, number):
-            samples[contender.name].append(contender.run(load(number)))
+def take_turns(
+    contenders: list[Contender], rounds: int, turn: Callable[[Contender, int], Sample]
+) -> list[list[Sample]]:
+    """``turn(contender, round)`` for each; the samples by contender."""
+    samples: list[list[Sample]] = [[] for _ in contenders]
+    for number in range(rounds):
+        for place in range(len(contenders)):
+            which = (place + number) % len(contenders)
+            samples[which].append(turn(contenders[which], number))
     return samples
 
 
-def present(*contenders: Any) -> list[Contender]:
-    """Those that there are for this sink."""
-    return [contender for contender in contenders if contender is not None]
+def run(workload: str, contenders: list[Contender], scale: Scale, load: Load, *measures: str) -> list[Figures]:
+    """Run ``load`` on each contender in each round."""
+    samples = take_turns(contenders, scale.rounds, lambda contender, number: contender.run(load.moved(number)))
+    return figures(workload, contenders, samples, *measures)
 
 
-def throughput(field: Field, workload: str, samples: Samples, unit: str = "rows/s") -> list[Series]:
-    """Rows a second until all were in the sink."""
-    return [
-        Series(field.sink, workload, "end to end", name, unit, [s.rows_per_second for s in some], notes(some))
-        for name, some in samples.items()
-    ]
+def figures(workload: str, contenders: list[Contender], samples: list[list[Sample]], *measures: str) -> list[Figures]:
+    """The measures of samples. Processor time is left out where it is unknown."""
+    found = []
+    for measure in measures:
+        value = MEASURES[measure]
+        values = {one.name: [value(sample) for sample in some] for one, some in zip(contenders, samples, strict=True)}
+        known = {name: [value for value in some if value is not None] for name, some in values.items()}
+        if all(known.values()):
+            found.append(Figures(workload, measure, known))
+    return found
 
 
-def rows(field: Field, scale: Scale) -> list[Series]:
-    """Rows that are new, and then the same rows with new values."""
-    unsynced = field.persistd(UNSYNCED, journal={"sync": "off"})
-    contenders = present(field.persistd(), unsynced, field.peer(), field.limit())
-    new: Samples = {contender.name: [] for contender in contenders}
-    again: Samples = {contender.name: [] for contender in contenders}
-    for number in range(scale.rounds):
-        for revision, samples in enumerate((new, again)):
-            for contender in in_turn(contenders, number):
-                samples[contender.name].append(contender.run(Load(0, scale.rows, revision).moved(number)))
-    return [*throughput(field, "distinct rows", new), *throughput(field, "updates", again)]
+MEASURES: dict[str, Callable[[Sample], float | None]] = {
+    "rows/s": lambda sample: sample.rows_per_second,
+    "requests/s": lambda sample: sample.requests / sample.accepting,
+    "p50 ms": lambda sample: sample.p50 * 1000,
+    "p99 ms": lambda sample: sample.p99 * 1000,
+    "CPU µs/row": lambda sample: None if sample.cpu is None else sample.cpu / sample.rows * 1e6,
+}
 
 
-def lives(field: Field, scale: Scale) -> list[Series]:
+def rows(field: Field, scale: Scale) -> Iterator[list[Figures]]:
+    """Distinct rows, until all are in the sink."""
+    contenders = [*field.checkouts(), *field.peer()]
+    for step, batch in enumerate(scale.batches):
+        load = Load(step * 100 * SPACE, scale.rows, batch)
+        yield run(f"rows, {batch} a request", contenders, scale, load, "rows/s", "p50 ms", "p99 ms", "CPU µs/row")
+
+
+def lives(field: Field, scale: Scale) -> Iterator[list[Figures]]:
     """Three updates of each task, all before the flush."""
-    contenders = present(field.persistd(buffer=HOLD), field.peer())
-    count = scale.rows * 3 // 5
-    samples = rounds(contenders, scale.rounds, Load(0, count, lives=True).moved)
-    return throughput(field, "whole lives", samples, "updates/s")
+    contenders = [*field.checkouts(**HOLD), *field.peer()]
+    load = Load(0, scale.rows // 2, lives=True)
+    yield run("lives", contenders, scale, load, "rows/s", "p50 ms", "p99 ms", "CPU µs/row")
 
 
-def single(field: Field, scale: Scale) -> list[Series]:
+def single(field: Field, scale: Scale) -> Iterator[list[Figures]]:
     """Requests of one row."""
-    unsynced = field.persistd(UNSYNCED, journal={"sync": "off"})
-    contenders = present(field.persistd(), unsynced, field.bare())
-    samples = rounds(contenders, scale.rounds, Load(0, scale.requests, batch=1).moved)
-    return [
-        Series(
-            *(field.sink, "single rows", "answered", name, "requests/s"),
-            [sample.requests_per_second for sample in some],
-            notes(some),
-        )
-        for name, some in samples.items()
-    ]
+    contenders = [*field.checkouts(), *field.bare()]
+    load = Load(0, scale.requests, batch=1)
+    yield run("single", contenders, scale, load, "requests/s", "p50 ms", "p99 ms", "CPU µs/row")
 
 
-def rates(field: Field, scale: Scale) -> list[Series]:
-    """Answer times while rows come at a fixed rate; the bare handler's tell what the machine itself takes."""
-    contenders = present(field.persistd(), field.peer(), field.bare())
-    series = []
-    for step, rate in enumerate((20_000, 40_000)):
+def rates(field: Field, scale: Scale) -> Iterator[list[Figures]]:
+    """Answer times while rows come at a fixed rate; the bare handler's show what the machine itself takes."""
+    contenders = [*field.checkouts(), *field.peer(), *field.bare()]
+    for step, rate in enumerate((10_000, 20_000)):
         load = Load(step * 100 * SPACE, int(rate * scale.seconds), rate=rate)
-        samples = rounds(contenders, scale.rate_rounds, load.moved)
-        for name, some in samples.items():
-            beside = {note: value for note, value in notes(some).items() if not note.startswith("p")}
-            for measure in ("p50", "p99"):
-                values = [sample.latencies[measure] * 1000 for sample in some]
-                series.append(Series(field.sink, f"at {rate:,} rows/s", measure, name, "ms", values, beside))
-    return series
+        yield run(f"rates, {rate:,} rows/s", contenders, scale, load, "p50 ms", "p99 ms", "CPU µs/row")
 
 
-def sizes(field: Field, scale: Scale) -> list[Series]:
-    """Batches of 1 to 1000 rows."""
-    service = field.persistd()
-    batches = (1, 10, 100, 500, 1000)
-    samples: dict[int, list[Sample]] = {batch: [] for batch in batches}
-    for number in range(scale.size_rounds):
-        for place, batch in enumerate(batches):
-            count = min(scale.rows, scale.requests // 4 * batch)
-            samples[batch].append(service.run(Load((place * 100 + number) * SPACE // 10, count, batch=batch)))
-    series = [
-        _cost(field, "batch size", f"{batch:,} in a batch", [sample.seconds for sample in some], some)
-        for batch, some in samples.items()
-    ]
-    return [*series, *flatness(field, "batch size", "100 to 1,000 in a batch", series[2:])]
+def outage(field: Field, scale: Scale) -> Iterator[list[Figures]]:
+    """The sink goes away while twice as many rows come as memory may hold, and comes back."""
+    contenders = field.checkouts(max_rows=scale.backlog // 2)
+    load = Load(0, scale.backlog, rate=RATE, flush=False)
+    catch_up: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+
+    def turn(contender: Contender, number: int) -> Sample:
+        service = contender.service
+        assert isinstance(service, Persistd)
+        assert contender.store is not None
+        with away(field, service):
+            sample = send(service, load.moved(number))
+        began = time.perf_counter()
+        service.flush()
+        catch_up[contender.name].append(load.count / (time.perf_counter() - began))
+        contender.store.check(load.moved(number))
+        return sample
+
+    samples = take_turns(contenders, min(scale.rounds, 3), turn)
+    yield [*figures("outage", contenders, samples, "p50 ms", "p99 ms"), Figures("outage", "catch-up rows/s", catch_up)]
 
 
-def _cost(field: Field, workload: str, measure: str, seconds: list[float], samples: list[Sample]) -> Series:
-    values = [time / sample.rows * 1e6 for time, sample in zip(seconds, samples, strict=True)]
-    return Series(field.sink, workload, measure, SERVICE, "µs/row", values, notes(samples))
+@contextmanager
+def away(field: Field, service: Persistd) -> Iterator[None]:
+    """The sink cannot be written to; at the end it can again."""
+    match field.sink:
+        case "sqlite":
+            connection = sqlite3.connect(service.place, isolation_level=None)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            finally:
+                connection.execute("ROLLBACK")
+                connection.close()
+        case "jsonl":
+            directory = Path(service.place)
+            aside = directory.rename(directory.with_name("aside"))
+            directory.touch()
+            try:
+                yield
+            finally:
+                directory.unlink()
+                aside.rename(directory)
+        case _:
+            field.server.stop()
+            try:
+                yield
+            finally:
+                field.server.start()
 
 
-def flatness(field: Field, workload: str, span: str, series: list[Series]) -> list[Series]:
-    """How much dearer a row is in one of ``series`` than in another, at most: in time, and in processor time.
+def replay(field: Field, scale: Scale) -> Iterator[list[Figures]]:
+    """The start after a crash, with a journal full of unwritten rows; the time of an empty start is subtracted."""
+    contenders = field.checkouts(**HOLD)
+    load = Load(0, scale.backlog, flush=False)
+    speeds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
 
-    Of two series the rounds decide, and not which medians are the furthest apart: when the machine changes its speed in
-    between, those may be of different rounds.
-    """
-    found = [(f"dearest / cheapest, {span}", max(ratio(*pair) for pair in permutations(series, 2)))]
-    work = [one.notes[CPU] for one in series if CPU in one.notes]
-    if work:
-        found.append((f"of the processor time, {span}", max(work) / min(work)))
-    return [Series(field.sink, workload, measure, SERVICE, "×", [value]) for measure, value in found]
+    def turn(contender: Contender, number: int) -> Sample:
+        service, store = contender.service, contender.store
+        service.flush()
+        service.kill()
+        empty = service.start()
+        sample = send(service, load.moved(number))
+        service.kill()
+        speeds[contender.name].append(load.count / max(service.start() - empty, 0.001))
+        service.flush()
+        assert store is not None
+        store.check(load.moved(number))
+        return sample
 
-
-def buffered(field: Field, scale: Scale) -> list[Series]:
-    """Rows that wait in memory: until so many are there, while others come; and until a flush on demand, over and over.
-
-    As many rows at every level, unless that is less than three fills, or one. Each run has a place and a service of its
-    own, that go after it, or the later ones would pay for memory that a virtual machine is given only as it is first
-    used: the files of those before stay in the system's cache. For the same reason there are three fills: the first two
-    pay for the memory that a million rows take.
-    """
-    steady: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
-    on_demand: dict[int, list[Sample]] = {count: [] for count in scale.buffered}
-    for _ in range(scale.size_rounds):
-        for count in scale.buffered:
-            steady[count].append(_alone(field, Load(0, max(3 * count, scale.rows)), HOLD | {"capacity": count}))
-            on_demand[count].append(_alone(field, Load(0, max(count, scale.rows), fill=count), HOLD))
-    return [*_levels(field, "buffered", steady), *_levels(field, "flushed on demand", on_demand)]
+    take_turns(contenders, min(scale.rounds, 3), turn)
+    yield [Figures("replay", "rows/s", speeds)]
 
 
-def _alone(field: Field, load: Load, buffer: dict[str, Any]) -> Sample:
-    with Field(field.sink, field.databases) as alone:
-        return alone.persistd(buffer=buffer).run(load)
-
-
-def _levels(field: Field, workload: str, samples: dict[int, list[Sample]]) -> list[Series]:
-    series = [
-        _cost(field, workload, f"{count:,} rows", [sample.seconds for sample in some], some)
-        for count, some in samples.items()
-    ]
-    first, *_, last = samples
-    return [*series, *flatness(field, workload, f"{first:,} to {last:,} rows", series)]
+WORKLOADS: dict[str, Callable[[Field, Scale], Iterator[list[Figures]]]] = {
+    "rows": rows,
+    "lives": lives,
+    "single": single,
+    "rates": rates,
+    "outage": outage,
+    "replay": replay,
+}

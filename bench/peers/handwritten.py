@@ -1,8 +1,6 @@
-"""The service that people write by hand: FastAPI, a list, a lock and a timer.
+"""The service that people write by hand: FastAPI and pydantic, a list, a lock, a timer, and an ``executemany`` upsert.
 
-Written as such services are: validated by pydantic, collected in a list, and written by an ``executemany`` upsert when
-the list is long enough, when the timer fires, or on demand. Nothing is durable before the flush, and a field that is
-left out becomes null.
+Nothing is durable before the flush, and a field that is left out becomes null::
 
     DATABASE_URL=… uvicorn bench.peers.handwritten:app --port PORT
 """
@@ -16,21 +14,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 from pydantic import BaseModel, Field
-
-from bench.peers.storage import Storage, storage_for
-
-logger = logging.getLogger(__name__)
 
 MAX_BUFFER = 1000  # rows
 FLUSH_INTERVAL = 30  # seconds
 
 
 class Task(BaseModel):
-    """One translated cell."""
-
     task_id: str
     session_id: str
     batch_id: str
@@ -50,81 +43,105 @@ class Task(BaseModel):
 
 
 class TaskBatch(BaseModel):
-    """A request."""
-
     tasks: list[Task]
 
 
-class BufferManager:
-    """Collects tasks and writes them in batches."""
+COLUMNS = list(Task.model_fields)
+NAMES = ", ".join(COLUMNS)
+CHANGED = COLUMNS[1:]
 
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-        self.tasks: list[dict[str, Any]] = []
-        self.lock = asyncio.Lock()
-        self.flushes: set[asyncio.Task[int]] = set()
 
-    def add_tasks(self, tasks: list[Task]) -> None:
-        now = datetime.now(UTC).replace(tzinfo=None)
-        for task in tasks:
-            self.tasks.append({**task.model_dump(), "created_at": now, "updated_at": now})
-        if len(self.tasks) >= MAX_BUFFER:
-            flush = asyncio.create_task(self.flush())
-            self.flushes.add(flush)
-            flush.add_done_callback(self.flushes.discard)
+class Postgres:
+    """asyncpg, which prepares the statement and sends the rows of an ``executemany`` in one go."""
 
-    async def flush(self) -> int:
-        async with self.lock:
-            tasks, self.tasks = self.tasks, []
-            if not tasks:
-                return 0
+    SQL = (
+        f"INSERT INTO translation_tasks ({NAMES}) VALUES ({', '.join(f'${n + 1}' for n in range(len(COLUMNS)))})"
+        f" ON CONFLICT (task_id) DO UPDATE SET {', '.join(f'{name} = EXCLUDED.{name}' for name in CHANGED)}"
+    )
+
+    async def connect(self, url: str) -> None:
+        import asyncpg
+
+        self.pool = await asyncpg.create_pool(url, min_size=1, max_size=10)
+
+    async def upsert(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            for name in ("start_time", "end_time"):  # asyncpg would take a naive time for a local one
+                if row[name] is not None and row[name].tzinfo is None:
+                    row[name] = row[name].replace(tzinfo=UTC)
+        async with self.pool.acquire() as connection, connection.transaction():
+            await connection.executemany(self.SQL, [tuple(row.values()) for row in rows])
+
+
+class MySQL:
+    """aiomysql, which joins the rows of an ``executemany`` into long INSERT statements."""
+
+    SQL = (
+        f"INSERT INTO translation_tasks ({NAMES}) VALUES ({', '.join(['%s'] * len(COLUMNS))})"
+        f" ON DUPLICATE KEY UPDATE {', '.join(f'{name} = VALUES({name})' for name in CHANGED)}"
+    )
+
+    async def connect(self, url: str) -> None:
+        import aiomysql
+
+        parts = urlsplit(url)
+        account = {"user": parts.username, "password": parts.password, "db": parts.path.lstrip("/")}
+        self.pool = await aiomysql.create_pool(host=parts.hostname, port=parts.port, charset="utf8mb4", **account)
+
+    async def upsert(self, rows: list[dict[str, Any]]) -> None:
+        async with self.pool.acquire() as connection, connection.cursor() as cursor:
+            await cursor.executemany(self.SQL, [tuple(row.values()) for row in rows])
+            await connection.commit()
+
+
+rows: list[dict[str, Any]] = []
+lock = asyncio.Lock()
+flushes: set[asyncio.Task[int]] = set()
+storage: Postgres | MySQL = MySQL() if os.environ["DATABASE_URL"].startswith("mysql") else Postgres()
+
+
+async def write() -> int:
+    async with lock:
+        taken = rows.copy()
+        rows.clear()
+        if taken:
             try:
-                await self.storage.upsert_tasks(tasks)
+                await storage.upsert(taken)
             except Exception:
-                logger.exception("flush failed")
-                self.tasks = tasks + self.tasks
+                logging.exception("flush failed")
+                rows[:0] = taken
                 raise
-            return len(tasks)
+        return len(taken)
 
-    async def run_timer(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_INTERVAL)
-            try:
-                await self.flush()
-            except Exception:
-                logger.exception("timer flush failed")
+
+async def write_regularly() -> None:
+    while True:
+        await asyncio.sleep(FLUSH_INTERVAL)
+        await asyncio.gather(write(), return_exceptions=True)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    storage = storage_for(os.environ["DATABASE_URL"])
-    await storage.connect()
-    app.state.buffer = BufferManager(storage)
-    timer = asyncio.create_task(app.state.buffer.run_timer())
+    await storage.connect(os.environ["DATABASE_URL"])
+    timer = asyncio.create_task(write_regularly())
     yield
     timer.cancel()
-    await app.state.buffer.flush()
-    await storage.close()
+    await write()
 
 
-app = FastAPI(title="Persistence Service", lifespan=lifespan)
-
-
-@app.get("/")
-async def root() -> dict[str, str]:
-    return {"service": "Persistence Service", "status": "running"}
+app = FastAPI(lifespan=lifespan)
 
 
 @app.post("/api/v1/persistence/tasks/batch")
 async def add_tasks(batch: TaskBatch) -> dict[str, Any]:
-    app.state.buffer.add_tasks(batch.tasks)
+    rows.extend(task.model_dump() for task in batch.tasks)
+    if len(rows) >= MAX_BUFFER:
+        flush = asyncio.create_task(write())
+        flushes.add(flush)
+        flush.add_done_callback(flushes.discard)
     return {"status": "accepted", "count": len(batch.tasks), "timestamp": datetime.now(UTC).isoformat()}
 
 
 @app.post("/api/v1/persistence/flush")
 async def flush() -> dict[str, Any]:
-    try:
-        written = await app.state.buffer.flush()
-    except Exception as exc:
-        raise HTTPException(500, "flush failed") from exc
-    return {"status": "flushed", "sessions_written": 0, "tasks_written": written}
+    return {"status": "flushed", "tasks_written": await write()}

@@ -1,0 +1,121 @@
+"""Who takes part for one sink: the service beside its peers or another checkout, each with a place of its own."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from bench.load import Load, Sample, send
+from bench.services import ROOT, Bare, Datasette, Handwritten, Persistd, Service
+from bench.stores import INDEX, TABLE, TIMES, LinesStore, SQLStore, Store
+from tests.servers import MariaDB, Postgres, Server
+
+#: Rows that a service gets before it is measured, and the number of the first of them.
+WARM_UP, WARM_UP_FIRST = 2000, 900_000_000
+
+
+class RoomyMariaDB(MariaDB):
+    """The tests' MariaDB with a cache that holds the tables, as on a machine that serves."""
+
+    def _command(self) -> list[str]:
+        return [*super()._command(), "--innodb-buffer-pool-size=512M"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A service, and where its rows are; None if it stores nothing."""
+
+    service: Service
+    store: Store | None
+
+    @property
+    def name(self) -> str:
+        return self.service.name
+
+    def run(self, load: Load) -> Sample:
+        """Take the load, and see that the rows are in the sink."""
+        sample = send(self.service, load)
+        if self.store is not None and load.flush:
+            self.store.check(load)
+        return sample
+
+
+class Field:
+    """Makes contenders for one sink; ends them and deletes what they wrote when it is left."""
+
+    def __init__(self, sink: str, servers: dict[str, Server], other: Path | None) -> None:
+        """``other``: the root of another checkout, instead of the peers."""
+        self.sink, self.other, self._servers = sink, other, servers
+        self._stack = ExitStack()
+        self._root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="tp-bench-")))
+        self._numbers = itertools.count()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._stack.close()
+
+    @property
+    def server(self) -> Server:
+        """The sink's database server, running."""
+        if self.sink not in self._servers:
+            self._servers[self.sink] = Postgres() if self.sink == "postgres" else RoomyMariaDB()
+        self._servers[self.sink].start()
+        return self._servers[self.sink]
+
+    def checkouts(self, **buffer: Any) -> list[Contender]:
+        """The service, and that of the other checkout if there is one; ``buffer``: settings over the defaults."""
+        roots = {"this": ROOT} | ({"other": self.other} if self.other else {})
+        contenders = []
+        for name, root in roots.items():
+            directory = self._directory()
+            place, store = self._place(directory)
+            contenders.append(self._add(Persistd(name, directory, root, self.sink, place, buffer), store))
+        return contenders
+
+    def peer(self) -> list[Contender]:
+        """What people would take instead; nothing beside another checkout, or for JSON lines."""
+        if self.other or self.sink == "jsonl":
+            return []
+        directory = self._directory()
+        place, store = self._place(directory)
+        assert isinstance(store, SQLStore)
+        store.execute(TABLE.format(time=TIMES[self.sink]), INDEX)
+        if self.sink == "sqlite":
+            store.execute("PRAGMA journal_mode = WAL")
+            return [self._add(Datasette(directory, Path(place)), store)]
+        return [self._add(Handwritten(directory, place), store)]
+
+    def bare(self) -> list[Contender]:
+        """The web server alone; nothing beside another checkout."""
+        return [] if self.other else [self._add(Bare(self._directory()), None)]
+
+    def _add(self, service: Service, store: Store | None) -> Contender:
+        self._stack.callback(service.kill)
+        send(service, Load(WARM_UP_FIRST, WARM_UP))
+        return Contender(service, store)
+
+    def _directory(self) -> Path:
+        directory = self._root / str(next(self._numbers))
+        directory.mkdir()
+        return directory
+
+    def _place(self, directory: Path) -> tuple[str, Store]:
+        match self.sink:
+            case "jsonl":
+                lines = directory / "jsonl"
+                lines.mkdir()
+                return str(lines), LinesStore(lines)
+            case "sqlite":
+                file = directory / "bench.db"
+                return str(file), SQLStore(f"sqlite:///{file}")
+            case _:
+                place = self.server.fresh_database()
+                self._stack.callback(self.server.drop, place)
+                driver = "postgresql+psycopg" if self.sink == "postgres" else "mysql+pymysql"
+                return place, SQLStore(f"{driver}://{place.partition('://')[2]}")
