@@ -323,7 +323,7 @@ def test_new_files_and_directories_are_fsynced_into_their_directories(
 # After a crash
 
 
-@pytest.mark.parametrize("torn", [b"{", b'{"task_id":"x"}', b"x" * 200_000, b"\0" * 5000, '{"é":"你'.encode()[:-1]])
+@pytest.mark.parametrize("torn", [b"{", b'{"task_id":"x"', b"x" * 200_000, b"\0" * 5000, '{"é":"你'.encode()[:-1]])
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_the_first_write_cuts_a_torn_line_off_with_a_warning_and_opening_leaves_it(
     tmp_path: Path, torn: bytes, rows: int
@@ -352,6 +352,57 @@ def test_the_first_write_cuts_a_torn_line_off_with_a_warning_and_opening_leaves_
             "bytes": len(torn),
         }
     ]
+
+
+def test_a_whole_object_without_a_newline_is_never_cut_off(tmp_path: Path) -> None:
+    sink = JSONLSink(JSONLSink.Settings(), tmp_path)
+    sink.open()
+    sink.write(Batch([], [task("t")]))
+    path = sink.path("task")
+    os.truncate(path, path.stat().st_size - 1)
+    sink.write(Batch([], [task("u")]))
+    os.truncate(path, path.stat().st_size - 1)
+    sink.close()
+    sink.open()
+    position = sink.position()
+    assert position["files"]["task"]["bytes"] == path.stat().st_size
+    sink.write(Batch([], [task("v")]))
+    assert [row["task_id"] for row in lines(sink, "task")] == ["t", "u", "v"]
+    sink.rewind(position)
+    sink.write(Batch([], [task("w")]))
+    assert [row["task_id"] for row in lines(sink, "task")] == ["t", "u", "w"]
+    sink.close()
+
+
+def test_a_row_has_its_own_line_when_another_program_cuts_the_file_in_the_middle_of_one(sink: JSONLSink) -> None:
+    sink.write(Batch([], [task("t1"), task("t2")]))
+    path = sink.path("task")
+    os.truncate(path, path.stat().st_size - 20)
+    with structlog.testing.capture_logs() as events:
+        sink.write(Batch([], [task("t3")]))
+    first, half, last = path.read_bytes().splitlines()
+    assert json.loads(first)["task_id"] == "t1"
+    assert half.startswith(b'{"task_id":"t2"'), "what another program left is not ours to cut off"
+    assert json.loads(last)["task_id"] == "t3"
+    assert [event["event"] for event in events] == ["last line had no newline: another program has changed the file"]
+
+
+def test_a_second_service_on_the_same_directory_is_refused_and_changes_nothing(sink: JSONLSink, tmp_path: Path) -> None:
+    sink.write(Batch([], [task("t1")]))
+    position = sink.position()
+    sink.write(Batch([], [task("t2")]))
+    before = sink.path("task").read_bytes()
+    other = JSONLSink(JSONLSink.Settings(), tmp_path)
+    other.open()  # to look, as `persistd check` does
+    other.ping()
+    for act in (lambda: other.write(Batch([], [task("x")])), lambda: other.rewind(position), other.position):
+        with pytest.raises(SinkUnavailable, match="another service writes to it"):
+            act()
+    assert sink.path("task").read_bytes() == before
+    sink.close()
+    other.write(Batch([], [task("t3")]))
+    assert [row["task_id"] for row in lines(other, "task")] == ["t1", "t2", "t3"]
+    other.close()
 
 
 def test_a_batch_that_is_replayed_after_half_of_it_was_written_gives_the_same_state(sink: JSONLSink) -> None:

@@ -10,13 +10,18 @@ so split at ``\\n`` alone. Files may be renamed (rotated) or truncated while the
 what has the name then.
 
 After a crash no line is there twice: what was written after the position that the service remembers is cut off, since
-it will be written again. So only one service may write to a directory. There is one gap: lines that were written
-after that position to a file that was then, before the crash, rotated. They stay in the rotated file and come again.
+it will be written again. There is one gap: lines that were written after that position to a file that was then, before
+the crash, rotated. They stay in the rotated file and come again.
+
+Only one service may write to a directory: the first write locks both files, and a second writer is refused. Other
+programs may edit the files. A write looks at the last byte first, so a new row always has a line of its own, and a
+complete JSON object is never cut off, with or without its newline.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -78,7 +83,9 @@ class _File:
     path: Path
     fd: int
     identity: tuple[int, int]  # device and inode
-    whole: bool = False  # known to end in a newline
+    locked: bool = False
+    #: This object has written to it, so an unfinished last line is not what a crash left.
+    written: bool = False
 
     @property
     def size(self) -> int:
@@ -144,14 +151,15 @@ class JSONLSink(Sink[JSONLSettings]):
 
     def write(self, batch: Batch) -> None:
         self._follow()
+        self._lock()
         kinds = [kind for kind in KINDS if batch.rows(kind)]
         try:
             for kind in kinds:
                 file = self._files[kind]
                 with _disk_errors(file.path):
                     self._cut(file)
-                    # Not by open(): it would shorten the file under a service that is just writing to it.
-                    _cut_torn_line(file)
+                    # Not by open(): it would change the file under a service that is just writing to it.
+                    _finish_last_line(file)
                     # From here until all files are fsynced it has a length to go back to, whatever stops us.
                     self._to_cut[file.identity] = file.size
             for kind in kinds:
@@ -167,18 +175,20 @@ class JSONLSink(Sink[JSONLSettings]):
             raise
         for kind in kinds:
             self._to_cut.pop(self._files[kind].identity, None)
+            self._files[kind].written = True
         if self._known is not None:
             self._known.update(row["session_id"] for row in batch.sessions)
 
     def position(self) -> dict[str, Any]:
         """Where both files end once what a failed write or a crash has left there is cut off; nothing is cut here."""
         self._follow()
+        self._lock()
         marks: dict[Kind, _Mark] = {}
         for kind in KINDS:
             file = self._files[kind]
             with _disk_errors(file.path):
                 end = self._to_cut.get(file.identity)
-                end = _end_of_lines(file) if end is None else min(end, file.size)
+                end = _end_of_rows(file) if end is None else min(end, file.size)
                 marks[kind] = _Mark(bytes=end, inode=file.identity[1], tail=_tail(file, end))
         return _Position(directory=str(self.directory.absolute()), files=marks).model_dump()
 
@@ -196,6 +206,7 @@ class JSONLSink(Sink[JSONLSettings]):
         self._follow()
         if wanted.directory != str(self.directory.absolute()):
             return
+        self._lock()
         self._known = None
         for kind, mark in wanted.files.items():
             file = self._files[kind]
@@ -247,6 +258,23 @@ class JSONLSink(Sink[JSONLSettings]):
                 self.open()
                 return
 
+    def _lock(self) -> None:
+        """Be the only writer of both files, until they are closed.
+
+        Not by open(): ``persistd check`` opens the files of a running service.
+        """
+        for file in self._files.values():
+            if not file.locked:
+                with _disk_errors(file.path):
+                    try:
+                        fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        raise SinkUnavailable(
+                            f"{file.path}: another service writes to it; each service needs a directory of its own",
+                            code="EWOULDBLOCK",
+                        ) from None
+                file.locked = True
+
     def _open_file(self, kind: Kind) -> None:
         path = self.path(kind)
         with _disk_errors(path):
@@ -276,22 +304,42 @@ class JSONLSink(Sink[JSONLSettings]):
             del self._to_cut[file.identity]
 
 
-def _cut_torn_line(file: _File) -> None:
-    """Cut what follows the last newline: a line that a crash left unfinished, so its write was never reported done."""
+def _finish_last_line(file: _File) -> None:
+    """See to it that the next row begins a line.
+
+    An unfinished line is cut off if a crash may have left it, for its write was never reported done. A complete object
+    only gets its newline, and so does whatever another program has left since the last write.
+    """
     keep, size = _end_of_lines(file), file.size
-    if keep < size:
+    if keep == size:
+        return
+    path = str(file.path)
+    if file.written or _is_object(os.pread(file.fd, size - keep, keep)):
+        write_all(file.fd, [b"\n"])
+        logger.warning("last line had no newline: another program has changed the file", sink="jsonl", file=path)
+    else:
         os.ftruncate(file.fd, keep)
-        logger.warning("torn line cut off", sink="jsonl", file=str(file.path), bytes=size - keep)
-    file.whole = True
+        logger.warning("torn line cut off", sink="jsonl", file=path, bytes=size - keep)
+
+
+def _end_of_rows(file: _File) -> int:
+    """Where the file ends once :func:`_finish_last_line` has cut off what it would."""
+    end, size = _end_of_lines(file), file.size
+    return size if file.written or _is_object(os.pread(file.fd, size - end, end)) else end
+
+
+def _is_object(content: bytes) -> bool:
+    try:
+        return isinstance(json.loads(content), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _end_of_lines(file: _File) -> int:
     """The offset after the last newline."""
     end = file.size
-    if file.whole:
-        return end
     while end > 0:
-        start = max(0, end - _BLOCK)
+        start = end - 1 if end == file.size else max(0, end - _BLOCK)  # mostly the last byte tells
         newline = os.pread(file.fd, end - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
