@@ -1,159 +1,56 @@
-"""The record types: what a session and a task are, their limits, and batches of them on their way to a sink."""
+"""What a session and a task are: their fields and limits, the rows made of them, and batches of rows.
+
+:class:`Session` and :class:`Task` declare every field once: name, type, limits, and whether it is required. msgspec
+decodes by this declaration (the fast path of the :mod:`parser <tornado_persist.records.parser>`), pydantic validates
+by it, and the API description shows it.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Required, TypeAlias, cast
+from typing import Annotated, Any, Literal, NamedTuple, Required, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from tornado_persist.records.annotations import types_of
 from tornado_persist.records.times import PATTERN as TIME_PATTERN
-
-
-class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_fields=True):
-    """The fields that were sent and, once accepted, the times of the first and the last update.
-
-    To whoever does not care for speed it is a mapping from names to values that cannot be changed: ``row["status"]``,
-    ``row.get("context")``, ``dict(row)``, ``{**row, ...}``; it equals any mapping with the same items.
-    """
-
-    # Texts, once they are set. No JSON decodes as such a type, so that a client's own field of that name is one that is
-    # not in the specification.
-    created_at: UnsetType = UNSET
-    updated_at: UnsetType = UNSET
-
-    def __getitem__(self, name: str) -> Any:
-        if name in self.__struct_fields__ and (value := getattr(self, name)) is not UNSET:
-            return value
-        raise KeyError(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            return default
-
-    def keys(self) -> list[str]:
-        return [name for name in self.__struct_fields__ if getattr(self, name) is not UNSET]
-
-    def items(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in self.keys()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
-
-    def __eq__(self, other: object) -> bool:
-        return dict(self) == dict(other) if isinstance(other, Row | Mapping) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class Shapes:
-    """The classes of one kind's rows, each made once."""
-
-    def __init__(self, name: str, types: Mapping[str, Any]) -> None:
-        """``types``: every field in the order of the specification, with the type that a decoder shall hold it to."""
-        self._name = name
-        self._types = types
-        self._known: dict[frozenset[str], type[Row]] = {}
-        self._together: dict[tuple[type[Row], type[Row]], type[Row]] = {}
-
-    def find(self, names: Iterable[str]) -> type[Row]:
-        """The class of rows with these fields.
-
-        Raises:
-            KeyError: there is no field of such a name.
-        """
-        wanted = frozenset(names)
-        shape = self._known.get(wanted)
-        if shape is None:
-            if unknown := wanted - self._types.keys():
-                raise KeyError(f"a {self._name} has no field {', '.join(sorted(unknown))}")
-            fields = [(name, type_) for name, type_ in self._types.items() if name in wanted]
-            # It inherits the options but for kw_only, so that these fields go before the two of Row.
-            shape = cast(type[Row], msgspec.defstruct(self._name, fields, bases=(Row,), module=__name__))
-            self._known[wanted] = shape
-        return shape
-
-    def row(self, fields: Mapping[str, Any]) -> Row:
-        """A row with these fields, the times of its updates among them if it has any.
-
-        Raises:
-            KeyError: there is no field of some name.
-        """
-        return self.find(fields.keys() - Row.__struct_fields__)(**fields)
-
-    def overlay(self, older: Row, newer: Row) -> Row:
-        """``newer`` merged into ``older`` by the merge rule: a field that it has replaces.
-
-        It may be changed, and be the result.
-        """
-        shape = type(newer)
-        whole = shape if type(older) is shape else self._union(type(older), shape)
-        # Mostly it is the newer row as it stands: clients send the same fields again, or more.
-        merged = newer if whole is shape else whole(**{**dict(older), **dict(newer)})
-        merged.created_at = older.created_at
-        return merged
-
-    def _union(self, one: type[Row], other: type[Row]) -> type[Row]:
-        """The class of rows with the fields of both."""
-        both = self._together.get((one, other))
-        if both is None:
-            names = {*one.__struct_fields__, *other.__struct_fields__}.difference(Row.__struct_fields__)
-            both = self._together[one, other] = self.find(names)
-        return both
-
-
-Kind: TypeAlias = Literal["session", "task"]
-#: Fields and their values, as JSON has them.
-Fields: TypeAlias = dict[str, Any]
-
-#: In the order in which they are written: a session goes before its tasks.
-KINDS: tuple[Kind, ...] = ("session", "task")
-#: The field that identifies a row.
-KEYS: Mapping[Kind, str] = {"session": "session_id", "task": "task_id"}
-#: The name of the list in a request body, and of the rows in responses.
-PLURALS: Mapping[Kind, str] = {"session": "sessions", "task": "tasks"}
-#: What a field left out holds when its row is first stored; every other one is null.
-DEFAULTS: Mapping[Kind, Mapping[str, int]] = {
-    "session": {"total_tasks": 0, "completed_tasks": 0, "failed_tasks": 0, "processing_tasks": 0},
-    "task": {"retry_count": 0},
-}
-
-#: The fields of a task that hold a time.
-TIMES = ("start_time", "end_time")
 
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 MAX_TEXT = 1_048_576  # characters
 MAX_DEPTH = 20  # levels of nested JSON; MariaDB's JSON stops at 31
 
+#: No white space at either end, no control character.
 KEY_PATTERN = r"^[^\s\p{Cc}](?:[^\p{Cc}]*[^\s\p{Cc}])?$"
 
-Key = Annotated[str, Field(min_length=1, max_length=64, pattern=KEY_PATTERN)]
-Name = Annotated[str, Field(max_length=255)]
-FilePath = Annotated[str, Field(max_length=512)]
-Provider = Annotated[str, Field(max_length=50)]
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+def _limits(*, pattern: str | None = None, **limits: Any) -> tuple[Any, msgspec.Meta]:
+    """Limits of a type for pydantic and for msgspec.
+
+    msgspec does not get the pattern, whose syntax it does not know: the parser's fast path checks keys and times
+    itself.
+    """
+    return Field(pattern=pattern, **limits), msgspec.Meta(**limits)
+
+
+Key = Annotated[str, *_limits(min_length=1, max_length=64, pattern=KEY_PATTERN)]
+Name = Annotated[str, *_limits(max_length=255)]
+FilePath = Annotated[str, *_limits(max_length=512)]
+Provider = Annotated[str, *_limits(max_length=50)]
+Text = Annotated[str, *_limits(max_length=MAX_TEXT)]
 Status = Literal["pending", "processing", "completed", "failed"]
-Count = Annotated[int, Field(ge=0, le=MAX_INT32)]
-Index = Annotated[int, Field(ge=-MAX_INT32 - 1, le=MAX_INT32)]
-Milliseconds = Annotated[int, Field(ge=0, le=MAX_INT64)]
-Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+#: A count that is left out is 0 when its row is first stored.
+Count = Annotated[int, *_limits(ge=0, le=MAX_INT32)]
+Index = Annotated[int, *_limits(ge=-MAX_INT32 - 1, le=MAX_INT32)]
+Milliseconds = Annotated[int, *_limits(ge=0, le=MAX_INT64)]
+# JSON decoded by msgspec holds no NaN and no infinity.
+Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), msgspec.Meta(ge=0, le=1)]
 # What the pattern leaves open (a 30th of February) the parser finds.
-Time = Annotated[str, Field(pattern=TIME_PATTERN)]
+Time = Annotated[str, *_limits(pattern=TIME_PATTERN)]
 Object = dict[str, Any]
 
 
@@ -194,13 +91,143 @@ class Task(TypedDict, total=False):
     duration_ms: Milliseconds | None
 
 
-#: What the fields of a row may be, by pydantic's annotations and by msgspec's.
-RECORDS: Mapping[Kind, type] = {"session": Session, "task": Task}
-TYPES: Mapping[Kind, Mapping[str, Any]] = {
-    kind: types_of(record, patterns=(KEY_PATTERN, TIME_PATTERN)) for kind, record in RECORDS.items()
+Kind: TypeAlias = Literal["session", "task"]
+#: Fields and their values, as JSON has them.
+Fields: TypeAlias = dict[str, Any]
+
+#: In the order in which they are written: a session goes before its tasks.
+KINDS: tuple[Kind, ...] = ("session", "task")
+#: The field that identifies a row.
+KEYS: Mapping[Kind, str] = {"session": "session_id", "task": "task_id"}
+#: The name of the list in a request body, and of the rows in responses.
+PLURALS: Mapping[Kind, str] = {"session": "sessions", "task": "tasks"}
+
+
+class Declared(NamedTuple):
+    """What is declared of a field."""
+
+    type: Any  #: as pydantic and msgspec read it, limits included
+    required: bool
+
+
+def _declared(record: type) -> dict[str, Declared]:
+    """The fields of a TypedDict. (Its own ``__required_keys__`` misses annotations that are texts.)"""
+    hints = get_type_hints(record, include_extras=True).items()
+    required = {name: get_args(hint)[0] for name, hint in hints if get_origin(hint) is Required}
+    return {name: Declared(required.get(name, hint), name in required) for name, hint in hints}
+
+
+#: The declarations above by kind and field, in the order of the specification.
+FIELDS: Mapping[Kind, Mapping[str, Declared]] = {"session": _declared(Session), "task": _declared(Task)}
+#: What a field left out holds when its row is first stored; every other one is null.
+DEFAULTS: Mapping[Kind, Mapping[str, int]] = {
+    kind: {name: 0 for name, declared in fields.items() if declared.type == Count} for kind, fields in FIELDS.items()
 }
-#: The rows themselves.
-SHAPES: Mapping[Kind, Shapes] = {kind: Shapes(kind, types) for kind, types in TYPES.items()}
+
+
+class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_fields=True):
+    """The fields that were sent and, once accepted, the times of the first and the last update.
+
+    It reads like a mapping from names to values: ``row["status"]``, ``row.get("context")``, ``dict(row)``,
+    ``{**row, ...}``. It equals any mapping with the same items.
+    """
+
+    # Texts, once the row is accepted. No JSON decodes as this type, so a client cannot set them.
+    created_at: UnsetType = UNSET
+    updated_at: UnsetType = UNSET
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.__struct_fields__ and (value := getattr(self, name)) is not UNSET:
+            return value
+        raise KeyError(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def keys(self) -> list[str]:
+        return [name for name in self.__struct_fields__ if getattr(self, name) is not UNSET]
+
+    def items(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.keys()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self) == dict(other) if isinstance(other, Row | Mapping) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Shapes:
+    """The classes of one kind's rows: one for each set of fields, made when it is first needed."""
+
+    def __init__(self, name: str, types: Mapping[str, Any]) -> None:
+        """``types``: every field in the order of the specification, with its type for msgspec."""
+        self._name = name
+        self._types = types
+        self._known: dict[frozenset[str], type[Row]] = {}
+        self._together: dict[tuple[type[Row], type[Row]], type[Row]] = {}
+
+    def find(self, names: Iterable[str]) -> type[Row]:
+        """The class of rows with these fields.
+
+        Raises:
+            KeyError: there is no field of such a name.
+        """
+        wanted = frozenset(names)
+        shape = self._known.get(wanted)
+        if shape is None:
+            if unknown := wanted - self._types.keys():
+                raise KeyError(f"a {self._name} has no field {', '.join(sorted(unknown))}")
+            fields = [(name, type_) for name, type_ in self._types.items() if name in wanted]
+            # kw_only is not inherited, so these fields come before the two of Row.
+            shape = cast(type[Row], msgspec.defstruct(self._name, fields, bases=(Row,), module=__name__))
+            self._known[wanted] = shape
+        return shape
+
+    def row(self, fields: Mapping[str, Any]) -> Row:
+        """A row with these fields, and with the times of its updates if they are given.
+
+        Raises:
+            KeyError: there is no field of such a name.
+        """
+        return self.find(fields.keys() - Row.__struct_fields__)(**fields)
+
+    def overlay(self, older: Row, newer: Row) -> Row:
+        """``newer`` merged into ``older``: its fields replace those of the same name, the others stay.
+
+        ``newer`` may be changed and returned.
+        """
+        shape = type(newer)
+        whole = shape if type(older) is shape else self._union(type(older), shape)
+        # Clients mostly send the same fields again, or more: then the newer row already is the result.
+        merged = newer if whole is shape else whole(**{**dict(older), **dict(newer)})
+        merged.created_at = older.created_at
+        return merged
+
+    def _union(self, one: type[Row], other: type[Row]) -> type[Row]:
+        """The class of rows with the fields of both."""
+        both = self._together.get((one, other))
+        if both is None:
+            names = {*one.__struct_fields__, *other.__struct_fields__}.difference(Row.__struct_fields__)
+            both = self._together[one, other] = self.find(names)
+        return both
+
+
+#: The classes of rows by kind.
+SHAPES: Mapping[Kind, Shapes] = {
+    kind: Shapes(kind, {name: declared.type for name, declared in fields.items()}) for kind, fields in FIELDS.items()
+}
 
 
 @dataclass(slots=True)
