@@ -13,6 +13,7 @@ from tests import rows
 from tornado_persist.journal import Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.checkpoint import Checkpointer
 from tornado_persist.pipeline.deadletters import DeadLetters
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.ingest import FindSessions, Ingest
@@ -44,7 +45,6 @@ class Rig:
         journal = {"on_sync": self.metrics.fsync_seconds.observe, **journal}
         self.journal = Journal(self.data_dir / "journal", self.data_dir / "damaged", **journal)
         checkpoint = await asyncio.to_thread(self.journal.open)
-        self.dead_letters = DeadLetters(self.data_dir / "rejected.jsonl")
         self.metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
         self.buffer = Buffer()
         self.backlog = Backlog(self.journal, self.buffer, self.metrics, max_rows=max_rows)
@@ -54,14 +54,11 @@ class Rig:
         self.flusher = Flusher(
             self.buffer,
             self.backlog,
-            self.journal,
-            self.dead_letters,
+            Checkpointer(self.journal, DeadLetters(self.data_dir / "rejected.jsonl"), checkpoint),
             self.runner,
             self.metrics,
             interval=interval,
             capacity=capacity,
-            released=checkpoint.seq,
-            state=checkpoint.state,
         )
         self.ingest = Ingest(
             Parser(max_batch=max_batch),
@@ -71,6 +68,13 @@ class Rig:
             added=self.flusher.poke,
             find_sessions=find_sessions,
         )
+
+    async def switch(self, sink: FlakySink, timeout: float = 5) -> None:
+        """Write to another sink, as a reload does."""
+        await self.flusher.flush(timeout)
+        old, self.runner = self.runner, SinkRunner(sink)
+        self.flusher.write_to(self.runner)
+        await old.close(timeout)
 
     async def stop(self) -> None:
         """End all parts, without a flush."""

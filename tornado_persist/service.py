@@ -20,9 +20,9 @@ from tornado_persist.config import Settings
 from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
 from tornado_persist.files import DataDir
 from tornado_persist.journal import Checkpoint, Journal
-from tornado_persist.pipeline.background import Background
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.checkpoint import Checkpointer
 from tornado_persist.pipeline.deadletters import DeadLetters
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.ingest import Ingest
@@ -78,8 +78,7 @@ class Service:
         self._settings = settings
         self._file = file
         self._stop = asyncio.Event()
-        self._reloading = asyncio.Lock()
-        self._background = Background()
+        self._reload_asked = asyncio.Event()
         self._url = ""
 
     async def run(self, serving: Callable[[str], None] = lambda url: None) -> None:
@@ -98,7 +97,7 @@ class Service:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGTERM, self._stop.set)
             loop.add_signal_handler(signal.SIGINT, self._stop.set)
-            loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+            loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
             data_dir.write_pid()
             beat.start()
             for offer in registry.shadowed():
@@ -139,14 +138,11 @@ class Service:
         self._flusher = Flusher(
             buffer,
             backlog,
-            journal,
-            dead_letters,
+            Checkpointer(journal, dead_letters, checkpoint),
             self._runner,
             metrics,
             interval=settings.buffer.flush_interval,
             capacity=settings.buffer.capacity,
-            released=checkpoint.seq,
-            state=checkpoint.state,
         )
         self._ingest = Ingest(
             Parser(max_batch=settings.server.max_batch, unknown_fields=settings.records.unknown_fields),
@@ -154,7 +150,7 @@ class Service:
             backlog,
             buffer,
             added=self._flusher.poke,
-            find_sessions=self._flusher.find_sessions if settings.records.require_session else None,
+            find_sessions=self._runner.find_sessions if settings.records.require_session else None,
         )
         self._api = Api(
             self._ingest,
@@ -184,6 +180,7 @@ class Service:
         serving(url)
         self._manager.ready()
         self._say_status()
+        reloads = asyncio.create_task(self._reload_when_asked())
         await self._stop.wait()
         logger.info("shutting down", waiting=self._pending())
         self._manager.stopping()
@@ -193,6 +190,7 @@ class Service:
         server.stop()
         await self._drain(settings.server.shutdown_timeout)
         await server.close_all_connections()
+        reloads.cancel()
 
     async def _watch(self) -> None:
         await self._flusher.sink_healthy()
@@ -231,19 +229,21 @@ class Service:
 
     # Reload.
 
-    def _reload_soon(self) -> None:
-        self._background.spawn(self.reload())
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            await self.reload()
 
     async def reload(self) -> None:
         """Read the configuration again and apply what can change live; what is wrong with it changes nothing."""
-        async with self._reloading:
-            if self._stop.is_set():
-                return
-            self._manager.reloading()
-            await self._reopen_log()
-            await self._reload()
-            self._manager.ready()
-            self._say_status()
+        if self._stop.is_set():
+            return
+        self._manager.reloading()
+        await self._reopen_log()
+        await self._reload()
+        self._manager.ready()
+        self._say_status()
 
     async def _reload(self) -> None:
         try:
@@ -293,8 +293,13 @@ class Service:
             logger.error("sink not changed", sink=self._settings.sink, refused=new.sink, error=error)
             await runner.close(0)
             return False
-        await self._flusher.switch(runner, settings.buffer.flush_timeout)
-        self._runner, self._settings = runner, settings
+        timeout = settings.buffer.flush_timeout
+        await self._flusher.flush(timeout)  # into the old sink; what it cannot take goes to the new one
+        old, self._runner, self._settings = self._runner, runner, settings
+        if settings.records.require_session:
+            self._ingest.find_sessions = runner.find_sessions
+        self._flusher.write_to(runner)
+        await old.close(timeout)  # a call that hangs is given up: what it may still commit, the new sink gets as well
         logger.info("sink changed", sink=new.sink)
         return True
 

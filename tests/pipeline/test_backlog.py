@@ -10,7 +10,9 @@ from structlog.testing import capture_logs
 
 from tests.rig import rig
 from tests.rows import body, task
+from tornado_persist.pipeline import backlog
 from tornado_persist.records.models import KINDS
+from tornado_persist.telemetry import log
 
 
 @pytest.mark.gen_test
@@ -116,3 +118,21 @@ async def test_rows_that_the_disk_damaged_while_they_waited_are_said_to_be_lost_
         lost = [log for log in logs if log["event"] == "accepted rows were lost to damage of the journal"]
         assert [(log["log_level"], log["kind"], log["rows"]) for log in lost] == [("error", "task", 1)]
         assert [len(list((tmp_path / "damaged").iterdir())), len(KINDS)] == [1, 2]
+
+
+@pytest.mark.gen_test
+async def test_a_flush_names_the_first_of_its_requests_once_and_few_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "REQUEST_IDS_NAMED", 2)
+    async with rig(tmp_path) as it:
+        for name in ("", "r1", "r2", "r3"):
+            log.request_id.set(name)
+            await it.add(f"t{name}")
+        assert it.backlog.pop_request_ids(3) == ["r1", "r2"]
+        assert it.backlog.pop_request_ids(3) == []
+        assert it.backlog.pop_request_ids(4) == ["r3"]
+        for seq in range(backlog.REQUEST_IDS_KEPT + 10):
+            it.backlog._pending_request_ids.append((seq, f"r{seq}"))
+        assert it.backlog.pop_request_ids(100_000) == ["r10", "r11"], "an outage keeps the latest"
+        log.request_id.set("")

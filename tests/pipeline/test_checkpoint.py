@@ -11,7 +11,7 @@ import pytest
 
 from tests.rig import Rig, rig, wait_until
 from tornado_persist.errors import NotAccepting
-from tornado_persist.pipeline import checkpoint as releaser
+from tornado_persist.pipeline import checkpoint
 
 pytestmark = pytest.mark.gen_test
 
@@ -44,7 +44,7 @@ async def flush_each(it: Rig, keys: str) -> None:
 async def test_many_flushes_share_a_cursor_which_is_the_last_ones(
     tmp_path: Path, count: Callable[[Rig], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(releaser, "EVERY", 3600.0)
+    monkeypatch.setattr(checkpoint, "EVERY", 3600.0)
     async with rig(tmp_path) as it:
         written = count(it)
         await flush_each(it, "a")
@@ -60,7 +60,7 @@ async def test_many_flushes_share_a_cursor_which_is_the_last_ones(
 async def test_a_cursor_comes_by_itself_when_it_is_time(
     tmp_path: Path, count: Callable[[Rig], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(releaser, "EVERY", 0.1)
+    monkeypatch.setattr(checkpoint, "EVERY", 0.1)
     async with rig(tmp_path) as it:
         written = count(it)
         await flush_each(it, "abc")
@@ -69,7 +69,7 @@ async def test_a_cursor_comes_by_itself_when_it_is_time(
 
 
 async def test_a_flush_that_was_asked_for_waits_for_its_cursor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(releaser, "EVERY", 3600.0)
+    monkeypatch.setattr(checkpoint, "EVERY", 3600.0)
     async with rig(tmp_path) as it:
         for key in "abc":
             await it.add(key)
@@ -78,7 +78,7 @@ async def test_a_flush_that_was_asked_for_waits_for_its_cursor(tmp_path: Path, m
 
 
 async def test_a_full_journal_is_given_room_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(releaser, "EVERY", 3600.0)
+    monkeypatch.setattr(checkpoint, "EVERY", 3600.0)
     async with rig(tmp_path, max_bytes=8192, segment_bytes=4096) as it:
         await it.add("first")
         await it.flusher.flush_once()

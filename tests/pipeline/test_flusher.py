@@ -17,11 +17,10 @@ from structlog.testing import capture_logs
 from tests.rig import Rig, rig, wait_until
 from tests.rows import session
 from tornado_persist.errors import FlushFailed, SinkConflict, SinkUnavailable
-from tornado_persist.pipeline import bisect as settler
+from tornado_persist.pipeline import bisect
 from tornado_persist.pipeline import flusher as flusher_module
 from tornado_persist.pipeline.backoff import Backoff
 from tornado_persist.records.models import Batch, Kind, Row
-from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.testing import AppendSink, FlakySink
 
 
@@ -343,13 +342,11 @@ async def test_switching_writes_what_waits_to_the_old_sink_and_the_rest_to_the_n
     async with rig(tmp_path) as it:
         await it.add("a")
         new = FlakySink()
-        runner = SinkRunner(new)
-        await it.flusher.switch(runner, 5)
+        await it.switch(new)
         await it.add("b")
         await it.flusher.flush(5)
         assert (it.stored(), list(new.stored["task"])) == (["a"], ["b"])
         assert it.sink.calls[-1] == "close"
-        await runner.close(5)
 
 
 @pytest.mark.gen_test
@@ -358,11 +355,9 @@ async def test_switching_carries_over_what_the_old_sink_does_not_take(tmp_path: 
         it.sink.down = True
         await it.add("a")
         new = FlakySink()
-        runner = SinkRunner(new)
-        await it.flusher.switch(runner, 5)
+        await it.switch(new)
         await it.flusher.flush(5)
         assert list(new.stored["task"]) == ["a"]
-        await runner.close(5)
 
 
 @pytest.mark.gen_test
@@ -373,12 +368,10 @@ async def test_switching_gives_up_a_write_that_hangs_in_the_old_sink(tmp_path: P
         flush = asyncio.ensure_future(it.flusher.flush_once())
         await wait_until(it.sink.holding.is_set)
         new = FlakySink()
-        runner = SinkRunner(new)
-        await it.flusher.switch(runner, 0.02)
+        await it.switch(new, 0.02)
         assert isinstance((await flush).error, SinkUnavailable)
         await it.flusher.flush(5)
         assert list(new.stored["task"]) == ["a"]
-        await runner.close(5)
 
 
 @pytest.mark.gen_test
@@ -388,7 +381,7 @@ async def test_what_is_settled_is_released_from_the_journal(tmp_path: Path) -> N
         await it.add("b")
         await it.flusher.flush(5)
         await it.add("c")
-        assert (it.journal.released, it.flusher.settled_through, it.journal.last) == (2, 2, 3)
+        assert (it.journal.released, it.flusher.flushed_through, it.journal.last) == (2, 2, 3)
     async with rig(tmp_path, it.sink) as again:
         assert (again.pending(), again.buffer.count("task")) == (1, 1)
         assert (again.metrics.totals.accepted["task"], again.metrics.totals.written["task"]) == (4, 2)
@@ -403,11 +396,11 @@ async def test_what_is_settled_is_released_from_the_journal(tmp_path: Path) -> N
 async def test_a_conflict_with_another_writer_is_tried_again_at_once_and_keeps_the_connection(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         await it.add("a")
-        it.sink.fail_next(settler.CONFLICTS - 1, SinkConflict)
+        it.sink.fail_next(bisect.CONFLICTS - 1, SinkConflict)
         assert (await it.flusher.flush_once()).error is None
-        assert it.sink.calls == ["open", *["write"] * settler.CONFLICTS]
+        assert it.sink.calls == ["open", *["write"] * bisect.CONFLICTS]
         await it.add("b")
-        it.sink.fail_next(settler.CONFLICTS, SinkConflict)
+        it.sink.fail_next(bisect.CONFLICTS, SinkConflict)
         assert isinstance((await it.flusher.flush_once()).error, SinkConflict)
         await it.flusher.flush(5)
         assert it.stored() == ["a", "b"]
@@ -457,7 +450,7 @@ async def test_a_code_that_nobody_knows_is_the_rows_fault_only_if_others_go_thro
     async with rig(tmp_path) as it:
         await it.add(*"abcdefgh")
         it.sink.suspected = {"c"}
-        for _ in range(settler.SUSPICION):
+        for _ in range(flusher_module.UNKNOWN_FAILURES):
             assert isinstance((await it.flusher.flush_once()).error, SinkUnavailable)
             assert (it.stored(), rejected(it)) == ([], [])
         flushed = await it.flusher.flush_once()
@@ -489,7 +482,7 @@ async def test_a_code_that_nobody_knows_for_every_row_is_an_outage_for_ever(tmp_
         keys = [f"t{n}" for n in range(100)]
         await it.add(*keys)
         it.sink.suspected = set(keys)
-        for _ in range(settler.SUSPICION + 2):
+        for _ in range(flusher_module.UNKNOWN_FAILURES + 2):
             before = it.sink.calls.count("write")
             assert isinstance((await it.flusher.flush_once()).error, SinkUnavailable)
             assert it.sink.calls.count("write") - before < 100, "it must not try every row"

@@ -14,6 +14,7 @@ from tests.rig import rig
 from tests.rows import body, session, task
 from tornado_persist.errors import InvalidBatch, NotAccepting, NotJSON, SinkUnavailable
 from tornado_persist.pipeline import ingest as ingest_module
+from tornado_persist.records.models import Kind, Row
 from tornado_persist.records.times import stamp
 
 
@@ -140,3 +141,33 @@ async def test_a_full_journal_refuses_and_takes_nothing_until_there_is_room(tmp_
         await it.add("more")
         await it.flusher.flush(5)
         assert it.stored() == [*(f"t{n}" for n in range(accepted)), "more"]
+
+
+@pytest.mark.gen_test
+async def test_large_bodies_are_parsed_one_in_each_round_of_the_loop_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        rounds, parsed = 0, list[tuple[str, int]]()
+        parse = it.ingest._parser.parse
+
+        def count() -> None:
+            nonlocal rounds
+            rounds += 1
+            if len(parsed) < 7:
+                asyncio.get_running_loop().call_soon(count)
+
+        def noting(kind: Kind, raw: bytes) -> list[Row]:
+            rows = parse(kind, raw)
+            parsed.append((rows[0]["task_id"], rounds))
+            return rows
+
+        monkeypatch.setattr(it.ingest._parser, "parse", noting)
+        text = "x" * ingest_module.LARGE
+        batches = [asyncio.ensure_future(it.add(key, source_text=text)) for key in "abcdefgh"]
+        await asyncio.sleep(0)
+        batches[1].cancel()
+        count()
+        await asyncio.gather(*batches, return_exceptions=True)
+        assert [key for key, _ in parsed] == list("acdefgh")
+        assert len({round_ for _, round_ in parsed}) == 7, "two of them shared a round"

@@ -8,12 +8,12 @@ batch is merged live only if nothing before it is left out, so the buffer's orde
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from datetime import UTC, datetime
 
 from tornado_persist.errors import BatchRefused
 from tornado_persist.journal import Journal, Record
 from tornado_persist.pipeline.buffer import Buffer
-from tornado_persist.pipeline.trail import Trail
 from tornado_persist.records.models import Kind, Row
 from tornado_persist.records.parser import Parser
 from tornado_persist.records.times import stamp
@@ -24,6 +24,10 @@ logger = log.get(__name__)
 
 #: Bytes read from the journal at a time: enough to be quick, little enough to keep the event loop answering.
 READ_BYTES = 1 << 20
+#: Request ids kept while their batches wait; an outage may hold back more of them than anybody would read.
+REQUEST_IDS_KEPT = 1000
+#: Request ids that one line of the log names.
+REQUEST_IDS_NAMED = 20
 
 
 class Backlog:
@@ -38,8 +42,8 @@ class Backlog:
         # What was accepted once was valid then; limits that became stricter since must not lose it.
         self._parser = Parser()
         self._refilling = asyncio.Lock()
-        #: Which requests the unsettled batches came with.
-        self.trail = Trail()
+        # The requests whose batches wait, with the sequence numbers of their records, in that order.
+        self._pending_request_ids: deque[tuple[int, str]] = deque(maxlen=REQUEST_IDS_KEPT)
         #: The last record that was accepted, and the last whose rows are in the buffer, or past it.
         self.accepted_through = 0
         self.merged_through = 0
@@ -59,10 +63,21 @@ class Backlog:
         """Count a batch that the journal has made durable, and merge it if there is room."""
         in_turn = not self.left_out()
         self.accepted_through = seq
-        self.trail.add(seq, log.request_id.get())
+        if request_id := log.request_id.get():
+            self._pending_request_ids.append((seq, request_id))
         self._metrics.totals.accepted[kind] += len(rows)
         if in_turn and self._room(len(rows)):
             self._merge(seq, kind, rows, at)
+
+    def pop_request_ids(self, through: int) -> list[str]:
+        """Forget the requests of records up to ``through``; returns the first :data:`REQUEST_IDS_NAMED` of them."""
+        named: list[str] = []
+        ids = self._pending_request_ids
+        while ids and ids[0][0] <= through:
+            _, request_id = ids.popleft()
+            if len(named) < REQUEST_IDS_NAMED:
+                named.append(request_id)
+        return named
 
     async def refill(self) -> None:
         """Read batches back from the journal, in order, while there is room. Raises OSError when that cannot be."""

@@ -1,124 +1,100 @@
-"""What becomes of rows on their way into the sink: each is written, or refused and put aside."""
+"""How a chunk is written: whole if the sink takes it, else halved until the rows at fault stand alone."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.pipeline.buffer import Buffer
-from tornado_persist.pipeline.deadletters import Refusal
-from tornado_persist.records.models import KINDS, Batch, Kind
+from tornado_persist.pipeline.deadletters import RefusedRow
+from tornado_persist.records.models import Batch, Kind
 from tornado_persist.sinks.runner import SinkRunner
-from tornado_persist.telemetry.metrics import Metrics
 
 #: Tries of the same write after another writer stood in its way, before it counts as a failure.
 CONFLICTS = 5
-#: Failures with a code that nobody knows, one after the other, until single rows are suspected.
-SUSPICION = 3
-#: Single rows that fail with such a code, none having been written, until it is an outage after all.
-SUSPECTS = 16
+#: Single rows that fail with an unknown code, none having been written, until it is an outage after all.
+UNKNOWN_ROWS = 16
 
-#: A stack of parts to write, and of each whether it is the first half of one that was refused, and the other half the
-#: next.
+#: A stack of parts to write. The flag says that a part is the first half of one that was refused, and that the other
+#: half is next.
 _Parts = list[tuple[Batch, bool]]
 
 
-class Settler:
-    """Writes parts of what was taken from the buffer, and isolates the rows that the sink does not take."""
+@dataclass(slots=True)
+class Outcome:
+    """What became of a chunk. Rows that are neither written nor refused are untouched: ``error`` stopped the write."""
 
-    def __init__(self, buffer: Buffer, put_aside: Callable[[list[Refusal]], Awaitable[None]], metrics: Metrics) -> None:
-        """``put_aside`` makes refused rows durable elsewhere, with the reason."""
-        self._buffer = buffer
-        self._durably_aside = put_aside
-        self._metrics = metrics
+    written: list[Batch] = field(default_factory=list)
+    refused: list[RefusedRow] = field(default_factory=list)
+    error: SinkUnavailable | None = None
 
-    async def settle(self, chunk: Batch, runner: SinkRunner, failures: int) -> None:
-        """Write the chunk; if the sink rejects it, halve it until the rows at fault stand alone.
 
-        k such rows among n cost about k log n writes more. Where the first half goes through, the other one is at fault
-        and is halved untried, which saves a fifth of them (Sobel and Groll, "Group Testing to Eliminate Efficiently All
-        Defectives in a Binomial Sample", 1959). ``failures``: how many flushes in a row have failed with a code that
-        nobody knows.
+async def write(chunk: Batch, runner: SinkRunner, *, isolate_unknown: bool = False) -> Outcome:
+    """Write the chunk; if the sink rejects it, halve it until the rows at fault stand alone. Raises nothing.
 
-        Raises:
-            SinkUnavailable: what is neither written nor refused by then is untouched.
-            FlushFailed, OSError: the refused rows could not be put aside.
-        """
-        refused: list[Refusal] = []
-        suspects: list[Refusal] = []
-        last: SinkUnavailable | None = None
-        wrote = False
-        parts = _Parts([(chunk, False)])
+    k such rows among n cost about k log n writes more. If the first half goes through, the other one is at fault and is
+    halved untried, which saves a fifth of them (Sobel and Groll, "Group Testing to Eliminate Efficiently All Defectives
+    in a Binomial Sample", 1959).
+
+    ``isolate_unknown``: look for rows at fault behind an error whose code nobody knows, too. They are at fault only if
+    others go through while these fail.
+    """
+    outcome = Outcome()
+    try:
+        await _bisect(chunk, runner, outcome, isolate_unknown)
+    except SinkUnavailable as exc:
+        outcome.error = exc
+    return outcome
+
+
+async def _bisect(chunk: Batch, runner: SinkRunner, outcome: Outcome, isolate_unknown: bool) -> None:
+    doubtful: list[tuple[Batch, RefusedRow]] = []
+    unknown: SinkUnavailable | None = None
+    parts = _Parts([(chunk, False)])
+    while parts:
+        part, is_first_half = parts.pop()
         try:
-            while parts:
-                part, is_first = parts.pop()
-                try:
-                    await self._write(part, runner)
-                    wrote = True
-                    if is_first:
-                        other, _ = parts.pop()
-                        if not _halve(other, parts):
-                            parts.append((other, False))  # for the sink to say why
-                except BatchRejected as exc:
-                    if not _halve(part, parts):
-                        refused.append(_refusal(part, runner, exc))
-                except SinkUnavailable as exc:
-                    # A code that nobody knows: the rows are at fault only if others go through while these fail.
-                    if not exc.suspect or failures < SUSPICION:
-                        raise
-                    last = exc
-                    if not _halve(part, parts):
-                        suspects.append(_refusal(part, runner, exc))
-                    if not wrote and len(suspects) >= SUSPECTS:
-                        raise
-            if last is not None and not wrote:
-                raise last
-            for suspect in suspects:
-                # Once more, now that others go through: the outage may have ended in the midst of this.
-                if await self._fails_alone(suspect, runner):
-                    refused.append(suspect)
-        finally:
-            if refused:
-                await self._put_aside(refused)
-
-    async def _fails_alone(self, suspect: Refusal, runner: SinkRunner) -> bool:
-        alone = Batch([suspect.row]) if suspect.kind == "session" else Batch(tasks=[suspect.row])
+            await _write(part, runner)
+        except BatchRejected as exc:
+            if not _halve(part, parts):
+                outcome.refused.append(_refused(part, runner, exc))
+        except SinkUnavailable as exc:
+            if not exc.suspect or not isolate_unknown:
+                raise
+            unknown = exc
+            if not _halve(part, parts):
+                doubtful.append((part, _refused(part, runner, exc)))
+            if not outcome.written and len(doubtful) >= UNKNOWN_ROWS:
+                raise
+        else:
+            outcome.written.append(part)
+            if is_first_half:
+                other, _ = parts.pop()
+                if not _halve(other, parts):
+                    parts.append((other, False))  # for the sink to say why
+    if unknown is not None and not outcome.written:
+        raise unknown
+    for part, refused in doubtful:
+        # Once more, now that others go through: the outage may have ended meanwhile.
         try:
-            await self._write(alone, runner)
+            await _write(part, runner)
+            outcome.written.append(part)
         except BatchRejected:
-            return True
+            outcome.refused.append(refused)
         except SinkUnavailable as exc:
             if not exc.suspect:
                 raise
-            return True
-        return False
-
-    async def _write(self, part: Batch, runner: SinkRunner) -> None:
-        for attempt in range(CONFLICTS):
-            try:
-                await runner.write(part)
-                break
-            except SinkConflict:
-                if attempt == CONFLICTS - 1:
-                    raise
-        self._buffer.release(part)
-        for kind in KINDS:
-            self._metrics.totals.written[kind] += len(part.rows(kind))
-
-    async def _put_aside(self, refused: list[Refusal]) -> None:
-        await self._durably_aside(refused)
-        for kind in KINDS:
-            rows = [refusal.row for refusal in refused if refusal.kind == kind]
-            self._buffer.release(Batch(rows) if kind == "session" else Batch(tasks=rows))
-            self._metrics.totals.rejected[kind] += len(rows)
-        first = refused[0]
-        self._metrics.incidents.add("rejected", first.message, first.at, code=first.code, count=len(refused))
+            outcome.refused.append(refused)
 
 
-def _refusal(part: Batch, runner: SinkRunner, exc: SinkError) -> Refusal:
-    kind: Kind = "session" if part.sessions else "task"
-    return Refusal(kind, part.rows(kind)[0], runner.sink.name, exc.code, str(exc), datetime.now(UTC))
+async def _write(part: Batch, runner: SinkRunner) -> None:
+    for attempt in range(1, CONFLICTS + 1):
+        try:
+            await runner.write(part)
+            break
+        except SinkConflict:
+            if attempt == CONFLICTS:
+                raise
 
 
 def _halve(part: Batch, parts: _Parts) -> bool:
@@ -128,3 +104,8 @@ def _halve(part: Batch, parts: _Parts) -> bool:
     middle = len(part) // 2
     parts += [(part.part(middle, len(part)), False), (part.part(0, middle), True)]
     return True
+
+
+def _refused(part: Batch, runner: SinkRunner, exc: SinkError) -> RefusedRow:
+    kind: Kind = "session" if part.sessions else "task"
+    return RefusedRow(kind, part.rows(kind)[0], runner.sink.name, exc.code, str(exc), datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""The rows that the sink refused, with the reason: one JSON line each."""
+"""Dead letters: the rows that the sink refused, with the reason, one JSON line each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tornado_persist.records.times import stamp
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A row, and why the sink did not take it."""
+class RefusedRow:
+    """A row that the sink refused, and why."""
 
     kind: Kind
     row: Row
@@ -27,7 +27,7 @@ class Refusal:
     at: datetime
 
     def line(self) -> bytes:
-        """As it stands in the file: ``row`` has the fields that were sent, so that it can be sent again."""
+        """The line in the file: ``row`` has the fields that were sent, so that it can be sent again."""
         fields = {name: value for name, value in self.row.items() if name not in ("created_at", "updated_at")}
         entry = {
             "kind": self.kind,
@@ -45,8 +45,8 @@ class Refusal:
 class DeadLetters:
     """``rejected.jsonl``: appended, fsynced, and cut back to what the journal's cursor knows before a replay.
 
-    The cut is what makes a row appear once over a crash: rows refused after the cursor was written are in the journal
-    still, and will be refused again.
+    The cut keeps a row from appearing twice over a crash: rows refused after the cursor was written are still in the
+    journal, and will be refused again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class DeadLetters:
             return 0
 
     def cut(self, length: int) -> int:
-        """Forget what lies past ``length`` bytes; returns how many bytes that was. Raises OSError."""
+        """Cut off what lies past ``length`` bytes; returns how many bytes that was. Raises OSError."""
         surplus = self.length() - length
         if surplus <= 0:
             return 0
@@ -69,7 +69,7 @@ class DeadLetters:
             os.fsync(file.fileno())
         return surplus
 
-    def append(self, refusals: Sequence[Refusal]) -> int:
+    def append(self, rows: Sequence[RefusedRow]) -> int:
         """Add all of them durably, or none. Returns how many bytes the file then has.
 
         Raises:
@@ -79,7 +79,7 @@ class DeadLetters:
         try:
             before = os.fstat(fd).st_size
             try:
-                lines = b"".join(refusal.line() for refusal in refusals)
+                lines = b"".join(row.line() for row in rows)
                 write_all(fd, [lines])
                 os.fsync(fd)
             except BaseException:

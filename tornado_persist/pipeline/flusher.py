@@ -1,45 +1,42 @@
-"""Moves what is accepted into the sink: by the clock, at capacity, on demand, and at the end."""
+"""When rows go into the sink: by the timer, at capacity, on demand, after a failure, and at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from tornado.ioloop import PeriodicCallback
 
 from tornado_persist.errors import FlushFailed, PersistError, SinkError, SinkUnavailable
-from tornado_persist.journal import Journal
-from tornado_persist.pipeline.background import Background
+from tornado_persist.pipeline import bisect
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.backoff import Backoff
-from tornado_persist.pipeline.bisect import Settler
 from tornado_persist.pipeline.buffer import Buffer
-from tornado_persist.pipeline.checkpoint import Releaser
-from tornado_persist.pipeline.deadletters import DeadLetters
-from tornado_persist.records.models import KINDS, Row
+from tornado_persist.pipeline.checkpoint import Checkpointer
+from tornado_persist.records.models import KINDS, Batch, Row
 from tornado_persist.sinks.runner import SinkRunner, SinkState
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Flush, Metrics
 
 logger = log.get(__name__)
 
-#: Rows in one transaction of the sink. Between two of them the sink waits for a turn of a busy event loop.
+#: Rows in one transaction of the sink. Between two of them the sink waits for a busy event loop.
 CHUNK_ROWS = 20_000
 #: Seconds in which rows gather after a flush that has left more than the capacity, and how many need not wait for it: a
 #: transaction and the release of the journal's space cost some milliseconds, be the rows few or many. With 100 rows in
 #: a request PostgreSQL takes a fifth more of them.
 GATHER = 0.02
 ENOUGH_ROWS = 5000
-#: Rows freed at a time.
+#: Written rows freed in one round of the event loop. All 20,000 of a chunk at once would hold it up for 8 ms.
 FREE_ROWS = 500
-#: Seconds after a failure from which on the next try no longer waits, once somebody has found the sink well.
+#: Seconds after a failure from which on the next try no longer waits, once the sink is found up.
 TRY_AGAIN_AFTER = 5.0
+#: Flushes in a row that fail with an unknown code before single rows are tried.
+UNKNOWN_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,50 +51,42 @@ class Flushed:
 
 
 class Flusher:
-    """The only one that writes to the sink: one flush at a time, each of what was accepted before the next one's."""
+    """The only writer of the sink: flushes follow one another, in the order in which their rows were accepted."""
 
     def __init__(
         self,
         buffer: Buffer,
         backlog: Backlog,
-        journal: Journal,
-        dead_letters: DeadLetters,
+        checkpointer: Checkpointer,
         runner: SinkRunner,
         metrics: Metrics,
         *,
         interval: float,
         capacity: int,
-        released: int,
-        state: dict[str, Any],
     ) -> None:
-        """``interval`` in seconds, ``capacity`` in rows; ``released`` and ``state`` are of the journal's cursor."""
+        """``interval`` in seconds, ``capacity`` in rows."""
         self._buffer = buffer
         self._backlog = backlog
-        self._dead_letters = dead_letters
-        self._releaser = Releaser(journal, dead_letters, released=released, state=state)
-        self._settler = Settler(buffer, self._releaser.put_aside, metrics)
+        self._checkpointer = checkpointer
         self._runner = runner
         self._metrics = metrics
         self.capacity = capacity
-        #: Every record up to this one is settled: its rows are in the sink, or refused.
-        self.settled_through = released
-        # The one that the flush in progress writes to, whatever switch() does meanwhile.
-        self._current = runner
-        self._flight: asyncio.Task[Flushed] | None = None
+        #: Every record up to this one is done: its rows are in the sink, or refused.
+        self.flushed_through = checkpointer.released
+        self._flush_task: asyncio.Task[Flushed] | None = None
         self._background: asyncio.Task[None] | None = None
         self._refilling: asyncio.Task[None] | None = None
-        self._freeing = Background()
         self._backoff = Backoff()
         self._retry: asyncio.TimerHandle | None = None
         self._failed_at = 0.0
-        self._suspicions = 0
-        # Rows merged so far, at the last line that the log got about a flush.
+        self._unknown_failures = 0
+        # Rows merged so far when the log last told of a flush.
         self._merged_before = sum(metrics.totals.merged.values())
         self._timer: PeriodicCallback | None = None
         self._ending = False
         self.set_interval(interval)
 
-    # When to flush.
+    # By the timer, at capacity, after a failure.
 
     def set_interval(self, seconds: float) -> None:
         """Flush every so many seconds, counted from now and then from the end of each flush."""
@@ -107,6 +96,14 @@ class Flusher:
     def poke(self) -> None:
         """Rows were accepted: start a flush if they reach the capacity. While the sink fails only the backoff tries."""
         if self._due() and self._retry is None and not self._ending:
+            self._start()
+
+    def write_to(self, runner: SinkRunner) -> None:
+        """Write to another sink from the next flush on; what waits goes there now."""
+        self._runner = runner
+        self._backoff.succeeded()
+        self._set_retry(None)
+        if any(map(self._backlog.pending, KINDS)):
             self._start()
 
     def _due(self) -> bool:
@@ -125,10 +122,10 @@ class Flusher:
         # PeriodicCallback must not run the flush itself: it would swallow its exception, and restarting the timer from
         # within its callback would leave two of them.
         if self._background is None or self._background.done():
-            # In a context of its own: what it says is not of the request that happened to start it.
-            self._background = asyncio.create_task(self._flush_in_background(), context=Context())
+            # In a context of its own: its log lines are not of the request that happened to start it.
+            self._background = asyncio.create_task(self._flush_while_due(), context=Context())
 
-    async def _flush_in_background(self) -> None:
+    async def _flush_while_due(self) -> None:
         try:
             await self.flush_once()
             while self._due():
@@ -160,37 +157,37 @@ class Flusher:
         if delay is not None and not self._ending:
             self._retry = asyncio.get_running_loop().call_later(delay, self._try_again)
 
-    # The flush.
+    # On demand, and at the end.
 
     async def flush_once(self) -> Flushed:
-        """Settle everything that waits in memory; joins a flush in progress. What could not be written waits again.
+        """Write everything that waits in memory; joins a flush in progress. What could not be written waits again.
 
         It does not wait for the journal's cursor: a millisecond or two in which the next flush writes already.
         """
-        if self._flight is None or self._flight.done():
-            self._flight = asyncio.create_task(self._fly(), context=Context())
-        return await asyncio.shield(self._flight)
+        if self._flush_task is None or self._flush_task.done():
+            self._flush_task = asyncio.create_task(self._flush(), context=Context())
+        return await asyncio.shield(self._flush_task)
 
     async def flush(self, timeout: float) -> Flushed:
-        """A barrier: when the result has no ``error``, every row accepted before the call is settled.
+        """A barrier: when the result has no ``error``, every row accepted before the call is in the sink, or refused.
 
-        Waits ``timeout`` seconds at most; the flush goes on after that. The counts are of all rows settled during the
+        Waits ``timeout`` seconds at most; the flush goes on after that. The counts are of all rows written during the
         call, by a flush that was in progress too.
         """
-        began, before = time.monotonic(), self._settled()
+        began, before = time.monotonic(), self._counts()
         error: PersistError | None
         try:
             async with asyncio.timeout(timeout):
                 error = await self._flush_through(self._backlog.accepted_through)
         except TimeoutError:
             error = FlushFailed(f"The flush takes more than {timeout:g} seconds; it goes on, and nothing is lost")
-        # Whoever looks next finds the journal's space free.
-        await self._releaser.finish(timeout - (time.monotonic() - began))
+        # Afterwards the journal's space is free.
+        await self._checkpointer.finish(timeout - (time.monotonic() - began))
         return self._since(before, began, error)
 
     async def _flush_through(self, seq: int) -> PersistError | None:
-        while self.settled_through < seq:
-            joined = self._flight is not None and not self._flight.done()
+        while self.flushed_through < seq:
+            joined = self._flush_task is not None and not self._flush_task.done()
             error = (await self.flush_once()).error
             if error is not None and not joined:
                 return error
@@ -210,57 +207,65 @@ class Flusher:
     async def finish(self, timeout: float) -> None:
         """After :meth:`drain`: wait for a flush that is still in progress, ``timeout`` seconds at most."""
         deadline = time.monotonic() + timeout
-        tasks = (self._flight, self._background, self._refilling)
+        tasks = (self._flush_task, self._background, self._refilling)
         going = [task for task in tasks if task is not None and not task.done()]
         if going:
             await asyncio.wait(going, timeout=timeout)
-        await self._releaser.finish(deadline - time.monotonic())
+        await self._checkpointer.finish(deadline - time.monotonic())
 
-    async def _fly(self) -> Flushed:
-        self._current = self._runner
+    # One flush.
+
+    async def _flush(self) -> Flushed:
+        began, before, taken = time.monotonic(), self._counts(), 0
+        error: PersistError | None = None
+        try:
+            await self._refill()
+            through, accepted = self._backlog.merged_through, dict(self._backlog.merged_rows)
+            chunks = self._buffer.take().parts(CHUNK_ROWS)
+            began, taken = time.monotonic(), sum(map(len, chunks))
+            runner = self._runner
+            if chunks:
+                await self._checkpointer.record_position(runner)
+            while chunks:
+                await self._write(chunks.popleft(), runner)
+                self._refill_ahead()
+            if through > self.flushed_through:
+                self.flushed_through = through
+                await self._checkpointer.release(through, self._metrics.totals.settled(accepted), runner)
+        except (SinkError, FlushFailed) as exc:
+            error = exc
+        finally:
+            for kind, merged in self._buffer.restore().items():
+                self._metrics.totals.merged[kind] += merged
+        flushed = self._since(before, began, error)
+        self._report(flushed, taken, time.monotonic() - began)
+        return flushed
+
+    async def _write(self, chunk: Batch, runner: SinkRunner) -> None:
+        outcome = await bisect.write(chunk, runner, isolate_unknown=self._unknown_failures >= UNKNOWN_FAILURES)
+        totals = self._metrics.totals
+        for part in outcome.written:
+            self._buffer.release(part)
+            for kind in KINDS:
+                totals.written[kind] += len(part.rows(kind))
+        if outcome.refused:
+            await self._checkpointer.save_refused(outcome.refused)
+            for refused in outcome.refused:
+                self._buffer.release(Batch([refused.row]) if refused.kind == "session" else Batch(tasks=[refused.row]))
+                totals.rejected[refused.kind] += 1
+            first = outcome.refused[0]
+            self._metrics.incidents.add(
+                "rejected", first.message, first.at, code=first.code, count=len(outcome.refused)
+            )
+        if outcome.error is not None:
+            raise outcome.error
+        asyncio.get_running_loop().call_soon(_free, [*chunk.sessions, *chunk.tasks])
+
+    async def _refill(self) -> None:
         try:
             await self._backlog.refill()
         except OSError as exc:
-            flushed = Flushed(error=FlushFailed(f"The journal cannot be read: {exc.strerror}"))
-            self._note(flushed, 0.0, 0)
-            return flushed
-        through, accepted = self._backlog.merged_through, dict(self._backlog.merged_rows)
-        chunks = self._buffer.take().parts(CHUNK_ROWS)
-        taken = sum(map(len, chunks))
-        began, before = time.monotonic(), self._settled()
-        totals = self._metrics.totals
-        error: PersistError | None = None
-        try:
-            if chunks:
-                await self._releaser.anchor(self._current)
-            while chunks:
-                chunk = chunks.popleft()
-                await self._settler.settle(chunk, self._current, self._suspicions)
-                self._freeing.spawn(_let_go([*chunk.sessions, *chunk.tasks]))
-                del chunk
-                self._refill_ahead()
-            if through > self.settled_through:
-                self.settled_through = through
-                await self._releaser.release(through, totals.settled(accepted), self._current)
-        except (SinkError, FlushFailed) as exc:
-            error = exc
-        except OSError as exc:
-            error = FlushFailed(f"{exc.filename or self._dead_letters.path} cannot be written: {exc.strerror}")
-        finally:
-            for kind, merged in self._buffer.restore().items():
-                totals.merged[kind] += merged
-        flushed = self._since(before, began, error)
-        self._note(flushed, time.monotonic() - began, taken)
-        return flushed
-
-    def _settled(self) -> tuple[int, int, int]:
-        """Sessions and tasks written, and rows refused, so far."""
-        totals = self._metrics.totals
-        return totals.written["session"], totals.written["task"], sum(totals.rejected.values())
-
-    def _since(self, before: tuple[int, int, int], began: float, error: PersistError | None) -> Flushed:
-        sessions, tasks, rejected = (now - then for now, then in zip(self._settled(), before, strict=True))
-        return Flushed(sessions, tasks, rejected, round((time.monotonic() - began) * 1000), error)
+            raise FlushFailed(f"The journal cannot be read: {exc.strerror}") from exc
 
     def _refill_ahead(self) -> None:
         """While the sink takes the next rows, read others into the room that these have left."""
@@ -268,13 +273,23 @@ class Flusher:
             self._refilling = asyncio.create_task(self._refill_quietly())
 
     async def _refill_quietly(self) -> None:
-        with contextlib.suppress(OSError):  # the next flush meets it as well, and says so
-            await self._backlog.refill()
+        with contextlib.suppress(FlushFailed):  # the next flush meets it as well, and reports it
+            await self._refill()
 
-    def _note(self, flushed: Flushed, seconds: float, taken: int) -> None:
-        """Count the flush, say it, and decide when to try next."""
-        rows = flushed.sessions + flushed.tasks
-        now, error = _now(), flushed.error
+    # Its report.
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Sessions and tasks written, and rows refused, so far."""
+        totals = self._metrics.totals
+        return totals.written["session"], totals.written["task"], sum(totals.rejected.values())
+
+    def _since(self, before: tuple[int, int, int], began: float, error: PersistError | None) -> Flushed:
+        sessions, tasks, rejected = (now - then for now, then in zip(self._counts(), before, strict=True))
+        return Flushed(sessions, tasks, rejected, round((time.monotonic() - began) * 1000), error)
+
+    def _report(self, flushed: Flushed, taken: int, seconds: float) -> None:
+        """Count the flush, log it, and decide when to try next."""
+        rows, now, error = flushed.sessions + flushed.tasks, _now(), flushed.error
         if rows:
             self._metrics.flushed(seconds, now, rows)
             self._restart_timer(now)
@@ -283,40 +298,26 @@ class Flusher:
         figures = {"rows": rows, "rejected": flushed.rejected, "ms": flushed.duration_ms}
         if error is None:
             self._backoff.succeeded()
-            self._suspicions = 0
+            self._unknown_failures = 0
             self._set_retry(None)
-            merged = sum(self._metrics.totals.merged.values())
             if taken:
-                requests = self._backlog.trail.pop_through(self.settled_through)
+                merged = sum(self._metrics.totals.merged.values())
+                requests = self._backlog.pop_request_ids(self.flushed_through)
                 logger.info("flush", **figures, merged=merged - self._merged_before, requests=requests)
                 self._merged_before = merged
             return
-        self._suspicions += isinstance(error, SinkUnavailable) and error.suspect
-        delay = self._backoff.failed()
+        self._unknown_failures += isinstance(error, SinkUnavailable) and error.suspect
         self._failed_at = time.monotonic()
+        delay = self._backoff.failed()
         self._set_retry(delay)
-        waiting = sum(map(self._backlog.pending, KINDS))
         code = error.code if isinstance(error, SinkError) else ""
         self._metrics.failed(error, now, code=code)
+        waiting = sum(map(self._backlog.pending, KINDS))
         logger.warning(
             "flush failed", **figures, waiting=waiting, retry_in=round(delay, 2), error=str(error), code=code
         )
 
-    # The sink.
-
-    async def switch(self, runner: SinkRunner, timeout: float) -> None:
-        """Write to another sink from now on.
-
-        What waits is first flushed into the old one; what that does not take within ``timeout`` seconds goes to the new
-        one. A call that hangs in the old sink is given up: it may yet commit there rows that the new one gets as well.
-        """
-        await self.flush(timeout)
-        old, self._runner = self._runner, runner
-        await old.close(timeout)
-        self._backoff.succeeded()
-        self._set_retry(None)
-        if any(map(self._backlog.pending, KINDS)):
-            self._start()
+    # What others ask.
 
     @property
     def sink(self) -> SinkState:
@@ -342,23 +343,12 @@ class Flusher:
             self._set_retry(0.0)
         return healthy
 
-    async def find_sessions(self, session_ids: Collection[str]) -> set[str]:
-        """Those of ``session_ids`` that the sink has.
 
-        Raises:
-            SinkUnavailable: it cannot be asked now.
-        """
-        return await self._runner.find_sessions(session_ids)
-
-
-async def _let_go(rows: list[Row]) -> None:
-    """Free written rows, a few in each round of the event loop.
-
-    All 20,000 of a chunk at once would hold it up for 8 ms, in which nobody is answered.
-    """
-    while rows:
-        del rows[-FREE_ROWS:]
-        await asyncio.sleep(0)
+def _free(rows: list[Row]) -> None:
+    """Free written rows, a few in each round of the event loop."""
+    del rows[-FREE_ROWS:]
+    if rows:
+        asyncio.get_running_loop().call_soon(_free, rows)
 
 
 def _now() -> datetime:

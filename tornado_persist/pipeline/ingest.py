@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,14 +11,13 @@ from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
 from tornado_persist.journal import Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
-from tornado_persist.pipeline.turns import Turns
 from tornado_persist.records.models import Kind, Row
 from tornado_persist.records.parser import Parser
 from tornado_persist.records.times import stamp
 
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 
-#: Bytes of a body from which on it is parsed in a turn of its own, for it takes a millisecond or more.
+#: Bytes from which on a body counts as large: parsing it takes a millisecond or more.
 LARGE = 1 << 16
 #: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
 KNOWN_SESSIONS = 100_000
@@ -44,16 +44,20 @@ class Ingest:
         added: Callable[[], None],
         find_sessions: FindSessions | None = None,
     ) -> None:
-        """``added`` is called after each batch; ``find_sessions`` is given when a task's session has to be known."""
+        """``added`` is called after each batch. ``find_sessions`` looks sessions up; without it, a task needs none."""
         self._parser = parser
         self._journal = journal
         self._backlog = backlog
         self._buffer = buffer
         self._added = added
-        self._find_sessions = find_sessions
+        #: Set anew when the sink changes.
+        self.find_sessions = find_sessions
         self._known_sessions: dict[str, None] = {}
         self._closed_because = ""
-        self._turns = Turns()
+        # asyncio runs all that is ready before it polls again. Without this lock eight large bodies are parsed in one
+        # round of the loop, and everybody else waits for all of them: the slowest hundredth of the answers at
+        # 20,000 rows/s came after 15 ms instead of 11.
+        self._large_body = asyncio.Lock()
 
     def close(self, reason: str) -> None:
         """Refuse every batch from now on."""
@@ -98,11 +102,12 @@ class Ingest:
         """
         self.check()
         if len(body) >= LARGE:
-            await self._turns.take()
+            await self._large_body.acquire()
+            asyncio.get_running_loop().call_soon(self._large_body.release)  # in the next round: one of them in each
             self.check()
         rows = self._parser.parse(kind, body)
-        if self._find_sessions is not None:
-            await self._require_sessions(kind, rows, self._find_sessions)
+        if self.find_sessions is not None:
+            await self._require_sessions(kind, rows, self.find_sessions)
             self.check()  # the service may have begun to shut down meanwhile
         now = datetime.now(UTC)
         at = stamp(now)
