@@ -8,7 +8,7 @@ import pytest
 import structlog.testing
 
 from tests.journal.tools import Disk, Events
-from tornado_persist.journal import journal, writer
+from tornado_persist.journal import writer
 
 
 @pytest.fixture(autouse=True)
@@ -30,4 +30,3 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is tried again at once, so that no test waits for the second."""
     monkeypatch.setattr(writer, "TRY_EVERY", 0.005)
-    monkeypatch.setattr(journal, "TRY_EVERY", 0.005)

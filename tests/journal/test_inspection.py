@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from tests.journal.tools import Driver, Events, fill, flip, layout
 from tornado_persist.errors import InputError, StartError
-from tornado_persist.journal import Begin, Damage, Inspection, Missing, Place, Tail
+from tornado_persist.journal import Begin, Damage, Entry, Gap, Inspection, Tail
 from tornado_persist.journal.record import HEADER_SIZE
 
 BODIES = [b"body %d " % n * 20 for n in range(9)]
 
 
 def look(directory: Path) -> list[object]:
-    return [item for item in Inspection(directory / "journal").walk() if not isinstance(item, Begin)]
+    return [item for item in Inspection(directory / "journal").items() if not isinstance(item, Begin)]
 
 
 def bodies(items: Sequence[object]) -> list[bytes]:
-    return [item.record.body for item in items if isinstance(item, Place)]
+    return [bytes(item.body) for item in items if isinstance(item, Entry)]
 
 
 def files(directory: Path) -> dict[Path, bytes]:
@@ -35,9 +35,9 @@ def test_an_undamaged_journal_is_its_records_and_stays_as_it_is(tmp_path: Path) 
     fill(tmp_path, *BODIES, segment_bytes=600)
     before = files(tmp_path)
     journal = Inspection(tmp_path / "journal")
-    found = [item for item in journal.walk() if isinstance(item, Place)]
-    assert [place.record.seq for place in found] == list(range(1, 10))
-    assert [place.record.body for place in found] == BODIES
+    found = [item for item in journal.items() if isinstance(item, Entry)]
+    assert [entry.seq for entry in found] == list(range(1, 10))
+    assert [bytes(entry.body) for entry in found] == BODIES
     assert (journal.released, journal.problem) == (0, "")
     assert files(tmp_path) == before
 
@@ -75,10 +75,11 @@ def test_damage_is_named_and_numbers_that_nothing_explains_are_missing(tmp_path:
     offset, size = layout(segments[0])[0]
     flip(segments[0], offset + HEADER_SIZE)
     segments[1].unlink()
-    found = [item for item in look(tmp_path) if not isinstance(item, Place)]
+    found = [item for item in look(tmp_path) if not isinstance(item, Entry)]
     assert found == [
         Damage(segments[0].name, offset, size, "the checksum does not hold", 1, "task", 1),
-        Missing(int(segments[1].stem), int(segments[2].stem) - 1),
+        Gap(1, 1, damaged=True),
+        Gap(int(segments[1].stem), int(segments[2].stem) - 1, damaged=False),
     ]
 
 
@@ -129,11 +130,11 @@ def test_a_segment_deleted_before_it_is_read_was_released(tmp_path: Path) -> Non
     with Driver(tmp_path, segment_bytes=600) as driver:
         driver.append(*BODIES)
         journal = Inspection(tmp_path / "journal")
-        walk = journal.walk()
+        walk = journal.items()
         next(walk)
         driver.journal.release(7, {})
         found = [item for item in walk if not isinstance(item, Begin)]
-    assert not [item for item in found if not isinstance(item, Place)]
+    assert not [item for item in found if not isinstance(item, Entry)]
     assert journal.released == 7
     assert bodies(found)[-2:] == BODIES[7:]
 
@@ -146,8 +147,8 @@ def test_no_damage_is_seen_in_a_journal_that_is_written_and_released_meanwhile(t
     def watch() -> None:
         while not done.is_set():
             found = look(tmp_path)
-            problems.extend(item for item in found if isinstance(item, Damage | Missing))
-            seqs = [item.record.seq for item in found if isinstance(item, Place)]
+            problems.extend(item for item in found if isinstance(item, Damage | Gap))
+            seqs = [item.seq for item in found if isinstance(item, Entry)]
             seen[0] += len(seqs)
             if seqs != sorted(seqs):
                 problems.append(seqs)

@@ -115,11 +115,11 @@ def test_a_segment_is_named_by_its_first_record_and_keeps_to_its_size(tmp_path: 
 def test_only_what_was_acknowledged_is_read(tmp_path: Path) -> None:
     with Driver(tmp_path) as driver:
         driver.append(b"a")
-        ledger = driver.journal._ledger
+        state = driver.journal._state
         with (driver.directory / "00000000000000000001.seg").open("ab") as file:
             file.write(b"bytes of a group that is not on the disk yet")
         assert driver.bodies() == [b"a"]
-        assert ledger.segments[0].end == HEADER_SIZE + 1
+        assert state.segments[0].end == HEADER_SIZE + 1
 
 
 def test_a_segment_is_deleted_once_all_in_it_is_released(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_with_interval_the_answer_does_not_wait_and_an_idle_journal_is_synced(
             assert driver.append(b"a") == [2]
             assert disk.held.wait(30)  # nobody asks for it
             assert driver.bodies() == [b"first", b"a"]
-        segment = driver.journal._ledger.segments[0]
+        segment = driver.journal._state.segments[0]
         wait_until(lambda: segment.synced == segment.end)
         count = disk.count["fdatasync"]
     assert disk.count["fdatasync"] == count  # nothing was left for the end

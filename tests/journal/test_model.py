@@ -79,11 +79,11 @@ class Picture:
     """The directory at one moment, and what of it was sure to outlast a power cut."""
 
     def __init__(self, driver: Driver, target: Path) -> None:
-        ledger = driver.journal._ledger
-        segments = ledger.segments[:]
-        self.last = ledger.last
+        state = driver.journal._state
+        segments = state.segments[:]
+        self.last = state.last
         self.synced = {segment.path.name: segment.synced for segment in segments}
-        self.synced_last = max((segment.synced_last for segment in segments), default=ledger.last)
+        self.synced_last = max((segment.synced_last for segment in segments), default=state.last)
         self.path = target
         for name in ("journal", "damaged"):
             (target / name).mkdir(parents=True)

@@ -10,11 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.journal.tools import T0
-from tornado_persist.journal.record import CODES, HEADER_SIZE, MAGIC, decode, encode, intact, microseconds, moment
+from tornado_persist.journal.record import (
+    CODES,
+    HEADER_SIZE,
+    MAGIC,
+    decode,
+    encode,
+    intact,
+    to_datetime,
+    to_microseconds,
+)
 
 
 def whole(seq: int = 7, body: bytes = b'{"tasks": []}') -> bytes:
-    return encode(seq, CODES["task"], microseconds(T0), 3, body) + body
+    return encode(seq, CODES["task"], to_microseconds(T0), 3, body) + body
 
 
 @given(
@@ -25,10 +34,10 @@ def whole(seq: int = 7, body: bytes = b'{"tasks": []}') -> bytes:
     before=st.binary(max_size=9),
 )
 def test_a_record_comes_back_as_it_was_written(seq: int, at: datetime, rows: int, body: bytes, before: bytes) -> None:
-    data = before + encode(seq, 1, microseconds(at), rows, body) + body
+    data = before + encode(seq, 1, to_microseconds(at), rows, body) + body
     header = decode(data, len(before))
     assert header is not None
-    assert (header.seq, moment(header.at), header.rows, header.length) == (seq, at, rows, len(body))
+    assert (header.seq, to_datetime(header.at), header.rows, header.length) == (seq, at, rows, len(body))
     assert header.kind == CODES["session"]
     assert intact(data, len(before), header)
 
@@ -36,13 +45,13 @@ def test_a_record_comes_back_as_it_was_written(seq: int, at: datetime, rows: int
 @pytest.mark.parametrize("size", [5 * 1024, 5 * 1024 + 1, 10 * 1024, 50_001, 128 * 1024, 128 * 1024 + 1])
 def test_the_checksum_of_a_body_is_the_same_however_long_it_is(size: int) -> None:
     body = bytes(number % 251 for number in range(size))
-    header = encode(7, CODES["task"], microseconds(T0), 3, body)
+    header = encode(7, CODES["task"], to_microseconds(T0), 3, body)
     assert header[-4:] == crc32(header[:-4] + body).to_bytes(4, "little")
 
 
 def test_a_time_of_any_zone_is_kept_in_utc() -> None:
     at = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=8)))
-    assert moment(microseconds(at)).isoformat() == "2025-12-31T16:00:00+00:00"
+    assert to_datetime(to_microseconds(at)).isoformat() == "2025-12-31T16:00:00+00:00"
 
 
 @pytest.mark.parametrize("offset", range(HEADER_SIZE))

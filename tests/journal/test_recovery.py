@@ -14,7 +14,7 @@ from tests.journal.tools import T0, Disk, Driver, Events, fill, flip, layout
 from tornado_persist.errors import StartError
 from tornado_persist.journal import HEADER_SIZE, Checkpoint, Damage, Journal
 from tornado_persist.journal.cursor import HALF
-from tornado_persist.journal.record import encode, microseconds
+from tornado_persist.journal.record import encode, to_microseconds
 
 BODIES = [b"%d:" % n + b"x" * (10 + n) for n in range(1, 10)]
 FIELDS = {
@@ -214,10 +214,10 @@ def test_bytes_lost_from_the_last_body_but_one_do_not_look_torn(
 ) -> None:
     segment, offset, _ = where(segments, 8)
     body = b"y" * 500
-    head = encode(10, 2, microseconds(T0), 1, body)
+    head = encode(10, 2, to_microseconds(T0), 1, body)
     # Its length reaches past the end of the file, and the header of the next record is amid it.
     data = segment.read_bytes()
-    segment.write_bytes(data[:offset] + head + body[:20] + encode(11, 2, microseconds(T0), 1, b"z") + b"z")
+    segment.write_bytes(data[:offset] + head + body[:20] + encode(11, 2, to_microseconds(T0), 1, b"z") + b"z")
     with Driver(tmp_path) as driver:
         assert driver.bodies() == [*BODIES[:8], b"z"]
     line = events.one("journal record damaged")
@@ -453,7 +453,7 @@ def test_what_the_next_segment_begins_with_is_void_in_the_one_before(
 ) -> None:
     size = segments[1].stat().st_size
     with segments[1].open("ab") as file:
-        file.write(encode(7, 2, microseconds(T0), 1, b"refused") + b"refused" + b"half a record")
+        file.write(encode(7, 2, to_microseconds(T0), 1, b"refused") + b"refused" + b"half a record")
     with Driver(tmp_path) as driver:
         assert driver.bodies() == BODIES
         assert segments[1].stat().st_size == size

@@ -18,7 +18,7 @@ from tornado_persist.cli.command import FAILED, OK, Commands, complain, complete
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError
 from tornado_persist.files import DataDir, fsync_directory, reason
-from tornado_persist.journal import Begin, Damage, DamagedDirectory, Inspection, Missing, Place, Tail
+from tornado_persist.journal import Begin, Damage, DamagedDirectory, Entry, Gap, Inspection, Item, Tail
 from tornado_persist.records.models import KINDS, PLURALS, Kind
 
 _READS_ONLY = "It only reads, takes no lock, and may be called while the service runs."
@@ -71,25 +71,24 @@ class _Segment:
     damaged: int = 0
     unfinished: int = 0
 
-    def take(self, place: Place, released: int) -> None:
-        record = place.record
-        self.first = record.seq if self.first is None else self.first
-        self.last = record.seq
-        self.oldest = self.oldest or record.at
+    def add(self, entry: Entry, released: int) -> None:
+        self.first = entry.seq if self.first is None else self.first
+        self.last = entry.seq
+        self.oldest = self.oldest or entry.record().at
         self.records += 1
-        self.released += record.seq <= released
-        self.rows[record.kind] += record.rows
+        self.released += entry.seq <= released
+        self.rows[entry.kind] += entry.rows
 
 
 def _ls(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
     journal = Inspection(settings.path("journal"))
     segments: list[_Segment] = []
     problems = _Problems(settings, journal)
-    for item in journal.walk():
+    for item in journal.items():
         if isinstance(item, Begin):
             segments.append(_Segment(item.path.name, item.size))
-        elif isinstance(item, Place):
-            segments[-1].take(item, journal.released)
+        elif isinstance(item, Entry):
+            segments[-1].add(item, journal.released)
         elif isinstance(item, Damage):
             segments[-1].damaged += item.size
         elif isinstance(item, Tail):
@@ -105,14 +104,14 @@ def _ls(settings: Settings, file: Path | None, options: argparse.Namespace) -> i
         for kind in KINDS:
             total.rows[kind] += it.rows[kind]
     if options.json:
-        facts: dict[str, Any] = {"directory": str(journal.directory), "pid": problems.pid, "released": journal.released}
+        facts: dict[str, Any] = {"directory": str(journal.path), "pid": problems.pid, "released": journal.released}
         facts["segments"] = [_facts(it) for it in segments]
         facts["total"] = {name: value for name, value in _facts(total).items() if name not in ("name", "first", "last")}
         facts["problems"] = problems.found
         print(json.dumps(facts, default=datetime.isoformat))
     else:
         service = f"the service runs, pid {problems.pid}" if problems.pid else "the service does not run"
-        print(f"{journal.directory}: {service}; released up to {journal.released}\n")
+        print(f"{journal.path}: {service}; released up to {journal.released}\n")
         head = ["segment", "first", "last", "records", "released", "sessions", "tasks", "size", "oldest", ""]
         print(*table.table([head, *map(_row, [*segments, total])], "lrrrrrrrrl"), sep="\n")
     return problems.end()
@@ -138,30 +137,30 @@ def _show(settings: Settings, file: Path | None, options: argparse.Namespace) ->
     journal = Inspection(settings.path("journal"))
     problems = _Problems(settings, journal)
     shown = 0
-    for item in journal.walk():
-        if not isinstance(item, Place):
+    for item in journal.items():
+        if not isinstance(item, Entry):
             problems.look(item)
-        elif first <= item.record.seq <= last:
+        elif first <= item.seq <= last:
             shown += 1
-            _print_record(item, released=item.record.seq <= journal.released, as_json=options.json)
+            _print_record(problems.segment, item, released=item.seq <= journal.released, as_json=options.json)
     if options.seq is not None and not shown:
-        complain(f"{journal.directory}: there is no record {options.seq}")
+        complain(f"{journal.path}: there is no record {options.seq}")
         return FAILED
     return problems.end()
 
 
-def _print_record(place: Place, *, released: bool, as_json: bool) -> None:
-    record = place.record
+def _print_record(segment: str, entry: Entry, *, released: bool, as_json: bool) -> None:
+    record = entry.record()
     body = json.loads(record.body)
     if as_json:
         facts = {"seq": record.seq, "kind": record.kind, "at": record.at.isoformat(), "rows": record.rows}
-        where = {"segment": place.segment, "offset": place.offset, "bytes": place.size, "released": released}
+        where = {"segment": segment, "offset": entry.offset, "bytes": entry.size, "released": released}
         print(json.dumps({**facts, **where, "body": body}, ensure_ascii=False))
         return
     rows = table.count(record.rows, record.kind)
     state = "released" if released else "waits"
     print(f"record {record.seq}: {rows}, accepted {table.moment(record.at)}, {state}")
-    print(f"  {place.segment}, offset {place.offset}, {place.size:,} bytes")
+    print(f"  {segment}, offset {entry.offset}, {entry.size:,} bytes")
     for line in json.dumps(body, ensure_ascii=False, indent=2).splitlines():
         print(f"  {table.printable(line)}")
     print()
@@ -171,15 +170,15 @@ def _verify(settings: Settings, file: Path | None, options: argparse.Namespace) 
     journal = Inspection(settings.path("journal"))
     problems = _Problems(settings, journal)
     segments = records = size = 0
-    for item in journal.walk():
+    for item in journal.items():
         if isinstance(item, Begin):
             segments += 1
             size += item.size
-        elif isinstance(item, Place):
+        elif isinstance(item, Entry):
             records += 1
         problems.look(item)
     what = f"{table.count(segments, 'segment')}, {table.count(records, 'good record')}, {table.size(size)}"
-    print(f"{journal.directory}: {what}, {table.count(len(problems.found), 'problem')}")
+    print(f"{journal.path}: {what}, {table.count(len(problems.found), 'problem')}")
     return problems.end()
 
 
@@ -188,13 +187,13 @@ def _export(settings: Settings, file: Path | None, options: argparse.Namespace) 
     problems = _Problems(settings, journal)
     records = rows = 0
     with _output(options.output) as out:
-        for item in journal.walk():
-            if not isinstance(item, Place):
+        for item in journal.items():
+            if not isinstance(item, Entry):
                 problems.look(item)
                 continue
-            record = item.record
-            if record.seq < options.first or (record.seq <= journal.released and not options.all):
+            if item.seq < options.first or (item.seq <= journal.released and not options.all):
                 continue
+            record = item.record()
             head = {"seq": record.seq, "at": record.at.isoformat(), "kind": record.kind}
             for row in json.loads(record.body)[PLURALS[record.kind]]:
                 out.write(json.dumps({**head, "row": row}, ensure_ascii=False) + "\n")
@@ -236,27 +235,28 @@ class _Problems:
         self.pid = DataDir(settings.data_dir).holder()
         self.found: list[dict[str, Any]] = []
         self._copies = DamagedDirectory(settings.path("damaged"))
-        self._directory = journal.directory
-        self._segment = ""
+        self._directory = journal.path
+        #: The segment that is being read.
+        self.segment = ""
         if journal.problem:
             self._say("cursor", None, f"{journal.problem}; a start takes all records for not released")
         elif journal.torn and not self.pid:  # a running service may be just writing it
             words = "a half is not whole, as a crash leaves it, and the other one holds; a start mends it"
-            complain(f"{journal.directory / 'cursor'}: {words}")
+            complain(f"{journal.path / 'cursor'}: {words}")
 
-    def look(self, item: object) -> None:
+    def look(self, item: Item) -> None:
         match item:
             case Begin():
-                self._segment = item.path.name
+                self.segment = item.path.name
             case Damage():
                 self._say(
                     item.segment, item.offset, f"{table.size(item.size)} damaged: {item.reason}{self._more(item)}"
                 )
-            case Missing():
+            case Gap(damaged=False):
                 numbers = (
                     f"record {item.first} is" if item.first == item.last else f"records {item.first} to {item.last} are"
                 )
-                self._say(self._segment, None, f"{numbers} missing before this place")
+                self._say(self.segment, None, f"{numbers} missing before this place")
             case Tail(torn=True) if not self.pid:
                 words = "not whole, as a crash leaves them, and never acknowledged; a start cuts them off"
                 self._note(item, f"the last {table.size(item.size)} are {words}")
@@ -281,4 +281,4 @@ class _Problems:
 
     def _note(self, tail: Tail, words: str) -> None:
         """What is no damage, but will not stay as it is."""
-        complain(f"{self._directory / self._segment}, offset {tail.offset}: {words}")
+        complain(f"{self._directory / self.segment}, offset {tail.offset}: {words}")

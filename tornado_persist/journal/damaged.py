@@ -1,4 +1,4 @@
-"""Where bytes go that are damaged: copied aside once, reported once."""
+"""Copies damaged bytes aside, and reports them, once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ logger = log.get(__name__)
 
 
 class DamagedDirectory:
-    """Keeps copies of damaged bytes, for whoever wants to look into them.
+    """Copies of damaged bytes, for later inspection.
 
-    A copy is named by its segment and offset. As long as it is there, the same damage is known: a second start, and
-    reading after the scan at open, find the same bytes and say nothing.
+    A copy is named by its segment and offset. As long as it is there, the same damage is not reported again: not by
+    the next start, nor by a read after the start.
     """
 
     def __init__(self, path: Path, on_damage: Callable[[Damage], None] | None = None) -> None:
-        """``on_damage`` is called with what was not known yet, in the thread that found it."""
+        """``on_damage`` is called for each new damage, in the thread that found it."""
         self.path = path
         self._on_damage = on_damage
 
@@ -52,13 +52,11 @@ class DamagedDirectory:
 
     def move(self, file: Path) -> Path:
         """Take a whole file out of the journal; where it is now. Raises OSError."""
-        for target in self._names(file.name):
-            if not target.exists():
-                file.rename(target)
-                fsync_directory(self.path)
-                fsync_directory(file.parent)
-                return target
-        raise AssertionError("there is always a next name")
+        target = next(path for path in self._names(file.name) if not path.exists())
+        file.rename(target)
+        fsync_directory(self.path)
+        fsync_directory(file.parent)
+        return target
 
     def find(self, segment: Path, damage: Damage) -> Path | None:
         """The copy of this damage, if there is one. Raises OSError."""
@@ -70,15 +68,13 @@ class DamagedDirectory:
             os.close(source)
 
     def _copy(self, segment: Path, damage: Damage) -> Path | None:
-        """None when there is such a copy already."""
+        """None when there is a copy already."""
+        if self.find(segment, damage) is not None:
+            return None
+        target = next(path for path in self._names(f"{segment.stem}-{damage.offset}") if not path.exists())
         source = os.open(segment, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for target in self._names(f"{segment.stem}-{damage.offset}"):
-                if not target.exists():
-                    break
-                if _same(source, damage, target):
-                    return None
-            # Under its own name only when it is whole: a crash must not leave half a copy that then counts as known.
+            # It gets its name once it is whole: after a crash half a copy must not count as known.
             unfinished = self.path / "unfinished"
             fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:

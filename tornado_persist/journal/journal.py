@@ -1,25 +1,23 @@
-"""The durable journal: every accepted batch, in the order of acceptance, until its rows are elsewhere for good."""
+"""The journal as the rest of the package uses it: open, append, read, release, close."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import itertools
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tornado_persist.files import reason
 from tornado_persist.journal.cursor import Checkpoint, Cursor
 from tornado_persist.journal.damaged import DamagedDirectory
-from tornado_persist.journal.reader import Reader
-from tornado_persist.journal.record import CODES, MAX_BODY, Record, microseconds
+from tornado_persist.journal.record import CODES, MAX_BODY, Record, to_microseconds
 from tornado_persist.journal.recovery import Found, Recovery
-from tornado_persist.journal.scanner import Damage
-from tornado_persist.journal.segment import Segment
-from tornado_persist.journal.state import Ledger, Stats
-from tornado_persist.journal.writer import CLOSED, TRY_EVERY, Append, Sync, Writer, reject
+from tornado_persist.journal.scanner import Damage, Entry
+from tornado_persist.journal.state import State, Stats
+from tornado_persist.journal.walk import Gap, Walk
+from tornado_persist.journal.writer import CLOSED, Append, Sync, Writer, reject
 from tornado_persist.records.models import Kind
 from tornado_persist.telemetry import log
 
@@ -29,9 +27,9 @@ logger = log.get(__name__)
 class Journal:
     """A directory of segments, and a cursor that says how far they are released.
 
-    :meth:`append`, :meth:`stats` and the properties belong to the event loop and never wait. :meth:`open`,
-    :meth:`read`, :meth:`release` and :meth:`close` block; call them in threads, each in one at a time. One journal at a
-    time has a directory: see :class:`tornado_persist.files.DataDir`.
+    :meth:`append`, :meth:`stats` and the properties are for the event loop and never wait. :meth:`open`, :meth:`read`,
+    :meth:`release` and :meth:`close` block: call them in worker threads, each in one thread at a time. A directory
+    belongs to one journal at a time: see :class:`tornado_persist.files.DataDir`.
     """
 
     def __init__(
@@ -45,45 +43,42 @@ class Journal:
         on_damage: Callable[[Damage], None] | None = None,
         on_sync: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """``sync``: when a batch counts as accepted; ``"always"``: when it is on the disk, ``"interval"``: when the
-        system has it, on the disk within half a second, ``"off"``: when the system has it, on the disk when the system
-        likes. A segment holds ``segment_bytes`` at most, all of them ``max_bytes`` (a batch larger than that is always
-        refused). ``on_damage`` is called once for each damage that was not known, in the thread that comes upon it;
-        ``on_sync`` in the writer's thread after each sync, with the seconds that it took.
+        """``sync``: when a batch counts as accepted. ``"always"``: when it is on the disk; ``"interval"``: when the
+        system has it, on the disk within half a second; ``"off"``: when the system has it, on the disk when the system
+        decides. A segment holds ``segment_bytes`` at most, all of them ``max_bytes`` (a batch larger than that is
+        always refused). ``on_damage`` is called once for each new damage, in the thread that finds it; ``on_sync`` in
+        the writer's thread after each sync, with the seconds that it took.
         """
+        self._directory = directory
         self._sync = sync
-        self._ledger = Ledger(max_bytes)
-        self._cursor = Cursor(directory)
+        self._state = State(max_bytes)
         self._damaged = DamagedDirectory(damaged_dir, on_damage)
-        self._recovery = Recovery(directory, self._cursor, self._damaged, self._ledger)
-        self._reader = Reader(self._ledger, self._damaged)
+        cursor = Cursor(directory)
+        self._recovery = Recovery(directory, cursor, self._damaged, self._state)
         self._writer = Writer(
-            directory, self._ledger, sync=sync, segment_bytes=segment_bytes, tend=self._tend, on_sync=on_sync
+            directory, self._state, cursor, self._damaged, sync=sync, segment_bytes=segment_bytes, on_sync=on_sync
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
-        self._releasing = threading.Lock()
-        # A release that could not be written, to be tried again at this time.
-        self._unwritten: Checkpoint | None = None
-        self._try_at = 0.0
-
-    # From the outside in.
+        # The place of the last read: the number it ended with, and a record that was too much for it.
+        self._walk: Walk | None = None
+        self._read_through = 0
+        self._held: list[Entry] = []
 
     def open(self) -> Checkpoint:
-        """Make the directories, put in order what a crash or a bad disk has left, and be ready to append.
+        """Make the directories, repair what a crash or a bad disk has left, and be ready to append.
 
         Returns what was released last. :attr:`found` says what waits after it.
 
         Raises:
-            StartError: one line about what cannot be worked with.
+            StartError: the directory cannot be used.
         """
         began = time.monotonic()
         checkpoint = self._recovery.run()
-        self._drop_released()
+        self._writer.delete_released()
         logger.info(
             "journal opened",
             records=self.found.records,
-            bytes=self._ledger.bytes,
+            bytes=self._state.bytes,
             released=checkpoint.seq,
             ms=round((time.monotonic() - began) * 1000),
         )
@@ -95,65 +90,83 @@ class Journal:
         self._writer.start()
 
     def append(self, kind: Kind, at: datetime, rows: int, body: bytes) -> asyncio.Future[int]:
-        """Write a batch that was accepted at ``at`` (aware). Its sequence number comes when it counts as accepted.
+        """Write a batch that was accepted at ``at`` (aware). The result is its sequence number, once it is accepted.
 
-        Futures are answered in the order of their sequence numbers, which is the order of the calls. A future that is
-        cancelled does not take its batch back.
+        Futures are answered in the order of their sequence numbers, which is the order of the calls. Cancelling a
+        future does not take its batch back.
 
-        The future raises NotAccepting when nothing of the batch was taken, nor ever will be: see :attr:`problem`.
+        The future raises NotAccepting if nothing of the batch was taken, nor ever will be: see :attr:`problem`.
         """
         if self._loop is None:
             raise RuntimeError("the journal was not started")
         if len(body) > MAX_BODY:
             raise ValueError("the body is too long for a record")
         future: asyncio.Future[int] = self._loop.create_future()
-        append = Append(CODES[kind], microseconds(at), rows, body, future)
-        problem = CLOSED if self._closed else self.problem
-        if not problem and append.size > self._ledger.max_bytes:
+        append = Append(CODES[kind], to_microseconds(at), rows, body, future)
+        problem = self.problem
+        if not problem and append.size > self._state.max_bytes:
             problem = f"The batch of {append.size} bytes is larger than the journal may be"
+        if not problem and not self._writer.append(append):
+            problem = CLOSED
         if problem:
             reject([future], problem)
-        else:
-            self._writer.put(append)
         return future
 
     def read(self, after: int, max_bytes: int) -> list[Record]:
-        """The records that follow sequence number ``after``, in order, bodies of ``max_bytes`` in all; one at least.
+        """The records that follow sequence number ``after``, in order, with bodies of ``max_bytes`` in all; at least
+        one, if there is one.
 
-        Empty when no accepted record follows. Going on from the last record returned costs nothing; from anywhere else
-        one segment is searched.
+        Going on after the last record returned costs nothing; from any other place one segment is searched. Segments
+        may be released and deleted meanwhile.
 
         Raises:
             OSError: the journal cannot be read now (too many open files, for instance); nothing is skipped.
         """
-        return self._reader.read(after, max_bytes)
+        walk, held = self._walk, self._held
+        if walk is None or after != self._read_through:
+            walk, held = Walk(self._state, after + 1), []
+        self._walk, self._held = None, []  # after an error the next call searches
+        records: list[Record] = []
+        size = 0
+        try:
+            for item in itertools.chain(held, walk):
+                if isinstance(item, Entry) and item.seq > after:
+                    size += len(item.body)
+                    if records and size > max_bytes:
+                        self._held = [item]
+                        break
+                    records.append(item.record())
+                elif isinstance(item, Damage):
+                    if not self._damaged.keep(self._directory / item.segment, item):
+                        self._state.keep_file(item.segment)
+                elif isinstance(item, Gap) and item.damaged:
+                    self._state.add_gap(item.first, item.last)
+        finally:
+            # An open file that is deleted before the next call would still take up room, on a disk that may be full.
+            walk.close()
+        self._walk, self._read_through = walk, records[-1].seq if records else after
+        return records
 
     def release(self, seq: int, state: dict[str, Any]) -> bool:
-        """All records up to ``seq`` are elsewhere for good; ``state`` is what :meth:`open` shall give back with it.
+        """All records up to ``seq`` are settled: give up their space. :meth:`open` returns ``state`` with it.
 
-        A lower ``seq`` than before takes nothing back: only ``state`` is new then. False when the cursor could not be
-        written, which the log says; nothing is given up then, and it is tried again about every second.
+        A lower ``seq`` than before takes nothing back: only ``state`` is new then. False if the cursor could not be
+        written, which the log says: nothing is given up then, and the writer tries again about every second.
 
         Raises:
             ValueError: there is no such record yet.
         """
-        if seq > self._ledger.last:
-            raise ValueError(f"record {seq} was never accepted; the last one is {self._ledger.last}")
-        with self._releasing:
-            return self._release(Checkpoint(seq, state))
+        if seq > self._state.last:
+            raise ValueError(f"record {seq} was never accepted; the last one is {self._state.last}")
+        return self._writer.release(Checkpoint(seq, state))
 
     def close(self, timeout: float) -> bool:
         """Write what was appended before, make all of it durable, and stop.
 
-        False if that takes more than ``timeout`` seconds. Answers that are still out by then never come, for nobody
-        knows whether those batches will be back.
+        False if that takes more than ``timeout`` seconds. Batches that have no answer by then never get one: it is
+        not known whether they will be replayed.
         """
-        self._closed = True
-        done = self._writer.stop(timeout)
-        self._reader.close()
-        return done
-
-    # How it is.
+        return self._writer.stop(timeout)
 
     @property
     def found(self) -> Found:
@@ -162,69 +175,19 @@ class Journal:
 
     @property
     def last(self) -> int:
-        """The last sequence number that was given, in this life or an earlier one; 0 when there is none."""
-        return self._ledger.last
+        """The last sequence number that was given, in this run or an earlier one; 0 when there is none."""
+        return self._state.last
 
     @property
     def released(self) -> int:
         """All records up to this one are released."""
-        return self._ledger.released
+        return self._state.released
 
     @property
     def problem(self) -> str:
         """Why nothing can be accepted now, in a sentence; empty while all is well."""
-        return self._writer.fault or self._ledger.problem
+        return self._writer.problem
 
     def stats(self) -> Stats:
         """The journal in figures."""
-        return self._ledger.stats(self._sync)
-
-    # Giving up space.
-
-    def _release(self, checkpoint: Checkpoint) -> bool:
-        """With the lock on releasing."""
-        seq = self._ledger.after_holes(max(checkpoint.seq, self._ledger.released))
-        try:
-            self._cursor.write(Checkpoint(seq, checkpoint.state))
-        except OSError as exc:
-            if self._unwritten is None:
-                logger.error("journal cursor cannot be written", error=reason(exc))
-            self._unwritten = checkpoint
-            self._try_at = time.monotonic() + TRY_EVERY
-            return False
-        if self._unwritten is not None:
-            self._unwritten = None
-            logger.info("journal cursor can be written again")
-        self._ledger.release(seq)
-        self._drop_released()
-        return True
-
-    def _drop_released(self) -> None:
-        """Delete the segments that are wholly released."""
-        for segment in self._ledger.take_released():
-            self._remove(segment)
-        if self._ledger.has_room_again():
-            logger.info("journal has room again", bytes=self._ledger.bytes)
-
-    def _remove(self, segment: Segment) -> None:
-        try:
-            if segment.keep:
-                segment.close()
-                self._damaged.move(segment.path)
-            else:
-                segment.remove()
-        except OSError as exc:
-            # The cursor says that it is not needed, so the next start deletes it.
-            logger.warning("journal segment cannot be deleted", segment=segment.path.name, error=reason(exc))
-
-    def _tend(self) -> None:
-        """In the writer's thread, about every second: what nobody else may come back to."""
-        again = self._unwritten is not None and time.monotonic() >= self._try_at
-        if (again or self._ledger.put_off) and self._releasing.acquire(blocking=False):
-            try:
-                if again and self._unwritten is not None:
-                    self._release(self._unwritten)
-                else:
-                    self._drop_released()
-            finally:
-                self._releasing.release()
+        return self._state.stats(self._sync)

@@ -1,30 +1,4 @@
-"""The format of one record: a header of 40 bytes, then the body of a request as it was received.
-
-=======  ======  ==================================================================
-offset   type    field (little-endian)
-=======  ======  ==================================================================
-0        4s      magic
-4        u8      version of the format
-5        u8      kind: 1 session, 2 task
-6        2       zero
-8        u32     rows in the body
-12       u64     sequence number
-20       i64     accept time, microseconds since 1970 in UTC
-28       u32     length of the body in bytes
-32       u32     CRC-32 over all of the above
-36       u32     CRC-32 over all of the above and the body
-=======  ======  ==================================================================
-
-**Two checksums**, because they answer two questions. The header's own says whether its length can be believed: if so, a
-damaged body costs exactly that record, and the next one is where it always was. If not, the next record is found by
-its magic, and believed once its header's checksum holds.
-
-**The magic begins with 0xFF**, a byte that UTF-8 never uses. A body is JSON that was validated as UTF-8, so no body
-holds the magic, by chance or by malice: what looks like a header while searching cannot be somebody's data.
-
-A later version may give other meanings to the body and the kind, but the header keeps its length and checksums, so that
-this version can tell such a record from a damaged one.
-"""
+"""Encodes and decodes one record; the package's docstring has the format."""
 
 from __future__ import annotations
 
@@ -83,12 +57,12 @@ class Header(NamedTuple):
     crc: int
 
 
-def microseconds(at: datetime) -> int:
+def to_microseconds(at: datetime) -> int:
     """An aware time as the header holds it."""
     return (at - _EPOCH) // _MICROSECOND
 
 
-def moment(at: int) -> datetime:
+def to_datetime(at: int) -> datetime:
     """A header's time as an aware ``datetime`` in UTC."""
     return _EPOCH + timedelta(microseconds=at)
 

@@ -1,7 +1,7 @@
-"""What open() finds: the cursor, every record after it, and all that is not as it was written.
+"""What a start does with what the walk finds: counts it, and repairs the directory.
 
-Whatever is found, the service starts: what can be replayed is, what cannot is named in one line of the log. Only what
-a restart cannot cure and must not destroy ends it, by ``StartError``: no access, or records of a later version.
+The service starts whatever is found: it replays what it can, and names the rest, one log line each. Only what a
+restart cannot cure ends the start with ``StartError``: no access, or records of a later version.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from tornado_persist.errors import StartError
 from tornado_persist.files import fsync_directory, make_directory, reason
 from tornado_persist.journal.cursor import Checkpoint, Cursor, CursorDamaged
 from tornado_persist.journal.damaged import DamagedDirectory
-from tornado_persist.journal.scanner import Damage, Entry, Scanner, Tail
+from tornado_persist.journal.scanner import Damage, Entry, Tail
 from tornado_persist.journal.segment import Segment, first_of, segment_path
-from tornado_persist.journal.state import Ledger
+from tornado_persist.journal.state import State
+from tornado_persist.journal.walk import Begin, Directory
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.telemetry import log
 
@@ -29,30 +30,27 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(slots=True)
 class Found:
-    """What waits in the journal when it is opened: good records that are not released, and their rows."""
+    """The good records that are not released when the journal is opened, and their rows."""
 
     records: int = 0
     rows: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
 
 
 class Recovery:
-    """One start's look through the directory; fills the ledger."""
+    """One start. It fills the state."""
 
-    def __init__(self, directory: Path, cursor: Cursor, damaged: DamagedDirectory, ledger: Ledger) -> None:
+    def __init__(self, directory: Path, cursor: Cursor, damaged: DamagedDirectory, state: State) -> None:
         self._directory = directory
         self._cursor = cursor
         self._damaged = damaged
-        self._ledger = ledger
+        self._state = state
         self.found = Found()
-        # The lowest number that has not been seen, and whether damage since then explains why.
-        self._next = 1
-        self._explained = False
 
     def run(self) -> Checkpoint:
-        """Leave a directory that can be appended to, and a ledger that says what is in it.
+        """Leave a directory that can be appended to, and a state that describes it.
 
         Raises:
-            StartError: the directory cannot be worked with.
+            StartError: the directory cannot be used.
         """
         try:
             make_directory(self._directory)
@@ -61,8 +59,8 @@ class Recovery:
                 raise StartError(f"journal {self._directory} cannot be used: no write permission, or a read-only disk")
             firsts = self._list()
             checkpoint = self._read_cursor(firsts)
-            firsts = self._drop_released(firsts, checkpoint.seq)
-            self._scan(firsts, checkpoint.seq)
+            self._state.released = checkpoint.seq
+            self._walk(self._delete_released(firsts))
             return self._save_cursor(checkpoint)
         except OSError as exc:
             raise StartError(f"journal {exc.filename or self._directory} cannot be used: {reason(exc)}") from None
@@ -93,7 +91,7 @@ class Recovery:
             if checkpoint is not None:
                 if self._cursor.torn:
                     logger.warning("journal cursor torn by a crash", replay_from=checkpoint.seq + 1)
-                _make_durable(self._cursor.path)  # before anything is given up by it
+                _sync(self._cursor.path)  # before segments are deleted because of it
                 return checkpoint
             if not firsts or firsts[0] == 1:
                 return Checkpoint(0)
@@ -109,107 +107,60 @@ class Recovery:
             logger.error("journal cursor missing", replay_from=start + 1)
         return Checkpoint(start)
 
-    def _drop_released(self, firsts: list[int], released: int) -> list[int]:
-        """Delete the segments that another one follows whose records, all of them, are released."""
+    def _delete_released(self, firsts: list[int]) -> list[int]:
+        """Delete the segments whose records are all released, unless it is the last one; what is left."""
         count = 0
-        while count + 1 < len(firsts) and firsts[count + 1] <= released + 1:
+        while count + 1 < len(firsts) and firsts[count + 1] <= self._state.released + 1:
             segment_path(self._directory, firsts[count]).unlink()
             count += 1
         if count:
-            # For good: what is void in these is so by the names of segments that may be removed next.
+            # Durably: the names of segments that may be deleted next make the tails of these void.
             fsync_directory(self._directory)
         return firsts[count:]
 
-    def _scan(self, firsts: list[int], released: int) -> None:
-        ledger = self._ledger
-        ledger.released = released
-        self._next = firsts[0] if firsts and firsts[0] <= released else released + 1
-        empty: list[Path] = []
-        for first, limit in zip(firsts, [*firsts[1:], None], strict=False):
-            path = segment_path(self._directory, first)
-            self._expect(first)
-            segment = self._scan_segment(path, first, limit)
+    def _walk(self, firsts: list[int]) -> None:
+        state, released = self._state, self._state.released
+        segments: list[Segment] = []
+        walk = Directory(self._directory, firsts, released).walk()
+        try:
+            for item in walk:
+                match item:
+                    case Begin():
+                        segments.append(Segment(item.path, item.first, item.size))
+                    case Entry():
+                        segments[-1].last = segments[-1].synced_last = item.seq
+                        if item.seq > released:
+                            state.mark(item.seq, item.at)
+                            self.found.records += 1
+                            self.found.rows[item.kind] += item.rows
+                    case Damage():
+                        segments[-1].keep_file |= not self._damaged.keep(segments[-1].path, item)
+                    case Tail():
+                        _cut(segments[-1], item)
+                    case _:
+                        if not item.damaged:
+                            logger.error("journal records missing", first=item.first, last=item.last)
+                        state.add_gap(item.first, item.last)
+        finally:
+            walk.close()
+        # Only now: until the tails before them were cut, the names of empty segments made those void.
+        for segment in segments:
             if segment.end:
-                ledger.segments.append(segment)
-                ledger.bytes += segment.end
-                top = first + 1
+                state.segments.append(segment)
+                state.bytes += segment.end
             else:
-                empty.append(path)
-                top = first
-            self._next = max(self._next, top)
-        # Only now: while something was left to be cut, their names made it void.
-        for path in empty:
-            path.unlink()
-            logger.warning("journal segment without a record removed", segment=path.name)
-        if ledger.segments and self._next <= released:
-            logger.warning("journal ends before its cursor", last=self._next - 1, cursor=released)
-        if ledger.segments:
-            _make_durable(ledger.segments[-1].path)
+                segment.path.unlink()
+                logger.warning("journal segment without a record removed", segment=segment.path.name)
+        state.last = max(walk.expected - 1, released)
+        if state.segments:
+            if walk.expected <= released:
+                logger.warning("journal ends before its cursor", last=walk.expected - 1, cursor=released)
+            _sync(state.segments[-1].path)
         fsync_directory(self._directory)
-        ledger.last = max(self._next - 1, released)
-
-    def _scan_segment(self, path: Path, first: int, limit: int | None) -> Segment:
-        size = path.stat().st_size
-        scanner = Scanner(path, first)
-        last, keep = first - 1, False
-        try:
-            while (item := scanner.next(size, limit, torn_tail=limit is None)) is not None:
-                if isinstance(item, Entry):
-                    self._take(item)
-                    last = item.seq
-                elif isinstance(item, Damage):
-                    keep |= not self._damaged.keep(path, item)
-                    self._explained = True
-                else:
-                    size = self._cut(path, item)
-            if self._explained:
-                # At least one record was here; its number must not be given again.
-                self._hole(max(scanner.expected - 1, self._next) if limit is None else limit - 1)
-        finally:
-            scanner.close()
-        segment = Segment(path, first, size, last)
-        segment.keep = keep
-        return segment
-
-    def _take(self, entry: Entry) -> None:
-        self._expect(entry.seq)
-        self._next = entry.seq + 1
-        if entry.seq > self._ledger.released:
-            self._ledger.mark(entry.seq, entry.at)
-            self.found.records += 1
-            self.found.rows[entry.kind] += entry.rows
-
-    def _expect(self, seq: int) -> None:
-        """The next record has this number, or a later one."""
-        if seq <= self._next:
-            return
-        if not self._explained and seq - 1 > self._ledger.released:
-            first = max(self._next, self._ledger.released + 1)
-            logger.error("journal records missing", first=first, last=seq - 1)
-        self._hole(seq - 1)
-
-    def _hole(self, last: int) -> None:
-        """No record up to ``last`` that is still to come."""
-        if last >= self._next:
-            self._ledger.add_hole(self._next, last)
-            self._next = last + 1
-        self._explained = False
-
-    def _cut(self, path: Path, tail: Tail) -> int:
-        """Durably remove the end of a segment; its length after that."""
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.ftruncate(fd, tail.offset)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        why = "torn by a crash" if tail.torn else "void: the next segment begins before it"
-        logger.warning("journal tail cut off", segment=path.name, offset=tail.offset, bytes=tail.size, reason=why)
-        return tail.offset
 
     def _save_cursor(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Have a whole cursor, and holes that follow the last released record released for good."""
-        released = self._ledger.released
+        """Write the cursor if it is missing or torn, or if gaps follow the last released record."""
+        released = self._state.released
         try:
             if released > checkpoint.seq or self._cursor.torn or not self._cursor.path.exists():
                 checkpoint = Checkpoint(released, checkpoint.state)
@@ -217,13 +168,20 @@ class Recovery:
         except OSError as exc:
             if exc.errno not in NO_ROOM:
                 raise
-            # What waits must be written to the sink all the same; appending will find out for itself.
+            # The rows that wait must reach the sink all the same; appending will find out for itself.
             logger.warning("journal cursor cannot be written now", error=reason(exc))
         return checkpoint
 
 
-def _make_durable(path: Path) -> None:
-    """What a killed process wrote is in the system's memory, and perhaps nowhere else."""
+def _cut(segment: Segment, tail: Tail) -> None:
+    segment.end = segment.synced = tail.offset
+    segment.cut()
+    why = "torn by a crash" if tail.torn else "void: the next segment begins before it"
+    logger.warning("journal tail cut off", segment=segment.path.name, offset=tail.offset, bytes=tail.size, reason=why)
+
+
+def _sync(path: Path) -> None:
+    """Make durable what a killed process wrote: it may be in the system's memory alone."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

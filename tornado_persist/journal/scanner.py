@@ -1,7 +1,4 @@
-"""Goes through the records of one segment file, and says of all else in it what it is.
-
-The same walk serves at open and for reading, so that both see the same records.
-"""
+"""Reads the records of one segment file, and classifies everything else in it: damage, or a tail to cut off."""
 
 from __future__ import annotations
 
@@ -12,7 +9,17 @@ from typing import NamedTuple
 
 from tornado_persist.errors import StartError
 from tornado_persist.files import read_at
-from tornado_persist.journal.record import HEADER_SIZE, KIND_OF, MAGIC, VERSION, Header, decode, intact
+from tornado_persist.journal.record import (
+    HEADER_SIZE,
+    KIND_OF,
+    MAGIC,
+    VERSION,
+    Header,
+    Record,
+    decode,
+    intact,
+    to_datetime,
+)
 from tornado_persist.records.models import Kind
 
 #: Bytes read at a time; a record that is larger is read alone.
@@ -20,7 +27,7 @@ WINDOW = 1 << 20
 
 
 class Entry(NamedTuple):
-    """A good record."""
+    """A good record and its place; ``at`` in microseconds since 1970."""
 
     offset: int
     seq: int
@@ -29,10 +36,19 @@ class Entry(NamedTuple):
     rows: int
     body: memoryview
 
+    @property
+    def size(self) -> int:
+        """Bytes in the file, with the header."""
+        return HEADER_SIZE + len(self.body)
+
+    def record(self) -> Record:
+        """A copy of the record."""
+        return Record(self.seq, self.kind, to_datetime(self.at), self.rows, bytes(self.body))
+
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes that are no record of this place; ``seq``, ``kind`` and ``rows`` where a good header tells them."""
+    """Bytes that should be a record and are none; ``seq``, ``kind`` and ``rows`` if the header is good."""
 
     segment: str
     offset: int
@@ -45,7 +61,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Bytes at the end that were never acknowledged: ``torn`` by a crash, or else refused and made void."""
+    """Bytes at the end that were never acknowledged: ``torn`` by a crash, or else void, because they were refused."""
 
     offset: int
     size: int
@@ -53,13 +69,13 @@ class Tail:
 
 
 class Scanner:
-    """A walk through one segment. :meth:`next` may be called again after the file has grown."""
+    """One reading of one segment. :meth:`next` may be called again after the file has grown."""
 
     def __init__(self, path: Path, first: int) -> None:
-        """``first``: the sequence number that the file's name gives. Raises OSError."""
+        """``first``: the sequence number in the file's name."""
         self._path = path
         self._name = path.name
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = -1
         self._data = b""
         self._start = 0
         self.offset = 0
@@ -67,21 +83,26 @@ class Scanner:
         self.expected = first
 
     def close(self) -> None:
-        """Let go of the file. The walk may go on all the same, by opening it anew."""
+        """Close the file; :meth:`next` opens it again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
+    def go_back(self, offset: int, expected: int) -> None:
+        """Read again from here, as the file is now."""
+        self.close()
+        self.offset, self.expected, self._data = offset, expected, b""
+
     def next(self, end: int, limit: int | None, *, torn_tail: bool = False) -> Entry | Damage | Tail | None:
         """What comes next before offset ``end``; None at the end.
 
-        ``limit`` is the first sequence number of the next segment. What would have this number or a later one is void
-        here: the next segment was begun because that part of this one had failed. With ``torn_tail`` what lies at the
-        end and is not whole is a write that a crash cut off, else it is damage.
+        ``limit`` is the first sequence number of the next segment. Records with this number or a later one are void
+        here: the next segment was begun because writing them failed. With ``torn_tail`` an incomplete record at the
+        end is a write that a crash cut off, else it is damage.
 
         Raises:
             StartError: a record of a version that this program does not know.
-            OSError: the file cannot be read, or opened anew.
+            OSError: the file cannot be opened or read.
         """
         start = self.offset
         if start >= end:
@@ -111,9 +132,9 @@ class Scanner:
         return Entry(start, header.seq, KIND_OF[header.kind], header.at, header.rows, body)
 
     def _damaged(self, start: int, end: int, header: Header, torn_tail: bool) -> Damage | Tail:
-        """The header is good, the body is not, or is not all there."""
+        """The header is good, the body is damaged or incomplete."""
         stop = start + HEADER_SIZE + header.length
-        # A good header amid the body: bytes are missing, and the next record begins earlier than it did.
+        # A good header inside the body: bytes are missing, so the next record begins earlier than it should.
         found = self._find(start + 1, stop, end)
         if found is None and stop > end and torn_tail:
             self.offset = end
@@ -125,7 +146,7 @@ class Scanner:
         return Damage(self._name, start, size, "the checksum does not hold", header.seq, kind, header.rows)
 
     def _lost(self, start: int, end: int, torn_tail: bool) -> Damage | Tail:
-        """There is no good header: how far it is to the next one."""
+        """There is no good header here: look for the next one."""
         found = self._find(start + 1, end, end)
         if found is None and torn_tail and (end - start < HEADER_SIZE or self._zeros(start, end)):
             self.offset = end
@@ -134,7 +155,7 @@ class Scanner:
         return Damage(self._name, start, self.offset - start, "the header's checksum does not hold")
 
     def _misplaced(self, start: int, end: int, limit: int | None) -> Damage:
-        """Records whose numbers do not belong here, all that follow one another: copied or renamed by another hand."""
+        """Records whose numbers do not belong here: files were copied or renamed from outside."""
         stop = start
         while (header := self._header(stop, end)) is not None and (
             header.seq < self.expected or (limit is not None and header.seq >= limit)
@@ -150,7 +171,7 @@ class Scanner:
         return decode(self._data, index)
 
     def _find(self, start: int, stop: int, end: int) -> int | None:
-        """Where the next good header begins, from ``start`` on and before ``stop``."""
+        """The offset of the next good header, from ``start`` on and before ``stop``."""
         stop = min(stop, end - HEADER_SIZE + 1)
         while start < stop:
             index = self._load(start, HEADER_SIZE, end)
@@ -174,7 +195,7 @@ class Scanner:
         return True
 
     def _load(self, offset: int, size: int, end: int) -> int:
-        """Have ``size`` bytes from ``offset`` in the window, as far as the file has them; where they begin in it."""
+        """Read ``size`` bytes from ``offset`` into the window, or as many as there are; their index in it."""
         index = offset - self._start
         if index < 0 or index + size > len(self._data):
             self._data = read_at(self._file(), offset, min(max(size, WINDOW), end - offset))

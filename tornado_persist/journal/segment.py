@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from tornado_persist.files import fsync_directory, read_at, write_all
 from tornado_persist.journal.scanner import WINDOW
@@ -24,14 +25,26 @@ def first_of(name: str) -> int | None:
     return int(match[1]) or None if match else None
 
 
+class Extent(NamedTuple):
+    """How far a segment can be read at one moment."""
+
+    path: Path
+    first: int
+    end: int
+    #: The first number of the next segment: this one and later ones are void here.
+    limit: int | None
+    #: The last number before ``end``, if all of that is acknowledged. Unknown for files, whose end may be torn.
+    last: int | None = None
+
+
 class Segment:
-    """A segment and what is known of it. The writer changes it; others read it under the ledger's lock."""
+    """A segment and what is known of it. The writer changes it; others read it under the state's lock."""
 
     def __init__(self, path: Path, first: int, end: int = 0, last: int | None = None) -> None:
         """A file of ``end`` bytes, all durable, whose last good record is ``last``."""
         self.path = path
         self.first = first
-        #: Bytes of acknowledged records. What the file holds past it is being written, or has to go.
+        #: Bytes of acknowledged records. What the file holds past it is being written, or must be cut off.
         self.end = end
         #: The last sequence number before ``end``; ``first - 1`` when there is none.
         self.last = first - 1 if last is None else last
@@ -41,11 +54,11 @@ class Segment:
         #: The file may hold bytes past ``end`` that must not be there after a restart.
         self.dirty = False
         #: A sync failed while ``end`` was past ``synced``: what is between may be lost.
-        self.doubtful = False
-        #: What lies past ``end`` is void only by the name of the next segment.
-        self.leftovers = False
+        self.sync_failed = False
+        #: What lies past ``end`` is void only because of the next segment's name.
+        self.void_tail = False
         #: Damage in it could not be copied aside, so the file must not be deleted.
-        self.keep = False
+        self.keep_file = False
         self._fd = -1
 
     @classmethod
@@ -57,15 +70,15 @@ class Segment:
         return segment
 
     def write(self, buffers: list[bytes | memoryview]) -> None:
-        """Append, after what was written before. Raises OSError; part of it may then be in the file."""
+        """Append. Raises OSError; part of it may then be in the file."""
         self.dirty = True
         write_all(self._fd, buffers)
 
     def sync(self) -> None:
-        """Make the records written so far durable, and at the first time the file's name.
+        """Make the records written so far durable, and the first time the file's name too.
 
         Raises:
-            OSError: it failed; the pages may be gone, and no later sync of this file can be believed.
+            OSError: it failed; the pages may be gone, so do not trust a later sync of this file.
         """
         try:
             if self.synced:
@@ -74,7 +87,7 @@ class Segment:
                 os.fsync(self._fd)
                 fsync_directory(self.path.parent)
         except OSError:
-            self.doubtful = self.end > self.synced
+            self.sync_failed = self.end > self.synced
             raise
 
     def advance(self, end: int, last: int, *, synced: bool) -> None:
@@ -87,8 +100,8 @@ class Segment:
     def cut(self) -> None:
         """Durably remove what is past ``end``. Raises OSError.
 
-        On a file opened anew: the descriptor that failed may say that all is well at its second fsync, though the pages
-        were dropped at the first (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).
+        It opens the file again: on the descriptor that failed a second fsync may succeed although the first dropped the
+        pages (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).
         """
         self.close()
         fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
@@ -96,19 +109,19 @@ class Segment:
             os.ftruncate(fd, self.end)
             os.fsync(fd)
         except OSError:
-            self.doubtful = self.end > self.synced
+            self.sync_failed = self.end > self.synced
             raise
         finally:
             os.close(fd)
         self.dirty = False
-        if not self.doubtful:
+        if not self.sync_failed:
             self.synced, self.synced_last = self.end, self.last
 
-    def try_room(self, size: int) -> None:
-        """Find out whether ``size`` bytes could be written to this empty segment, and make it durable, empty again.
+    def probe_room(self, size: int) -> None:
+        """Check that ``size`` bytes can be written to this empty segment, then make it durable, empty.
 
         Raises:
-            OSError: there is no room, or the disk does not take it.
+            OSError: there is no room, or the disk fails.
         """
         try:
             os.posix_fallocate(self._fd, 0, size)
@@ -120,7 +133,7 @@ class Segment:
         fsync_directory(self.path.parent)
 
     def copy_from(self, other: Segment) -> None:
-        """Take over another's records that are not known to be on the disk, durably. Raises OSError."""
+        """Copy another's records that may not be on the disk, durably. Raises OSError."""
         source = os.open(other.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for offset in range(other.synced, other.end, WINDOW):
@@ -134,13 +147,13 @@ class Segment:
         """Delete the file. Raises OSError."""
         self.close()
         self.path.unlink(missing_ok=True)
-        if self.leftovers:  # they must be gone before the segment that makes them void may go
+        if self.void_tail:  # it must be gone before the segment that makes it void
             fsync_directory(self.path.parent)
 
     def close(self) -> None:
         """Close the file; writing to it is over."""
         if self._fd >= 0:
-            with contextlib.suppress(OSError):  # what counts has been synced, and its outcome was seen
+            with contextlib.suppress(OSError):  # everything that counts was synced before
                 os.close(self._fd)
             self._fd = -1
 

@@ -1,4 +1,7 @@
-"""What the journal holds at this moment, as the threads that write, read and release agree on it. No I/O."""
+"""What the journal holds at this moment. No I/O.
+
+The writer's thread changes it; other threads read it, under one short lock.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tornado_persist.journal.record import moment
-from tornado_persist.journal.segment import Segment
+from tornado_persist.journal.record import to_datetime
+from tornado_persist.journal.segment import Extent, Segment
 
-#: Microseconds between accept times that are remembered: how exact ``oldest`` is.
+#: Microseconds between the accept times that are remembered: the precision of ``oldest``.
 MARK_EVERY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Bytes of all segments, and at most; records that are not released, and when the oldest of them was accepted (UTC,
-    at most a second before); when bytes are made durable.
+    """Bytes of all segments and their limit, unreleased records, when the oldest of them was accepted (UTC, at most a
+    second too early), and the sync mode.
     """
 
     bytes: int
@@ -33,45 +36,34 @@ class Stats:
         return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
 
 
-class Ledger:
-    """The segments in order, how far they are acknowledged and released, and the numbers that have no record.
+class State:
+    """The segments in order, the last and the last released sequence number, and the gaps.
 
-    A number without a record is in a *hole*: its record was damaged, or is missing. A hole counts as released as soon
-    as all before it is; nobody will ever come to release it.
+    A *gap* is a range of numbers without a record: damaged or missing. It counts as released as soon as everything
+    before it is, because no caller will release it.
 
-    There may be tens of millions of records, so nothing is kept for each: ``oldest`` is found by marks, one for a
-    second of accept time.
+    There may be tens of millions of records, so nothing is kept for each of them. ``oldest`` comes from marks, one for
+    each second of accept time.
+
+    It is the source of a :class:`tornado_persist.journal.walk.Walk` over the acknowledged records.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.segments: list[Segment] = []
+        #: The segment that is appended to.
         self.active: Segment | None = None
         #: The last sequence number that was given.
         self.last = 0
-        #: All up to this one are released, holes included.
+        #: All up to this one are released, gaps included.
         self.released = 0
         self.bytes = 0
-        #: A segment is wholly released, but the writer has it in hand: take it later.
-        self.put_off = False
-        self._busy = False
         self._full_for = 0
-        self._holes: list[tuple[int, int]] = []
+        self._gaps: list[tuple[int, int]] = []
         self._marks: deque[tuple[int, int]] = deque()
         self._lock = threading.Lock()
 
-    # The writer's side.
-
-    def begin(self) -> Segment | None:
-        """The segment to append to. Until :meth:`settle` it is not given up, though all in it be released."""
-        with self._lock:
-            self._busy = True
-            return self.active
-
-    def settle(self) -> None:
-        """The writer is done with the active segment for now."""
-        with self._lock:
-            self._busy = False
+    # Appending.
 
     def add(self, segment: Segment) -> None:
         """Append to this segment from now on."""
@@ -81,19 +73,17 @@ class Ledger:
             self.active = segment
 
     def retire(self) -> None:
-        """Append no more to the active segment."""
+        """Stop appending to the active segment."""
         with self._lock:
             segment, self.active = self.active, None
             if segment is not None and not segment.end:
                 self.segments.remove(segment)
 
     def replace(self, old: Segment, new: Segment) -> None:
-        """``new`` has taken over what was doubtful in ``old``; append to it from now on."""
+        """``new`` has a copy of the records of ``old`` that a failed sync may have lost; append to it from now on."""
         with self._lock:
-            if old in self.segments:  # else all of it was released meanwhile
-                self.bytes -= old.end - old.synced
-            old.end, old.last, old.doubtful, old.leftovers = old.synced, old.synced_last, False, True
-            self.bytes += new.end
+            self.bytes += new.end - (old.end - old.synced)
+            old.end, old.last, old.sync_failed, old.void_tail = old.synced, old.synced_last, False, True
             self.segments.insert(bisect_right(self.segments, old.first, key=_first), new)
             self.active = new
 
@@ -107,129 +97,121 @@ class Ledger:
             segment.advance(segment.end + size, self.last, synced=synced)
 
     def mark(self, seq: int, at: int) -> None:
-        """Remember when a record was accepted, unless the last one remembered was about as late."""
+        """Remember when a record was accepted, unless the last mark is from the same second."""
         if not self._marks or abs(at - self._marks[-1][1]) >= MARK_EVERY or self._marks[-1][0] <= self.released:
             self._marks.append((seq, at))
             self._drop_marks()
 
     def fits(self, size: int, more: int) -> bool:
-        """Whether ``more`` bytes fit after ``size`` others; if not the journal is full until there is room for them."""
-        with self._lock:
-            if self._full_for or self.bytes + size + more > self.max_bytes:
-                self._full_for = self._full_for or more
-                return False
-            return True
+        """Whether ``more`` bytes fit after ``size`` others. If not, the journal is full until they do."""
+        if self._full_for or self.bytes + size + more > self.max_bytes:
+            self._full_for = self._full_for or more
+            return False
+        return True
 
-    # The releasing side.
+    @property
+    def problem(self) -> str:
+        """That the journal is full, or empty."""
+        return f"The journal is full: {self.bytes} bytes of {self.max_bytes}" if self._full_for else ""
+
+    # Releasing.
 
     def release(self, seq: int) -> None:
         """All records up to ``seq`` are released."""
         with self._lock:
             self.released = max(self.released, seq)
-            self._skip_holes()
+            self._release_gaps()
 
-    def add_hole(self, first: int, last: int) -> None:
-        """These numbers have no record that can be read; may be said more than once."""
+    def add_gap(self, first: int, last: int) -> None:
+        """These numbers have no readable record; may be said more than once."""
         with self._lock:
             first = max(first, self.released + 1)
             if first > last:
                 return
             apart: list[tuple[int, int]] = []
-            for other_first, other_last in self._holes:
+            for other_first, other_last in self._gaps:
                 if other_first <= last + 1 and first <= other_last + 1:
                     first, last = min(first, other_first), max(last, other_last)
                 else:
                     apart.append((other_first, other_last))
-            self._holes = sorted([*apart, (first, last)])
-            self._skip_holes()
+            self._gaps = sorted([*apart, (first, last)])
+            self._release_gaps()
 
-    def after_holes(self, seq: int) -> int:
+    def after_gaps(self, seq: int) -> int:
         """The last number that is released when all up to ``seq`` are."""
         with self._lock:
-            for first, last in self._holes:
+            for first, last in self._gaps:
                 if first <= seq + 1:
                     seq = max(seq, last)
             return seq
 
-    def _skip_holes(self) -> None:
-        while self._holes and self._holes[0][0] <= self.released + 1:
-            self.released = max(self.released, self._holes.pop(0)[1])
-        self._drop_marks()
-
-    def _drop_marks(self) -> None:
-        """The first one is of the oldest record that is not released, or of one before it."""
-        while len(self._marks) > 1 and self._marks[1][0] <= self.released + 1:
-            self._marks.popleft()
-
-    def take_released(self) -> list[Segment]:
-        """Take the segments that are wholly released out of the books; their files may be deleted, in this order."""
-        gone: list[Segment] = []
+    def pop_released(self) -> list[Segment]:
+        """Take out the segments that are wholly released; their files may be deleted, in this order."""
+        popped: list[Segment] = []
         with self._lock:
-            self.put_off = False
             while self.segments and self.segments[0].last <= self.released:
                 segment = self.segments[0]
-                if segment is self.active and not segment.end:
-                    break
-                # A dirty one's refused records would be back, should the deletion not outlast a power cut.
-                if segment.dirty or (segment is self.active and self._busy):
-                    self.put_off = True
+                # A dirty one is cut first: if a power cut undid its deletion, its refused records would be back.
+                if segment.dirty or (segment is self.active and not segment.end):
                     break
                 if segment is self.active:
                     self.active = None
-                gone.append(self.segments.pop(0))
+                popped.append(self.segments.pop(0))
                 self.bytes -= segment.end
-        return gone
+        return popped
 
     def has_room_again(self) -> bool:
-        """Whether the journal was full and is no more, for the batch that did not fit; True once."""
+        """Whether the journal was full and now has room for the batch that did not fit; True once."""
+        room = bool(self._full_for) and self.bytes + self._full_for <= self.max_bytes
+        if room:
+            self._full_for = 0
+        return room
+
+    def keep_file(self, name: str) -> None:
+        """Move the file of this segment to the damaged directory instead of deleting it."""
         with self._lock:
-            room = bool(self._full_for) and self.bytes + self._full_for <= self.max_bytes
-            if room:
-                self._full_for = 0
-            return room
+            for segment in self.segments:
+                segment.keep_file |= segment.path.name == name
 
-    @property
-    def problem(self) -> str:
-        """That the journal is full: a batch did not fit, and nothing has made room for it since. Else empty."""
-        return f"The journal is full: {self.bytes} bytes of {self.max_bytes}" if self._full_for else ""
+    def _release_gaps(self) -> None:
+        while self._gaps and self._gaps[0][0] <= self.released + 1:
+            self.released = max(self.released, self._gaps.pop(0)[1])
+        self._drop_marks()
 
-    # The reading side.
+    def _drop_marks(self) -> None:
+        """Keep the mark of the oldest unreleased record first, or that of one before it."""
+        while len(self._marks) > 1 and self._marks[1][0] <= self.released + 1:
+            self._marks.popleft()
 
-    def locate(self, seq: int) -> Segment | None:
-        """The segment that has this record, or else the first one that has later ones."""
+    # Reading.
+
+    def find(self, seq: int) -> Extent | None:
+        """The segment that has this record, or else the first one with later records."""
         with self._lock:
-            index = bisect_right(self.segments, seq, key=_first)
-            return self.segments[max(0, index - 1)] if self.segments else None
+            return self._extent(max(0, bisect_right(self.segments, seq, key=_first) - 1))
 
-    def following(self, segment: Segment) -> Segment | None:
-        """The next one; of a segment that is gone, too."""
+    def following(self, first: int) -> Extent | None:
+        """The segment after the one that begins with ``first``, even if that one is gone."""
         with self._lock:
-            return self._following(segment)
+            return self._extent(bisect_right(self.segments, first, key=_first))
 
-    def _following(self, segment: Segment) -> Segment | None:
-        index = bisect_right(self.segments, segment.first, key=_first)
-        return self.segments[index] if index < len(self.segments) else None
+    def extent(self, first: int) -> Extent | None:
+        """The segment that begins with ``first``; None when it is gone."""
+        found = self.find(first)
+        return found if found is not None and found.first == first else None
 
-    def bounds(self, segment: Segment) -> tuple[int, int, int | None] | None:
-        """Where a segment's acknowledged bytes end, the last number in them, and the first number of the next segment.
-
-        None when it is gone.
-        """
-        with self._lock:
-            if segment not in self.segments:
-                return None
-            following = self._following(segment)
-            return segment.end, segment.last, following.first if following and following.end else None
-
-    def holds(self, segment: Segment) -> bool:
-        """Whether some of a segment is not released."""
-        with self._lock:
-            return segment.last > self.released
+    def _extent(self, index: int) -> Extent | None:
+        if index >= len(self.segments):
+            return None
+        segment, later = self.segments[index], self.segments[index + 1 : index + 2]
+        limit = later[0].first if later and later[0].end else None
+        return Extent(segment.path, segment.first, segment.end, limit, segment.last)
 
     def stats(self, sync: str) -> Stats:
+        """The journal in figures."""
         with self._lock:
-            records = self.last - self.released - sum(last - first + 1 for first, last in self._holes)
-            oldest = moment(self._marks[0][1]) if records > 0 and self._marks else None
+            records = self.last - self.released - sum(last - first + 1 for first, last in self._gaps)
+            oldest = to_datetime(self._marks[0][1]) if records > 0 and self._marks else None
             return Stats(self.bytes, self.max_bytes, max(0, records), oldest, sync)
 
 

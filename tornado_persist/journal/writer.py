@@ -1,13 +1,15 @@
-"""The writer's thread: appends, makes durable, answers; and puts right what failed.
+"""The writer's thread: it alone changes the journal's files. It appends, syncs, answers, releases, and repairs.
 
 **Group commit** (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984): while one group is
-on its way to the disk the next one gathers in the queue, and all of it shares the next ``fdatasync``. What comes in one
-round of the event loop comes together: for the rest of it a batch waits for company, and one that is alone goes alone.
+on its way to the disk, the next one gathers in the queue and shares the next ``fdatasync``. All batches of one turn of
+the event loop are handed over together.
 
-**A refused batch never comes back.** When a write or a sync fails, what the file holds of the group is cut off again,
-durably, before anyone hears of it; should even that fail, a new segment that begins with the refused numbers makes it
-void (see :meth:`Scanner.next`). Until one of the two has succeeded nobody is answered. The file that failed is not
-written to again.
+**A refused batch never comes back.** When a write or a sync fails, the writer first cuts off, durably, what the file
+holds of the group. If that fails too, it begins a new segment whose name makes the refused records void (see
+:meth:`Scanner.next`). Nobody is answered before one of the two has succeeded. The file that failed is not written to
+again.
+
+**Releases** come through the same queue, so no other thread has to be kept off a segment while it is in use.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from tornado_persist.errors import NotAccepting
 from tornado_persist.files import reason
+from tornado_persist.journal.cursor import Checkpoint, Cursor
+from tornado_persist.journal.damaged import DamagedDirectory
 from tornado_persist.journal.record import HEADER_SIZE, encode
 from tornado_persist.journal.segment import Segment
-from tornado_persist.journal.state import Ledger
+from tornado_persist.journal.state import State
 from tornado_persist.telemetry import log
 
 logger = log.get(__name__)
@@ -35,13 +40,13 @@ Sync: TypeAlias = Literal["always", "interval", "off"]
 
 #: Seconds between two syncs with ``sync = "interval"``.
 SYNC_EVERY = 0.5
-#: Seconds between two looks whether what failed works again.
+#: Seconds between two tries of what has failed.
 TRY_EVERY = 1.0
-#: Bytes of a group: more wait for the next one, so that the first need not wait for all of them.
+#: Bytes of a group; more wait for the next one, so that the first are not delayed by the rest.
 GROUP_BYTES = 16 << 20
-#: Said to a batch that comes after the end.
+#: Why a batch that comes too late is refused.
 CLOSED = "The journal is closed"
-#: Bytes that must be free before batches are accepted again after a failure; else the next one would fail again.
+#: Bytes that must be free before batches are accepted again after a failure; with less the next would fail again.
 ROOM = 1 << 20
 
 
@@ -59,9 +64,16 @@ class Append(NamedTuple):
         return HEADER_SIZE + len(self.body)
 
 
+class Release(NamedTuple):
+    """A cursor that waits to be written; ``done`` says whether it was."""
+
+    checkpoint: Checkpoint
+    done: Future[bool]
+
+
 @dataclass(slots=True)
 class _Failure:
-    """What is to be put right: a segment that may hold refused records, and whom to tell once it does not."""
+    """What must be repaired: a segment that may hold refused records, and the batches to answer once it does not."""
 
     segment: Segment | None
     refused: list[Append]
@@ -71,104 +83,132 @@ class _Failure:
 
 
 class Writer:
-    """Owns the end of the journal. :meth:`put` is for the event loop; the rest but :meth:`stop` runs in its thread."""
+    """Owns the files. :meth:`append`, :meth:`release` and :meth:`stop` are for other threads."""
 
     def __init__(
         self,
         directory: Path,
-        ledger: Ledger,
+        state: State,
+        cursor: Cursor,
+        damaged: DamagedDirectory,
         *,
         sync: Sync,
         segment_bytes: int,
-        tend: Callable[[], None],
-        on_sync: Callable[[float], None] = lambda seconds: None,
+        on_sync: Callable[[float], None],
     ) -> None:
-        """``tend`` is called after each group, and at least once in ``TRY_EVERY`` seconds; ``on_sync`` after each sync,
-        with the seconds that it took.
-        """
+        """``on_sync`` is called after each sync of a segment, with the seconds that it took."""
         self._directory = directory
-        self._ledger = ledger
+        self._state = state
+        self._cursor = cursor
+        self._damaged = damaged
         self._sync = sync
         self._segment_bytes = segment_bytes
-        self._tend = tend
         self._on_sync = on_sync
-        #: Why nothing can be written; empty while all is well.
-        self.fault = ""
+        # Why nothing can be written; empty while all is well.
+        self._fault = ""
         self._failure: _Failure | None = None
-        # Refused records lie in some segment, void by the name of the next one alone.
+        # Some segment holds refused records that only the next segment's name makes void.
         self._voided = False
-        self._told_full = False
+        self._reported_full = False
         self._synced_at = 0.0
-        # What this round of the event loop brought so far, and the rounds before it.
-        self._round: list[Append] = []
-        self._handing_over = threading.Lock()
-        self._queue: queue.SimpleQueue[list[Append] | None] = queue.SimpleQueue()
+        # A cursor that could not be written, and when to try again.
+        self._unwritten: Checkpoint | None = None
+        self._retry_at = 0.0
+        # What this turn of the event loop has brought so far, and the turns before it.
+        self._turn: list[Append] = []
+        self._queue: queue.SimpleQueue[list[Append] | Release | None] = queue.SimpleQueue()
+        self._stopped = False
+        self._handover = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be accepted now, in a sentence; empty while all is well."""
+        return CLOSED if self._stopped else self._fault or self._state.problem
 
     def start(self) -> None:
         """Begin; answers go to the running loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def put(self, append: Append) -> None:
-        """Write this, and answer its future."""
-        with self._handing_over:
-            if not self._round and self._loop is not None:
+    def append(self, append: Append) -> bool:
+        """Write this, and answer its future; False after the end. For the event loop."""
+        with self._handover:
+            if self._stopped:
+                return False
+            if not self._turn and self._loop is not None:
                 self._loop.call_soon(self._hand_over)
-            self._round.append(append)
+            self._turn.append(append)
+        return True
 
     def _hand_over(self) -> None:
-        # A whole round at once. Woken by the first batch of it, the thread would take the interpreter from the loop
-        # after a millisecond, and sync what there is by then: of eight requests of one row 2.7 instead of 4.8, so that
-        # the service took 1.15 times the processor time for each, and PostgreSQL 0.89 times as many.
-        with self._handing_over:
-            if self._round:
-                self._queue.put(self._round)
-                self._round = []
+        # All batches of one turn together: the first of them would wake the thread, which would then sync the few that
+        # are there. Of eight requests of one row 2.7 shared a sync instead of 4.8, for 1.15 times the processor time.
+        with self._handover:
+            if self._turn:
+                self._queue.put(self._turn)
+                self._turn = []
+
+    def release(self, checkpoint: Checkpoint) -> bool:
+        """Write the cursor, and delete the segments that are wholly released; False if it could not be written."""
+        done: Future[bool] = Future()
+        with self._handover:
+            if self._stopped or self._loop is None:
+                return False
+            self._queue.put(Release(checkpoint, done))
+        return done.result()
 
     def stop(self, timeout: float) -> bool:
-        """End after what was put before; False if that takes more than ``timeout`` seconds."""
-        if self._thread.ident is None:
+        """End after what came before; False if that takes more than ``timeout`` seconds."""
+        with self._handover:
+            self._stopped = True
+            self._hand_over()
+            self._queue.put(None)
+        if self._loop is None:
             return True
-        self._hand_over()
-        self._queue.put(None)
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         stopping = False
         while not stopping:
-            group, stopping = self._next_group()
+            group, releases, stopping = self._next_group()
             try:
+                for release in releases:  # first, because they may make room
+                    self._answer_release(release)
                 self._commit(group)
-                self._look_after()
-                self._tend()
+                self._maintain()
             except Exception:
                 logger.exception("a bug in the journal's writer")
-        # Nobody is told of a refusal before it is for good.
+        # A refusal is answered once it is certain.
         while self._failure is not None and self._failure.refused:
-            time.sleep(self._patience())
-            self._look_after()
+            time.sleep(self._timeout())
+            self._maintain()
         self._finish()
 
-    def _next_group(self) -> tuple[list[Append], bool]:
-        """All that waits, or nothing when it is time to look after something; and whether to stop after it."""
+    def _next_group(self) -> tuple[list[Append], list[Release], bool]:
+        """Everything that waits, or nothing when :meth:`_maintain` is due; and whether to stop after it."""
         group: list[Append] = []
+        releases: list[Release] = []
         size = 0
         try:
-            round_ = self._queue.get(timeout=self._patience())
-            while round_ is not None:
-                group += round_
-                size += sum(append.size for append in round_)
+            request = self._queue.get(timeout=self._timeout())
+            while request is not None:
+                if isinstance(request, Release):
+                    releases.append(request)
+                else:
+                    group += request
+                    size += sum(append.size for append in request)
                 if size >= GROUP_BYTES:
-                    return group, False
-                round_ = self._queue.get_nowait()
+                    return group, releases, False
+                request = self._queue.get_nowait()
         except queue.Empty:
-            return group, False
-        return group, True
+            return group, releases, False
+        return group, releases, True
 
-    def _patience(self) -> float:
+    def _timeout(self) -> float:
+        """Seconds until :meth:`_maintain` is due."""
         now = time.monotonic()
         if self._failure is not None:
             return min(max(0.0, self._failure.try_at - now), TRY_EVERY)
@@ -180,31 +220,30 @@ class Writer:
 
     def _commit(self, group: list[Append]) -> None:
         while group:
-            if self.fault:
-                self._refuse(group, self.fault)
+            if self._fault:
+                self._refuse(group, self._fault)
                 return
             taken = self._write(group)
-            problem = "" if taken else self._ledger.problem
-            if problem:  # else a release has just made room
-                if not self._told_full:
-                    logger.warning("journal is full", bytes=self._ledger.bytes, max_bytes=self._ledger.max_bytes)
-                    self._told_full = True
-                self._refuse(group, problem)
+            if not taken:
+                if not self._reported_full:
+                    logger.warning("journal is full", bytes=self._state.bytes, max_bytes=self._state.max_bytes)
+                    self._reported_full = True
+                self._refuse(group, self._state.problem)
                 return
             group = group[taken:]
 
     def _write(self, group: list[Append]) -> int:
-        """Write as many as one segment takes, with one sync; how many were dealt with. 0: the journal is full."""
-        ledger = self._ledger
-        segment = ledger.begin()
+        """Write as many as one segment takes, with one sync, and answer them; how many. 0: the journal is full."""
+        state = self._state
+        segment = state.active
         part: list[Append] = []
         try:
             fresh = segment is None or segment.end + group[0].size > self._segment_bytes
             room = self._segment_bytes - (0 if fresh or segment is None else segment.end)
             buffers: list[bytes | memoryview] = []
             size = 0
-            for seq, append in enumerate(group, ledger.last + 1):
-                if (part and size + append.size > room) or not ledger.fits(size, append.size):
+            for seq, append in enumerate(group, state.last + 1):
+                if (part and size + append.size > room) or not state.fits(size, append.size):
                     break
                 part.append(append)
                 buffers += encode(seq, append.kind, append.at, append.rows, append.body), append.body
@@ -215,24 +254,21 @@ class Writer:
                 self._retire(segment)
                 segment = None
             if segment is None:
-                segment = Segment.create(self._directory, ledger.last + 1)
-                ledger.add(segment)
+                segment = Segment.create(self._directory, state.last + 1)
+                state.add(segment)
             segment.write(buffers)
             synced = self._sync == "always" or not segment.synced
             if synced:
                 self._make_durable(segment)
-            first = ledger.last + 1
-            ledger.acknowledge(segment, size, [append.at for append in part], synced=synced)
+            first = state.last + 1
+            state.acknowledge(segment, size, [append.at for append in part], synced=synced)
         except Exception as exc:
             if not isinstance(exc, OSError):
                 logger.exception("a bug in the journal's writer")
             self._fail(segment, part, exc)
         else:
-            self._told_full = False
-            ledger.settle()  # before the answer: who has it may release the segment, and then it can go at once
+            self._reported_full = False
             self._call(_accept, [append.future for append in part], first)
-        finally:
-            ledger.settle()
         return len(part)
 
     def _retire(self, segment: Segment) -> None:
@@ -240,7 +276,7 @@ class Writer:
         if self._sync == "interval":
             self._sync_segment(segment)
         segment.close()
-        self._ledger.retire()
+        self._state.retire()
 
     def _sync_segment(self, segment: Segment) -> None:
         if segment.end > segment.synced:
@@ -255,7 +291,7 @@ class Writer:
 
     def _unsynced(self) -> Segment | None:
         """The segment that waits for its next sync."""
-        segment = self._ledger.active
+        segment = self._state.active
         if self._sync == "interval" and segment is not None and segment.end > segment.synced:
             return segment
         return None
@@ -263,82 +299,82 @@ class Writer:
     # Failing, and going on.
 
     def _fail(self, segment: Segment | None, refused: list[Append], exc: Exception) -> None:
-        """Nothing of ``refused`` may stay; write no more until it works again."""
+        """Refuse these, and write no more until it works again."""
         if segment is not None:
             segment.close()
-            self._ledger.retire()
-        self.fault = _sentence(exc)
+            self._state.retire()
+        self._fault = _sentence(exc)
         now = time.monotonic()
         room = max(sum(append.size for append in refused), min(ROOM, self._segment_bytes))
         self._failure = _Failure(segment, refused, room, now, now + TRY_EVERY)
         logger.error("journal cannot be written", error=_words(exc), refused=len(refused))
         self._cut(self._failure)
 
-    def _look_after(self) -> None:
+    def _maintain(self) -> None:
         """What the clock asks for: a sync, or another try of what failed."""
         now = time.monotonic()
+        unsynced = self._unsynced()
         if self._failure is not None:
             if now >= self._failure.try_at:
                 self._failure.try_at = now + TRY_EVERY
                 self._cut(self._failure)
-                self._renew(self._failure)
-        elif self._unsynced() is not None and now >= self._synced_at + SYNC_EVERY:
-            segment = self._ledger.begin()
+                self._resume(self._failure)
+                self.delete_released()  # not possible while refused records were in the way
+        elif unsynced is not None and now >= self._synced_at + SYNC_EVERY:
             try:
-                if segment is not None:  # else released and gone just now
-                    self._sync_segment(segment)
+                self._sync_segment(unsynced)
             except OSError as exc:
-                self._fail(segment, [], exc)
-            finally:
-                self._ledger.settle()
+                self._fail(unsynced, [], exc)
+        if self._unwritten is not None and now >= self._retry_at:
+            self._release(self._unwritten)
 
     def _cut(self, failure: _Failure) -> None:
-        """Take what was refused out of the file, and say so to those who wait for it."""
+        """Cut the refused records off the file, and answer them."""
         segment = failure.segment
         if segment is not None and segment.dirty:
             try:
                 segment.cut()
             except OSError as exc:
-                self.fault = _sentence(exc)
+                self._fault = _sentence(exc)
                 return
-        self._settle(failure)
+        self._answer_refused(failure)
 
-    def _settle(self, failure: _Failure) -> None:
+    def _answer_refused(self, failure: _Failure) -> None:
         refused, failure.refused = failure.refused, []
-        self._refuse(refused, self.fault)
+        self._refuse(refused, self._fault)
 
-    def _renew(self, failure: _Failure) -> None:
-        """Begin a new segment if there is room for one; with what was acknowledged and may not be on the disk, if any.
+    def _resume(self, failure: _Failure) -> None:
+        """Begin a new segment if there is room for one. It takes over acknowledged records that may not be on the disk.
 
-        Its name makes void whatever could not be cut off the old one.
+        Its name makes void what could not be cut off the old one.
         """
         old, new = failure.segment, None
         try:
-            if old is not None and old.doubtful and self._ledger.holds(old):
+            if old is not None and old.sync_failed and old.last > self._state.released:
                 new = Segment.create(self._directory, old.synced_last + 1)
                 new.copy_from(old)
-                self._ledger.replace(old, new)
+                self._state.replace(old, new)
             else:
-                new = Segment.create(self._directory, self._ledger.last + 1)
-                new.try_room(failure.room)
-                self._ledger.add(new)
+                new = Segment.create(self._directory, self._state.last + 1)
+                new.probe_room(failure.room)
+                self._state.add(new)
         except OSError as exc:
-            self.fault = _sentence(exc)
+            self._fault = _sentence(exc)
             if new is not None:
                 self._drop_empty(new)
             return
         if old is not None and old.dirty:
-            old.dirty, old.leftovers = False, True
+            old.dirty, old.void_tail = False, True
             self._voided = True
-        self._settle(failure)
+        self._answer_refused(failure)
         self._failure = None
-        self.fault = ""
+        self._fault = ""
         logger.info("journal can be written again", seconds=round(time.monotonic() - failure.since, 1))
 
     def _drop_empty(self, segment: Segment) -> None:
-        """Delete a segment without a record, unless its name may be what keeps refused records from coming back.
+        """Delete a segment without a record, unless its name may make refused records void.
 
-        Then the next start deletes it, once it has cut those off.
+        In that case the next start cuts those off, and then deletes it.
         """
         segment.close()
         if not self._voided and not (self._failure is not None and self._failure.refused):
@@ -347,47 +383,83 @@ class Writer:
 
     def _finish(self) -> None:
         """The last sync, before the process ends."""
-        for segment in self._ledger.segments[:]:
+        for segment in self._state.segments:
             try:
                 if segment.end > segment.synced:
-                    segment.cut()  # past its end there is nothing; but this syncs, whether it is open or not
-            except FileNotFoundError:  # released just now
-                continue
+                    segment.cut()  # there is nothing past its end; but this syncs, whether it is open or not
             except OSError as exc:
                 logger.error("journal may not be on the disk", segment=segment.path.name, error=reason(exc))
             if segment.end:
                 segment.close()
             else:
                 self._drop_empty(segment)
-        with contextlib.suppress(queue.Empty):
-            while (late := self._queue.get_nowait()) is not None:
-                self._refuse(late, CLOSED)
+
+    # Releasing.
+
+    def _answer_release(self, release: Release) -> None:
+        try:
+            release.done.set_result(self._release(release.checkpoint))
+        except Exception as exc:
+            release.done.set_exception(exc)
+
+    def _release(self, checkpoint: Checkpoint) -> bool:
+        state = self._state
+        seq = state.after_gaps(max(checkpoint.seq, state.released))
+        try:
+            self._cursor.write(Checkpoint(seq, checkpoint.state))
+        except OSError as exc:
+            if self._unwritten is None:
+                logger.error("journal cursor cannot be written", error=reason(exc))
+            self._unwritten = checkpoint
+            self._retry_at = time.monotonic() + TRY_EVERY
+            return False
+        if self._unwritten is not None:
+            self._unwritten = None
+            logger.info("journal cursor can be written again")
+        state.release(seq)
+        self.delete_released()
+        return True
+
+    def delete_released(self) -> None:
+        """Delete the segments that are wholly released. For the writer's thread, or before it is started."""
+        for segment in self._state.pop_released():
+            try:
+                segment.close()
+                if segment.keep_file:
+                    self._damaged.move(segment.path)
+                else:
+                    segment.remove()
+            except OSError as exc:
+                # The cursor says that it is not needed, so the next start deletes it.
+                logger.warning("journal segment cannot be deleted", segment=segment.path.name, error=reason(exc))
+        if self._state.has_room_again():
+            logger.info("journal has room again", bytes=self._state.bytes)
 
     # Answers, given in the event loop.
 
-    def _refuse(self, group: Iterable[Append], message: str) -> None:
+    def _refuse(self, group: list[Append], message: str) -> None:
         futures = [append.future for append in group]
         if futures:
             self._call(reject, futures, message)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no caller is left
                 self._loop.call_soon_threadsafe(function, *args)
 
 
 def _accept(futures: list[asyncio.Future[int]], first: int) -> None:
     for seq, future in enumerate(futures, first):
-        if not future.done():  # whoever waited may have gone; the record stays
+        if not future.done():  # it was cancelled; the record stays
             future.set_result(seq)
 
 
 def reject(futures: list[asyncio.Future[int]], message: str) -> None:
-    """Tell those who wait that nothing was taken, and why."""
+    """Answer that nothing was taken, and why."""
     for future in futures:
         if not future.done():
             future.set_exception(NotAccepting(message))
-            future.exception()  # whoever waits gets it; nobody else needs the "never retrieved" message
+            future.exception()  # else asyncio would complain if the caller has gone
 
 
 def _words(exc: Exception) -> str:
