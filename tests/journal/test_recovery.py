@@ -12,7 +12,7 @@ import pytest
 
 from tests.journal.tools import T0, Disk, Driver, Events, fill, flip, layout
 from tornado_persist.errors import StartError
-from tornado_persist.journal import HEADER_SIZE, Checkpoint, Damage, Journal
+from tornado_persist.journal import HEADER_SIZE, Checkpoint, Journal
 from tornado_persist.journal.cursor import HALF
 from tornado_persist.journal.record import encode, to_microseconds
 
@@ -67,8 +67,7 @@ def test_a_flipped_bit_costs_its_record_alone(
     index = PLACES[place]
     segment, offset, size = where(segments, index)
     flip(segment, offset + FIELDS[field], 3)
-    seen: list[Damage] = []
-    with Driver(tmp_path, on_damage=seen.append) as driver:
+    with Driver(tmp_path) as driver:
         assert driver.bodies() == without(index)
         assert driver.journal.found.records == 8
         assert driver.journal.stats().records == 8
@@ -84,7 +83,6 @@ def test_a_flipped_bit_costs_its_record_alone(
     (copy,) = damaged(tmp_path)
     assert copy.name == f"{segment.stem}-{offset}.bin"
     assert copy.stat().st_size == size
-    assert [(damage.offset, damage.size, damage.seq) for damage in seen] == [(offset, size, line.get("seq"))]
 
 
 @pytest.mark.parametrize("place", PLACES)

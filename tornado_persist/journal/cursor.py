@@ -1,14 +1,15 @@
-"""The cursor: how far the journal is released, and what its user has to know at that point.
+"""The cursor: how far the journal is released, and the caller's state at that point.
 
-One small file of two halves, which are written in turn, where they lie: what a crash can spoil is the half that was
-being written, and the other one says what was true before. (LMDB keeps two meta pages for the same reason.) So a new
-cursor asks for no block, which a full disk would refuse, and changes neither a directory nor a length: one sync of one
-block, in 0.2 ms on a quiet disk, where a new file that is renamed over the old one takes 0.5.
+One small file of two halves, which are overwritten in turn. A crash can only spoil the half that is being written; the
+other one has the cursor before it. (LMDB keeps two meta pages for the same reason.) So a new cursor needs no new block,
+which a full disk would refuse, and changes neither a directory nor a length: one sync of one block takes 0.2 ms on a
+quiet disk, a new file that is renamed over the old one 0.5.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -17,28 +18,31 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from tornado_persist.files import fsync_directory, write_all
+from tornado_persist.files import fsync_directory, reason, write_all
 
 #: Bytes of a half at least; with a state that needs more it is as large as that takes.
 HALF = 16384
+
+#: The problem of a journal without the cursor that it must have had.
+MISSING = "it is missing"
 
 _HEAD = re.compile(rb"persistd-cursor 2 ([0-9a-f]{8}) (\d+)\n")
 
 
 class CursorDamaged(ValueError):
-    """The cursor file is not what was written."""
+    """The cursor file does not hold what was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Every record up to ``seq`` is released, and ``state`` is what the caller said then: any JSON object."""
+    """Every record up to ``seq`` is released; ``state`` is the caller's at that point: any JSON object."""
 
     seq: int
     state: dict[str, Any] = field(default_factory=dict)
 
 
 class Cursor:
-    """The file. One thread at a time writes it; whoever reads meanwhile gets the old one or the new one."""
+    """The file. One thread at a time writes it; a reader gets the old cursor or the new one."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "cursor"
@@ -47,16 +51,16 @@ class Cursor:
         self.names = frozenset((self.path.name, self._aside.name))
         #: Whether :meth:`read` found one half alone.
         self.torn = False
-        # Of the cursor that is on the disk: they are numbered, and the last bit says which half it is in. A half whose
-        # write has failed is written again, never the other one.
+        # The number of the cursor on the disk; its last bit says which half it is in. A half whose write has failed is
+        # written again, never the other one.
         self._number: int | None = None
 
     def read(self, oldest: int | None) -> Checkpoint | None:
         """What was written last; None when there is no file.
 
-        ``oldest``: the first record that the journal still has, None when it has none. Where one half is damaged, that
-        tells whether a crash has torn it before anything came of it, or a disk has changed it afterwards: then the
-        records after the other half's are gone, and to go back to its state would be wrong.
+        ``oldest``: the first record that the journal still has, None when it has none. If one half is damaged, this
+        tells whether a crash tore it, before any record was deleted because of it, or the disk changed it later: then
+        the records after the other half's are gone, and its state would be wrong.
 
         Raises:
             CursorDamaged: it does not hold what was written.
@@ -71,7 +75,7 @@ class Cursor:
         problem = ""
         for half in (content[:middle], content[middle:]):
             try:
-                number, checkpoint = _parse(half)
+                number, checkpoint = _decode(half)
                 halves[number] = checkpoint
             except CursorDamaged as exc:
                 problem = str(exc)
@@ -84,6 +88,25 @@ class Cursor:
             raise CursorDamaged(f"a half of it: {problem}")
         return newest
 
+    def load(self, oldest: int | None) -> tuple[Checkpoint, str]:
+        """What was written last, or else that everything counts from ``oldest`` on; and what is wrong, or empty.
+
+        Raises:
+            OSError: it cannot be read now, but may be whole.
+        """
+        problem = "" if oldest in (None, 1) else MISSING
+        try:
+            checkpoint = self.read(oldest)
+        except CursorDamaged as exc:
+            problem, checkpoint = str(exc), None
+        except OSError as exc:
+            if exc.errno not in (errno.EISDIR, errno.EIO):
+                raise
+            problem, checkpoint = reason(exc), None
+        if checkpoint is not None:
+            return checkpoint, ""
+        return Checkpoint(oldest - 1 if oldest else 0), problem
+
     def write(self, checkpoint: Checkpoint) -> None:
         """Make this the cursor, durably. After an OSError it is the old or the new one."""
         number = self._newest() + 1
@@ -93,7 +116,7 @@ class Cursor:
 
     def _newest(self) -> int:
         if self._number is None:
-            # An OSError passes: what cannot be read may be the newest, and must not be written over.
+            # An OSError is raised: what cannot be read may be the newest, and must not be overwritten.
             with contextlib.suppress(CursorDamaged):
                 self.read(0)
         return self._number or 0
@@ -106,7 +129,7 @@ class Cursor:
             return False
         try:
             size = os.fstat(fd).st_size // 2
-            content = _spell(number, checkpoint)
+            content = _encode(number, checkpoint)
             if size < max(HALF, len(content)):
                 return False
             os.lseek(fd, number % 2 * size, os.SEEK_SET)
@@ -117,8 +140,8 @@ class Cursor:
         return True
 
     def _make(self, number: int, checkpoint: Checkpoint) -> None:
-        """A new file, which says this in both halves."""
-        contents = {n % 2: _spell(n, checkpoint) for n in (number - 1, number)}
+        """Write a new file with this in both halves."""
+        contents = {n % 2: _encode(n, checkpoint) for n in (number - 1, number)}
         size = -(-max(map(len, contents.values())) // HALF) * HALF
         fd = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
@@ -130,13 +153,13 @@ class Cursor:
         fsync_directory(self.path.parent)
 
 
-def _spell(number: int, checkpoint: Checkpoint) -> bytes:
+def _encode(number: int, checkpoint: Checkpoint) -> bytes:
     content = {"number": number, "seq": checkpoint.seq, "state": checkpoint.state}
     body = json.dumps(content, separators=(",", ":")).encode()
     return b"persistd-cursor 2 %08x %d\n%b\n" % (crc32(body), len(body), body)
 
 
-def _parse(half: bytes) -> tuple[int, Checkpoint]:
+def _decode(half: bytes) -> tuple[int, Checkpoint]:
     head = _HEAD.match(half)
     if head is None:
         raise CursorDamaged("it is no cursor")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tornado_persist.files import fsync_directory, read_at, reason, write_all
@@ -21,10 +21,8 @@ class DamagedDirectory:
     the next start, nor by a read after the start.
     """
 
-    def __init__(self, path: Path, on_damage: Callable[[Damage], None] | None = None) -> None:
-        """``on_damage`` is called for each new damage, in the thread that found it."""
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._on_damage = on_damage
 
     def keep(self, segment: Path, damage: Damage) -> bool:
         """Copy the bytes aside, durably, and report them; False when they could not be copied."""
@@ -46,8 +44,6 @@ class DamagedDirectory:
             saved=str(saved) if saved else None,
             **{name: value for name, value in facts.items() if value is not None},
         )
-        if self._on_damage is not None:
-            self._on_damage(damage)
         return error is None
 
     def move(self, file: Path) -> Path:

@@ -40,19 +40,17 @@ class Journal:
         sync: Sync = "always",
         segment_bytes: int = 64 << 20,
         max_bytes: int = 8 << 30,
-        on_damage: Callable[[Damage], None] | None = None,
         on_sync: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """``sync``: when a batch counts as accepted. ``"always"``: when it is on the disk; ``"interval"``: when the
         system has it, on the disk within half a second; ``"off"``: when the system has it, on the disk when the system
         decides. A segment holds ``segment_bytes`` at most, all of them ``max_bytes`` (a batch larger than that is
-        always refused). ``on_damage`` is called once for each new damage, in the thread that finds it; ``on_sync`` in
-        the writer's thread after each sync, with the seconds that it took.
+        always refused). ``on_sync`` is called in the writer's thread after each sync, with the seconds that it took.
         """
         self._directory = directory
         self._sync = sync
         self._state = State(max_bytes)
-        self._damaged = DamagedDirectory(damaged_dir, on_damage)
+        self._damaged = DamagedDirectory(damaged_dir)
         cursor = Cursor(directory)
         self._recovery = Recovery(directory, cursor, self._damaged, self._state)
         self._writer = Writer(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tornado_persist.errors import StartError
 from tornado_persist.files import fsync_directory, make_directory, reason
-from tornado_persist.journal.cursor import Checkpoint, Cursor, CursorDamaged
+from tornado_persist.journal.cursor import MISSING, Checkpoint, Cursor
 from tornado_persist.journal.damaged import DamagedDirectory
 from tornado_persist.journal.scanner import Damage, Entry, Tail
 from tornado_persist.journal.segment import Segment, first_of, segment_path
@@ -78,34 +78,21 @@ class Recovery:
         return firsts
 
     def _read_cursor(self, firsts: list[int]) -> Checkpoint:
-        problem = ""
-        try:
-            checkpoint = self._cursor.read(firsts[0] if firsts else None)
-        except CursorDamaged as exc:
-            problem = str(exc)
-        except OSError as exc:
-            if exc.errno not in (errno.EISDIR, errno.EIO):
-                raise
-            problem = reason(exc)
-        else:
-            if checkpoint is not None:
-                if self._cursor.torn:
-                    logger.warning("journal cursor torn by a crash", replay_from=checkpoint.seq + 1)
-                _sync(self._cursor.path)  # before segments are deleted because of it
-                return checkpoint
-            if not firsts or firsts[0] == 1:
-                return Checkpoint(0)
-        start = firsts[0] - 1 if firsts else 0
-        if problem:
+        checkpoint, problem = self._cursor.load(firsts[0] if firsts else None)
+        if problem == MISSING:
+            logger.error("journal cursor missing", replay_from=checkpoint.seq + 1)
+        elif problem:
             moved: str | None = None
             try:
                 moved = str(self._damaged.move(self._cursor.path))
             except OSError as exc:
                 problem += f"; it could not be moved away: {reason(exc)}"
-            logger.error("journal cursor damaged", reason=problem, moved=moved, replay_from=start + 1)
-        else:
-            logger.error("journal cursor missing", replay_from=start + 1)
-        return Checkpoint(start)
+            logger.error("journal cursor damaged", reason=problem, moved=moved, replay_from=checkpoint.seq + 1)
+        elif self._cursor.path.exists():
+            if self._cursor.torn:
+                logger.warning("journal cursor torn by a crash", replay_from=checkpoint.seq + 1)
+            _sync(self._cursor.path)  # before segments are deleted because of it
+        return checkpoint
 
     def _delete_released(self, firsts: list[int]) -> list[int]:
         """Delete the segments whose records are all released, unless it is the last one; what is left."""

@@ -9,17 +9,7 @@ from typing import NamedTuple
 
 from tornado_persist.errors import StartError
 from tornado_persist.files import read_at
-from tornado_persist.journal.record import (
-    HEADER_SIZE,
-    KIND_OF,
-    MAGIC,
-    VERSION,
-    Header,
-    Record,
-    decode,
-    intact,
-    to_datetime,
-)
+from tornado_persist.journal.record import HEADER_SIZE, MAGIC, Header, Record, decode, intact, to_datetime
 from tornado_persist.records.models import Kind
 
 #: Bytes read at a time; a record that is larger is read alone.
@@ -113,7 +103,8 @@ class Scanner:
         header = self._header(start, end)
         if header is None:
             return self._lost(start, end, torn_tail)
-        if header.version != VERSION or header.kind not in KIND_OF:
+        kind = header.kind_name
+        if kind is None:
             raise StartError(
                 f"journal segment {self._name} holds a record of format {header.version}.{header.kind}, "
                 "which this version of tornado-persist does not know"
@@ -129,7 +120,7 @@ class Scanner:
         self.offset = stop
         self.expected = header.seq + 1
         body = memoryview(data)[index + HEADER_SIZE : index + size]
-        return Entry(start, header.seq, KIND_OF[header.kind], header.at, header.rows, body)
+        return Entry(start, header.seq, kind, header.at, header.rows, body)
 
     def _damaged(self, start: int, end: int, header: Header, torn_tail: bool) -> Damage | Tail:
         """The header is good, the body is damaged or incomplete."""
@@ -141,9 +132,8 @@ class Scanner:
             return Tail(start, end - start, torn=True)
         self.offset = min(stop, end) if found is None else found
         self.expected = header.seq + 1
-        kind = KIND_OF[header.kind]
-        size = self.offset - start
-        return Damage(self._name, start, size, "the checksum does not hold", header.seq, kind, header.rows)
+        words = "the checksum does not hold"
+        return Damage(self._name, start, self.offset - start, words, header.seq, header.kind_name, header.rows)
 
     def _lost(self, start: int, end: int, torn_tail: bool) -> Damage | Tail:
         """There is no good header here: look for the next one."""

@@ -10,13 +10,14 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from tornado_persist.errors import InputError
 from tornado_persist.files import reason
-from tornado_persist.journal.cursor import Cursor, CursorDamaged
+from tornado_persist.journal.cursor import Cursor
 from tornado_persist.journal.scanner import Damage, Entry, Scanner, Tail
 from tornado_persist.journal.segment import Extent, first_of, segment_path
+from tornado_persist.journal.state import State
 
 #: A running service may be writing one half of the cursor while the other is being read.
 _CURSOR_READS = 5
@@ -41,23 +42,8 @@ class Gap:
 
 
 Item: TypeAlias = Begin | Entry | Damage | Tail | Gap
-
-
-class Source(Protocol):
-    """Where a walk finds the segments: :class:`Directory`, or the state of an open journal."""
-
-    @property
-    def released(self) -> int:
-        """All records up to this one are released."""
-
-    def find(self, seq: int) -> Extent | None:
-        """Where to begin, if the first record wanted is ``seq``."""
-
-    def following(self, first: int) -> Extent | None:
-        """The segment after the one that begins with ``first``."""
-
-    def extent(self, first: int) -> Extent | None:
-        """The segment that begins with ``first``, as it is now; None when it was released and deleted."""
+#: Where a walk finds the segments: the files in a directory, or the acknowledged records of an open journal.
+Source: TypeAlias = "Directory | State"
 
 
 class Walk:
@@ -172,6 +158,8 @@ class Directory:
         """A walk through all of them."""
         return Walk(self, min([self.released + 1, *self._firsts[:1]]))
 
+    # A walk calls these: where to begin, where to go on, and how a segment is now (None once it is deleted).
+
     def find(self, seq: int) -> Extent | None:
         return self.following(0)
 
@@ -239,27 +227,13 @@ class Inspection(Directory):
             walk.close()
 
     def _look_again(self) -> None:
-        self.released = max(self.released, self._read_cursor())
-
-    def _read_cursor(self) -> int:
         cursor = Cursor(self.path)
-        first = self._firsts[0] if self._firsts else None
         for _ in range(_CURSOR_READS):
-            try:
-                checkpoint = cursor.read(first)
-            except CursorDamaged as exc:
-                self.problem = str(exc)
-            except IsADirectoryError as exc:
-                self.problem = reason(exc)
-            else:
-                self.problem, self.torn = "", cursor.torn
-                if checkpoint is not None:
-                    return checkpoint.seq
-                if first not in (None, 1):
-                    self.problem = "it is missing"
+            checkpoint, self.problem = cursor.load(self._firsts[0] if self._firsts else None)
+            self.torn = cursor.torn
+            if not self.problem:
                 break
-        # As a start does: everything that is there counts.
-        return first - 1 if first else 0
+        self.released = max(self.released, checkpoint.seq)
 
 
 def segments_in(directory: Path) -> list[int]:
