@@ -44,7 +44,6 @@ DEV = [
     "types-PyMySQL>=1.1",
     "types-PyYAML>=6.0.12",
     "types-docutils>=0.21",
-    "types-tqdm>=4.66",
 ]
 
 setup(
@@ -81,11 +80,11 @@ setup(
         "SQLAlchemy>=2.0.36",
         "psycopg[binary]>=3.2.2",
         "PyMySQL[rsa]>=1.1.1",  # rsa: the default authentication of MySQL 8 without TLS
+        "rich>=13.7",
         "structlog>=25.5",
         "prometheus_client>=0.21.1",
         "shtab>=1.7",
         "systemd-watchdog>=1.0.1",
-        "tqdm>=4.66.3",
         "typing_extensions>=4.12",
     ],
     extras_require={"test": TEST, "dev": DEV},

@@ -35,7 +35,7 @@ LIBRARIES = {
     "pydantic_settings": {"config"},
     "pytest": {"testing"},
     "msgspec": {"records", "sinks"},
-    "tqdm": {"cli"},
+    "rich": {"cli"},
     "shtab": {"cli"},
 }
 MOST_LINES = 600

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import SinkSettings
-from tornado_persist.telemetry import redaction as masking
+from tornado_persist.telemetry import redaction
 
 ENV_PREFIX = "PERSISTD_"
 ENV_CONFIG = "PERSISTD_CONFIG"
@@ -180,10 +180,10 @@ def load(file: Path | None) -> Settings:
         raise ConfigError("", str(exc).splitlines()[0]) from None
     # Before they are looked at more closely: what is wrong with one must not show it either.
     for table in settings.sinks.values():
-        masking.hide(value for value in table.values() if isinstance(value, str) and "://" in value)
+        redaction.hide(value for value in table.values() if isinstance(value, str) and "://" in value)
     for name in sorted({settings.sink, *settings.sinks}):
         values = [value for _, value in settings.sink_settings(name)]
-        masking.hide(value.get_secret_value() for value in values if isinstance(value, SecretStr))
+        redaction.hide(value.get_secret_value() for value in values if isinstance(value, SecretStr))
     return settings
 
 

@@ -18,7 +18,7 @@ class OnTerminal:
 
     def __init__(self, *words: str, cwd: Path) -> None:
         self._main_side, terminal = pty.openpty()
-        termios.tcsetwinsize(terminal, (24, 100))
+        termios.tcsetwinsize(terminal, (24, 80))
         self.process = subprocess.Popen(
             [*COMMAND, *words], cwd=cwd, env=environment(), stdin=terminal, stdout=terminal, stderr=terminal
         )

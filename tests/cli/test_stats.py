@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 from tests.cli.conftest import Command
 from tests.cli.terminal import OnTerminal
-from tests.process import Persistd, wait_until
+from tests.process import COMMAND, Persistd, environment, wait_until
 from tests.rows import session, task
+from tornado_persist.cli.output import print_table
 
 
 def test_stats_are_an_aligned_table_or_the_services_own_json(service: Persistd, command: Command) -> None:
@@ -94,12 +96,36 @@ def test_what_cannot_be_a_url_and_an_unknown_port_are_2(command: Command, tmp_pa
     )
 
 
-def test_watch_draws_anew_over_a_restart_until_ctrl_c(service: Persistd, tmp_path: Path) -> None:
+def test_watch_fits_a_small_terminal_over_a_restart_until_ctrl_c(service: Persistd, tmp_path: Path) -> None:
     with OnTerminal("stats", "--watch", "0.1", "--url", service.url, cwd=tmp_path) as watcher:
-        wait_until(lambda: watcher.said.count(b"\x1b[H\x1b[J") >= 2, "a second look")
+        wait_until(lambda: watcher.said.count(b"ACCOUNTING") >= 2, "a second look")
         assert b"+0/s" in watcher.said
+        frames = re.sub(rb"\x1b\[[^A-Za-z]*[A-Za-z]", b"", watcher.said).decode().split("http://")
+        lines = frames[1].splitlines()
+        assert len(lines) <= 24
+        assert max(map(len, lines)) <= 80
+        words = " ".join(lines).split()
+        assert {"BUFFER", "PERFORMANCE", "ACCOUNTING", "JOURNAL"} <= set(words)
+        assert "total sessions written" in frames[1]
         service.kill()
         wait_until(lambda: b"Connection refused" in watcher.said, "the outage")
         watcher.process.send_signal(signal.SIGINT)
         assert watcher.process.wait(10) == 0
     assert b"Traceback" not in watcher.said
+
+
+def test_watch_into_a_file_is_plain_tables(service: Persistd, tmp_path: Path) -> None:
+    words = [*COMMAND, "stats", "--watch", "0.1", "--url", service.url]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout
+        said = [watcher.stdout.readline() for _ in range(40)]
+        watcher.send_signal(signal.SIGINT)
+        watcher.stdout.read()
+    assert watcher.returncode == 0
+    assert "\x1b" not in "".join(said)
+    assert sum("http://" in line for line in said) == 2
+
+
+def test_wide_characters_keep_columns_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([["译文", "1"], ["e\u0301", "22"], ["\x1b[31mred", "333"]], "-r")
+    assert capsys.readouterr().out == "译文        1\ne\u0301          22\n\N{REPLACEMENT CHARACTER}[31mred  333\n"

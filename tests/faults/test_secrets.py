@@ -14,7 +14,7 @@ from tests.process import Persistd, persistd
 from tests.rows import task
 from tests.servers import MariaDB, Postgres
 from tornado_persist import cli
-from tornado_persist.telemetry import redaction as masking
+from tornado_persist.telemetry import redaction
 
 #: As it is, and in each way in which a URL may write it. It is in no word that is said anyway.
 PASSWORD = "Zw#eb/el qu:ark"
@@ -46,7 +46,7 @@ def place_of(url: str) -> tuple[str, int, str]:
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    masking.forget()
+    redaction.forget()
 
 
 @pytest.fixture(params=["postgres", "mysql"])

@@ -15,8 +15,7 @@ import pytest
 import structlog
 
 from tests.process import environment
-from tornado_persist.telemetry import log
-from tornado_persist.telemetry import redaction as masking
+from tornado_persist.telemetry import log, redaction
 
 
 @pytest.fixture(autouse=True)
@@ -92,13 +91,13 @@ def test_standard_output_can_be_the_log() -> None:
 
 def test_a_traceback_and_whatever_stands_in_a_line_hide_secrets(tmp_path: Path) -> None:
     log.configure("info", "json", tmp_path / "log")
-    masking.hide(["postgresql://me:hush-hush@host/db"])
+    redaction.hide(["postgresql://me:hush-hush@host/db"])
     try:
         raise ValueError("hush-hush in a message")
     except ValueError as exc:
         log.get("tornado_persist.x").exception("a bug", error=exc, nested={"list": ["hush-hush", 3]})
     logging.getLogger("other").warning("says %s", "hush-hush")
-    masking.forget()
+    redaction.forget()
     text = (tmp_path / "log").read_text()
     assert "hush" not in text
     first, second = lines(tmp_path / "log")

@@ -17,7 +17,7 @@ import pytest
 
 from tests.process import Persistd, environment, persistd, wait_until
 from tornado_persist.files import DataDir
-from tornado_persist.telemetry.logfile import LogFile, Stream
+from tornado_persist.telemetry.log import LogFile, Stream
 
 Make = Callable[..., LogFile]
 
@@ -92,7 +92,7 @@ def test_lines_for_which_there_was_no_room_are_counted_in_the_next_one_and_never
     program = f"""
 import logging, resource
 from tests.telemetry.test_logfile import say
-from tornado_persist.telemetry.logfile import LogFile
+from tornado_persist.telemetry.log import LogFile
 from pathlib import Path
 handler = LogFile(Path({str(tmp_path / "log")!r}), max_bytes=0, backups=1)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

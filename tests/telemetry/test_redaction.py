@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.provisional import urls
 
-from tornado_persist.telemetry import redaction as masking
+from tornado_persist.telemetry import redaction
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    masking.forget()  # a test before may have had secrets of its own
+    redaction.forget()  # a test before may have had secrets of its own
     yield
-    masking.forget()
+    redaction.forget()
 
 
 @pytest.mark.parametrize(
@@ -29,17 +29,17 @@ def _forget() -> Iterator[None]:
     ],
 )
 def test_a_password_is_hidden_in_each_of_its_forms(secret: str) -> None:
-    masking.hide([secret])
+    redaction.hide([secret])
     for form in ("hush%40hush", "hush@hush", "hush/hush", "hush%2Bhush", "hush+hush", "hush hush", "hush%20hush"):
-        said = masking.mask(f'cannot log in with "{form}": try again')
+        said = redaction.mask(f'cannot log in with "{form}": try again')
         assert said in (f'cannot log in with "{form}": try again', 'cannot log in with "***": try again')
-    assert "hush" not in masking.mask(f"it was {secret}, was it?")
+    assert "hush" not in redaction.mask(f"it was {secret}, was it?")
 
 
 def test_of_a_url_that_nobody_told_of_the_password_is_hidden_too() -> None:
-    assert masking.mask("at postgres://me:hush@host:1/db?x=1 refused") == "at postgres://me:***@host:1/db?x=1 refused"
-    assert masking.mask("host=h password='hu sh' user=me") == "host=h password=*** user=me"
-    assert masking.mask("http://host:8001/path?sslpassword=hush&x=1") == "http://host:8001/path?sslpassword=***&x=1"
+    assert redaction.mask("at postgres://me:hush@host:1/db?x=1 refused") == "at postgres://me:***@host:1/db?x=1 refused"
+    assert redaction.mask("host=h password='hu sh' user=me") == "host=h password=*** user=me"
+    assert redaction.mask("http://host:8001/path?sslpassword=hush&x=1") == "http://host:8001/path?sslpassword=***&x=1"
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_of_a_url_that_nobody_told_of_the_password_is_hidden_too() -> None:
     ],
 )
 def test_other_texts_stay_as_they_are(text: str) -> None:
-    masking.hide(["postgresql://me:hush@host/db", "abc"])
-    assert masking.mask(text) == text
-    assert masking.mask("abc") == "abc", "too short for a secret"
+    redaction.hide(["postgresql://me:hush@host/db", "abc"])
+    assert redaction.mask(text) == text
+    assert redaction.mask("abc") == "abc", "too short for a secret"
 
 
 @given(urls(), st.text())
 def test_no_text_is_too_odd(url: str, text: str) -> None:
-    masking.hide([url, text])
-    masking.mask(url + text)
-    masking.mask(text)
+    redaction.hide([url, text])
+    redaction.mask(url + text)
+    redaction.mask(text)

@@ -1,24 +1,234 @@
-"""``persistd check``"""
+"""``persistd check``: looks at the configuration, the disk, the port and the sink, and says what to do."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import ipaddress
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from tornado_persist.cli import findings
-from tornado_persist.cli.command import FAILED, OK, Commands
+from tornado_persist.cli.command import FAILED, OK, Commands, Configuration
+from tornado_persist.cli.output import size
 from tornado_persist.config import Settings
-from tornado_persist.telemetry import redaction as masking
+from tornado_persist.errors import SinkError
+from tornado_persist.files import DataDir, reason
+from tornado_persist.journal.record import HEADER_SIZE
+from tornado_persist.service import make_sink
+from tornado_persist.telemetry.redaction import mask
+
+#: What to do about a sink's failure, by its name, and by the driver's code and message; the first that fits.
+_HINTS: tuple[tuple[str, str, str], ...] = (
+    # The network, in the words of the system, of libpq and of PyMySQL.
+    ("", r"not known|not translate|resolve|getaddrinfo", "correct the host name in the URL, or see to its DNS entry"),
+    ("", r"refused", "start the server, or correct host and port in the URL; it may listen on another address"),
+    ("", r"timed? ?out|unreachable|no route", "see to the route and the firewall between here and there"),
+    ("postgres", r"pg_hba", "let this host and user in: a line in the server's pg_hba.conf, then a reload of it"),
+    ("postgres", r"password|^28", "correct user and password in the URL (special characters are percent-encoded)"),
+    ("postgres", r"database .* does not exist|^3D000", "make it: CREATE DATABASE name OWNER user"),
+    ("postgres", r"role .* does not exist", "make it: CREATE ROLE user LOGIN PASSWORD '...'"),
+    ("postgres", r"encoding", "make a database WITH ENCODING 'UTF8' TEMPLATE template0"),
+    (
+        "postgres",
+        r"^42501|permission",
+        "grant the user CREATE, TEMPORARY, and SELECT, INSERT, UPDATE on the tables",
+    ),
+    ("postgres", r"read-only|^25006", "name the primary in the URL, not a replica"),
+    ("mysql", r"^1045\b|Access denied for user .*password", "correct user and password in the URL"),
+    ("mysql", r"^1049\b|Unknown database", "make it: CREATE DATABASE name"),
+    ("mysql", r"^(1044|1142|1227)\b|denied", "grant the user its rights: GRANT ALL ON database.* TO user"),
+    ("mysql", r"read.only|^1290\b", "name the primary in the URL, not a replica"),
+    ("sqlite", r"NOTADB|not a database", "move the file away, or name another one in sinks.sqlite.path"),
+    ("sqlite", r"locked", "end the other program that has the database open for writing"),
+    # Tables and files.
+    ("", r"create_tables is off", "make the tables, or set create_tables = true"),
+    ("", r"no such column|column .* does not exist|^(42703|1054)\b", "the table is another program's or version's"),
+    (
+        "",
+        r"EACCES|EPERM|EROFS|READONLY|CANTOPEN|[Pp]ermission|unable to open",
+        "see to the rights on the file's directory",
+    ),
+    ("", r"ENOSPC|FULL|No space|disk is full", "make room on the disk"),
+)
+_NO_HINT = "rows wait in the journal until this is over; the message is the sink's own"
+
+_ADDRESS = {
+    errno.EADDRINUSE: "end what listens there (ss -ltnp shows it), or choose another server.port",
+    errno.EACCES: "ports below 1024 need a right of their own: choose another server.port",
+}
 
 
 def add(commands: Commands) -> None:
     commands.add("check", _check, "look at the configuration, the disk, the port and the sink, and say what was found")
 
 
-def _check(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _check(configuration: Configuration, options: argparse.Namespace) -> int:
     code = OK
-    for finding in findings.look(settings, file):
-        print(masking.mask(str(finding)), flush=True)
+    for finding in look(configuration.settings, configuration.file):
+        print(mask(str(finding)), flush=True)
         if finding.level == "error":
             code = FAILED
     return code
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. An ``error`` keeps the service from its work; a ``warning`` is for thought."""
+
+    subject: str
+    text: str
+    level: Literal["ok", "warning", "error"] = "ok"
+    advice: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.subject:<15}{self.text}"
+        return f"{line}\n{self.level:>14} -> {self.advice}" if self.advice else line
+
+
+def look(settings: Settings, file: Path | None) -> Iterator[Finding]:
+    """Each finding as it is made; the sink, which may take some seconds, is last. Makes ``data_dir`` and the tables.
+
+    Raises:
+        ConfigError: ``data_dir`` cannot be used at all, or the sink cannot do what is asked of it.
+    """
+    yield Finding("configuration", f"{file or 'none, defaults'}: valid")
+    data_dir = DataDir(settings.data_dir)
+    data_dir.make()
+    running = data_dir.locked()
+    yield from _data_dir(data_dir, running)
+    yield from _journal(settings)
+    yield from _disk(settings)
+    yield from _address(settings, running)
+    yield from _log(settings)
+    yield from _sink(settings)
+
+
+def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
+    path = data_dir.path
+    yield Finding("data_dir", f"{path}: {f'in use, pid {data_dir.pid()}' if running else 'writable'}")
+    status = path.stat()
+    if status.st_mode & 0o002:
+        yield Finding("data_dir", f"{path} can be written by everybody", "warning", f"chmod o-w {path}")
+    if status.st_uid != os.geteuid():
+        yield Finding(
+            "data_dir",
+            f"{path} belongs to another user (uid {status.st_uid}) than the one that asks (uid {os.geteuid()})",
+            "warning",
+            "run the commands as the service's user (sudo -u), or files appear that it cannot write",
+        )
+    for inner in sorted(path.iterdir()):
+        if not os.access(inner, os.R_OK | os.W_OK):
+            yield Finding("data_dir", f"{inner} cannot be written", "error", "give it to the service's user: chown -R")
+
+
+def _journal(settings: Settings) -> Iterator[Finding]:
+    journal, largest = settings.journal, settings.server.max_body_bytes + HEADER_SIZE
+    match journal.sync:
+        case "always":
+            yield Finding("journal", "sync always: what is accepted survives a power cut")
+        case "interval":
+            yield Finding(
+                "journal",
+                "sync interval: a power cut loses up to 500 ms of what was accepted",
+                "warning",
+                'set journal.sync = "always", unless the senders can spare that',
+            )
+        case "off":
+            yield Finding(
+                "journal",
+                "sync off: a power cut loses what the system has not written by itself, some 30 seconds",
+                "warning",
+                'set journal.sync = "always", unless the senders can spare that',
+            )
+    if journal.max_bytes < largest:
+        yield Finding(
+            "journal",
+            f"journal.max_bytes = {journal.max_bytes} is less than one request may need ({largest} bytes)",
+            "error",
+            f"raise journal.max_bytes to at least {largest}, or lower server.max_body_bytes",
+        )
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    free = shutil.disk_usage(settings.data_dir).free
+    journal = settings.path("journal")
+    used = sum(path.stat().st_size for path in journal.iterdir() if path.is_file()) if journal.is_dir() else 0
+    room = max(0, settings.journal.max_bytes - used)
+    text = f"{size(free)} free, the journal may grow by {size(room)}"
+    if free >= room:
+        yield Finding("disk", text)
+    else:
+        yield Finding(
+            "disk",
+            f"{text}: in a long outage the disk is full before the journal is",
+            "warning",
+            "nothing accepted is lost by that, but other programs suffer: make room, or lower journal.max_bytes",
+        )
+
+
+def _address(settings: Settings, running: bool) -> Iterator[Finding]:
+    host, port = settings.server.host, settings.server.port
+    shown = f"{host or '*'}:{port}"
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        if running:
+            yield Finding("address", f"{shown}: taken, by the service that has data_dir, it seems")
+        else:
+            advice = _ADDRESS.get(exc.errno or 0, "server.host must be an address of this machine")
+            if isinstance(exc, socket.gaierror):
+                advice = "correct server.host: it is no address and no known name"
+            yield Finding("address", f"{shown} cannot be listened on: {reason(exc)}", "error", advice)
+        return
+    if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+        yield Finding("address", f"{shown}: free")
+    else:
+        yield Finding(
+            "address",
+            f"{shown}: free, and open to other machines; there is no authentication",
+            "warning",
+            "keep it behind a firewall or a proxy that asks who is there",
+        )
+
+
+def _log(settings: Settings) -> Iterator[Finding]:
+    if settings.log.file in ("", "-"):
+        return
+    path = settings.path(settings.log.file)
+    target = path if path.exists() else path.parent
+    if os.access(target, os.W_OK):
+        yield Finding("log", f"{path}: writable")
+    else:
+        yield Finding(
+            "log", f"{path} cannot be written", "error", "make its directory, and give it to the service's user"
+        )
+
+
+def _sink(settings: Settings) -> Iterator[Finding]:
+    sink = make_sink(settings)
+    try:
+        sink.open()
+        sink.ping()
+        yield Finding("sink", f"{settings.sink}: {sink.describe()}")
+        if hasattr(sink.settings, "create_tables"):  # a plugin may have none
+            yield Finding("tables", "there, and writable")
+    except SinkError as exc:
+        yield Finding("sink", f"{settings.sink}: unavailable: {exc}", "error", hint(settings.sink, exc))
+    finally:
+        sink.close()
+
+
+def hint(sink: str, error: SinkError) -> str:
+    """What to do about a sink's failure."""
+    said = f"{error.code} {error}"
+    return next((advice for name, words, advice in _HINTS if name in ("", sink) and re.search(words, said)), _NO_HINT)

@@ -1,36 +1,53 @@
-"""What the commands share: their exit codes, and how they are added to the parser."""
+"""What the commands share: exit codes, the configuration that they work with, and how they join the parser."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import shtab
+from tornado_persist.telemetry.redaction import mask
 
-from tornado_persist.config import Settings
-from tornado_persist.telemetry import redaction as masking
+if TYPE_CHECKING:
+    from tornado_persist.config import Settings
+
+    Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
 OK, FAILED, BAD_CONFIG, NO_SERVICE = 0, 1, 2, 3
 
-#: A command: the settings, the file they came from (if any), and what was said on the command line; its exit code.
-Function: TypeAlias = Callable[[Settings, Path | None, argparse.Namespace], int]
 
-if TYPE_CHECKING:
-    Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+class Configuration:
+    """The configuration file, named by the command line or found; it is read when it is needed."""
+
+    def __init__(self, named: str | None = None) -> None:
+        self._named = named
+
+    @cached_property
+    def file(self) -> Path | None:
+        from tornado_persist import config
+
+        return config.find_file(self._named)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Everything, checked. Raises ConfigError."""
+        from tornado_persist import config
+
+        return config.load(self.file)
+
+
+#: A command: the configuration, and the options of the command line; returns its exit code.
+Function: TypeAlias = Callable[[Configuration, argparse.Namespace], int]
 
 
 class Commands:
     """The commands below ``persistd``, or below one of its commands."""
 
-    def __init__(self, subparsers: Subparsers) -> None:
-        self._subparsers = subparsers
-
-    @classmethod
-    def of(cls, parser: argparse.ArgumentParser, *, required: bool = False) -> Commands:
-        return cls(parser.add_subparsers(title="commands", metavar="COMMAND", required=required))
+    def __init__(self, parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+        self._subparsers: Subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=required)
 
     def add(self, name: str, function: Function, words: str, *, more: str = "") -> argparse.ArgumentParser:
         """A command that does something; ``words`` go into the list of commands, ``more`` only into its own help."""
@@ -44,18 +61,18 @@ class Commands:
 
     def group(self, name: str, words: str) -> Commands:
         """A command that only has commands below it."""
-        return Commands.of(self._parser(name, words, ""), required=True)
+        return Commands(self._parser(name, words, ""), required=True)
 
     def _parser(self, name: str, words: str, more: str) -> argparse.ArgumentParser:
         description = words[0].upper() + words[1:] + "."
         return self._subparsers.add_parser(name, help=words, description=f"{description} {more}".strip())
 
 
-def completes_files(action: argparse.Action, what: dict[str, Any] = shtab.FILE) -> None:
-    """Have a shell offer files (or directories) for this argument."""
-    action.complete = what  # type: ignore[attr-defined]
+def completes_files(action: argparse.Action, what: Literal["files", "directories"] = "files") -> None:
+    """Let a shell offer files (or directories) for this argument; ``persistd completion`` turns it into shtab's."""
+    action.completes = what  # type: ignore[attr-defined]
 
 
 def complain(problem: object) -> None:
-    """One line about what went wrong."""
-    print(f"persistd: {masking.mask(str(problem))}", file=sys.stderr)
+    """One line on standard error about what went wrong."""
+    print(f"persistd: {mask(str(problem))}", file=sys.stderr)

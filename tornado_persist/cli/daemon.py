@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-from tornado_persist.cli.command import FAILED, NO_SERVICE, OK, Commands, complain
-from tornado_persist.config import Settings
+from tornado_persist.cli.command import FAILED, NO_SERVICE, OK, Commands, Configuration, complain
 from tornado_persist.errors import ConfigError
 from tornado_persist.files import DataDir
-from tornado_persist.service import Service
-from tornado_persist.telemetry import log
 
 #: Seconds that ``stop`` waits beyond ``server.shutdown_timeout``.
 STOP_GRACE = 10.0
@@ -31,8 +26,14 @@ def add(commands: Commands) -> None:
     commands.add("reload", _reload, "have the service read its configuration again")
 
 
-def run(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def run(configuration: Configuration, options: argparse.Namespace) -> int:
     """Serve in the foreground."""
+    import asyncio
+
+    from tornado_persist.service import Service
+    from tornado_persist.telemetry import log
+
+    settings = configuration.settings
     data_dir = DataDir(settings.data_dir)
     data_dir.make()
     # In the background standard output and error are a file as well, which is rotated and reopened as any other.
@@ -51,13 +52,14 @@ def run(settings: Settings, file: Path | None, options: argparse.Namespace) -> i
             os.close(options.ready_fd)
 
     async def serve() -> None:
-        await Service(settings, file).run(serving)
+        await Service(settings, configuration.file).run(serving)
 
     asyncio.run(serve())
     return OK
 
 
-def _start(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _start(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     data_dir = DataDir(settings.data_dir)
     data_dir.make()
     if data_dir.locked():
@@ -65,7 +67,7 @@ def _start(settings: Settings, file: Path | None, options: argparse.Namespace) -
         return FAILED
     command = [sys.executable, "-m", "tornado_persist", "run"]
     reader, writer = os.pipe()
-    command += ["--daemon", "--ready-fd", str(writer), *(["-c", str(file)] if file else [])]
+    command += ["--daemon", "--ready-fd", str(writer), *(["-c", str(configuration.file)] if configuration.file else [])]
     with data_dir.log_file.open("ab") as output, os.fdopen(reader, "rb") as ready:
         said_before = output.tell()
         child = subprocess.Popen(
@@ -87,7 +89,8 @@ def _start(settings: Settings, file: Path | None, options: argparse.Namespace) -
     return FAILED
 
 
-def _stop(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     data_dir = DataDir(settings.data_dir)
     pid = data_dir.pid()
     if pid is None:
@@ -102,7 +105,8 @@ def _stop(settings: Settings, file: Path | None, options: argparse.Namespace) ->
     return OK
 
 
-def _status(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _status(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     data_dir = DataDir(settings.data_dir)
     if not data_dir.locked():
         print("persistd does not run")
@@ -111,7 +115,8 @@ def _status(settings: Settings, file: Path | None, options: argparse.Namespace) 
     return OK
 
 
-def _reload(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _reload(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     pid = DataDir(settings.data_dir).pid()
     if pid is None:
         complain("it does not run")

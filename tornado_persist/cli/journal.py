@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from tornado_persist.cli import table
-from tornado_persist.cli.command import FAILED, OK, Commands, complain, completes_files
+from tornado_persist.cli import output
+from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError
 from tornado_persist.files import DataDir, fsync_directory, reason
@@ -80,7 +80,8 @@ class _Segment:
         self.rows[entry.kind] += entry.rows
 
 
-def _ls(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _ls(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     journal = Inspection(settings.path("journal"))
     segments: list[_Segment] = []
     problems = _Problems(settings, journal)
@@ -113,7 +114,7 @@ def _ls(settings: Settings, file: Path | None, options: argparse.Namespace) -> i
         service = f"the service runs, pid {problems.pid}" if problems.pid else "the service does not run"
         print(f"{journal.path}: {service}; released up to {journal.released}\n")
         head = ["segment", "first", "last", "records", "released", "sessions", "tasks", "size", "oldest", ""]
-        print(*table.table([head, *map(_row, [*segments, total])], "lrrrrrrrrl"), sep="\n")
+        output.print_table([head, *map(_row, [*segments, total])], "lrrrrrrrrl")
     return problems.end()
 
 
@@ -125,14 +126,15 @@ def _facts(it: _Segment) -> dict[str, Any]:
 
 def _row(it: _Segment) -> list[str]:
     numbers = ["" if n is None else str(n) for n in (it.first, it.last)]
-    age = table.duration((datetime.now(it.oldest.tzinfo) - it.oldest).total_seconds()) if it.oldest else ""
-    notes = [f"{table.size(it.damaged)} damaged"] if it.damaged else []
-    notes += [f"{table.size(it.unfinished)} unfinished"] if it.unfinished else []
+    age = output.duration((datetime.now(it.oldest.tzinfo) - it.oldest).total_seconds()) if it.oldest else ""
+    notes = [f"{output.size(it.damaged)} damaged"] if it.damaged else []
+    notes += [f"{output.size(it.unfinished)} unfinished"] if it.unfinished else []
     figures = [f"{n:,}" for n in (it.records, it.released, it.rows["session"], it.rows["task"])]
-    return [it.name, *numbers, *figures, table.size(it.bytes), age, ", ".join(notes)]
+    return [it.name, *numbers, *figures, output.size(it.bytes), age, ", ".join(notes)]
 
 
-def _show(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _show(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     first, last = (options.first, options.last) if options.seq is None else (options.seq, options.seq)
     journal = Inspection(settings.path("journal"))
     problems = _Problems(settings, journal)
@@ -157,16 +159,17 @@ def _print_record(segment: str, entry: Entry, *, released: bool, as_json: bool) 
         where = {"segment": segment, "offset": entry.offset, "bytes": entry.size, "released": released}
         print(json.dumps({**facts, **where, "body": body}, ensure_ascii=False))
         return
-    rows = table.count(record.rows, record.kind)
+    rows = output.count(record.rows, record.kind)
     state = "released" if released else "waits"
-    print(f"record {record.seq}: {rows}, accepted {table.moment(record.at)}, {state}")
+    print(f"record {record.seq}: {rows}, accepted {output.moment(record.at)}, {state}")
     print(f"  {segment}, offset {entry.offset}, {entry.size:,} bytes")
     for line in json.dumps(body, ensure_ascii=False, indent=2).splitlines():
-        print(f"  {table.printable(line)}")
+        print(f"  {output.printable(line)}")
     print()
 
 
-def _verify(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _verify(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     journal = Inspection(settings.path("journal"))
     problems = _Problems(settings, journal)
     segments = records = size = 0
@@ -177,12 +180,13 @@ def _verify(settings: Settings, file: Path | None, options: argparse.Namespace) 
         elif isinstance(item, Entry):
             records += 1
         problems.look(item)
-    what = f"{table.count(segments, 'segment')}, {table.count(records, 'good record')}, {table.size(size)}"
-    print(f"{journal.path}: {what}, {table.count(len(problems.found), 'problem')}")
+    what = f"{output.count(segments, 'segment')}, {output.count(records, 'good record')}, {output.size(size)}"
+    print(f"{journal.path}: {what}, {output.count(len(problems.found), 'problem')}")
     return problems.end()
 
 
-def _export(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _export(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     journal = Inspection(settings.path("journal"))
     problems = _Problems(settings, journal)
     records = rows = 0
@@ -200,7 +204,7 @@ def _export(settings: Settings, file: Path | None, options: argparse.Namespace) 
                 rows += 1
             records += 1
         out.flush()
-    print(f"{table.count(rows, 'row')} of {table.count(records, 'record')} exported", file=sys.stderr)
+    print(f"{output.count(rows, 'row')} of {output.count(records, 'record')} exported", file=sys.stderr)
     return problems.end()
 
 
@@ -250,7 +254,7 @@ class _Problems:
                 self.segment = item.path.name
             case Damage():
                 self._say(
-                    item.segment, item.offset, f"{table.size(item.size)} damaged: {item.reason}{self._more(item)}"
+                    item.segment, item.offset, f"{output.size(item.size)} damaged: {item.reason}{self._more(item)}"
                 )
             case Gap(damaged=False):
                 numbers = (
@@ -259,9 +263,9 @@ class _Problems:
                 self._say(self.segment, None, f"{numbers} missing before this place")
             case Tail(torn=True) if not self.pid:
                 words = "not whole, as a crash leaves them, and never acknowledged; a start cuts them off"
-                self._note(item, f"the last {table.size(item.size)} are {words}")
+                self._note(item, f"the last {output.size(item.size)} are {words}")
             case Tail(torn=False) if not self.pid:
-                self._note(item, f"the last {table.size(item.size)} were refused; a start cuts them off")
+                self._note(item, f"the last {output.size(item.size)} were refused; a start cuts them off")
 
     def end(self) -> int:
         """The command's exit code."""
@@ -269,7 +273,7 @@ class _Problems:
 
     def _more(self, damage: Damage) -> str:
         facts = [f"record {damage.seq}"] if damage.seq is not None else []
-        facts += [table.count(damage.rows, damage.kind)] if damage.rows is not None and damage.kind else []
+        facts += [output.count(damage.rows, damage.kind)] if damage.rows is not None and damage.kind else []
         with contextlib.suppress(OSError):
             copy = self._copies.find(self._directory / damage.segment, damage)
             facts += [f"known, a copy is in {copy}"] if copy else []

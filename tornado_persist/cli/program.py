@@ -1,4 +1,4 @@
-"""``persistd``: its command line, and what every command's end comes to."""
+"""``persistd``: its command line, and how every command ends."""
 
 from __future__ import annotations
 
@@ -7,33 +7,55 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any
 
-from tornado_persist import __version__, config
-from tornado_persist.cli import check, completion, daemon, imports, journal, rejected, stats
-from tornado_persist.cli.command import BAD_CONFIG, FAILED, NO_SERVICE, Commands, Function, complain, completes_files
+from tornado_persist import __version__
+from tornado_persist.cli.command import (
+    BAD_CONFIG,
+    FAILED,
+    NO_SERVICE,
+    Commands,
+    Configuration,
+    Function,
+    complain,
+    completes_files,
+)
 from tornado_persist.errors import ConfigError, NoAnswer, PersistError
+
+#: The modules in the order of the help, and the commands that each adds. Only the one that is needed is imported.
+_MODULES = {
+    "daemon": ("run", "start", "stop", "status", "reload"),
+    "check": ("check",),
+    "stats": ("stats", "flush"),
+    "journal": ("journal",),
+    "rejected": ("rejected",),
+    "importing": ("import",),
+}
+SHELLS = ("bash", "zsh")
 
 _EPILOG = """\
 exit codes:
-  0    it was done
-  1    it was not, or not all of it: standard error says why
+  0    done
+  1    not done, or not completely: standard error says why
   2    the configuration or the command line is wrong
   3    the service does not run, or does not answer
   130  Ctrl-C
 """
+_COMPLETION = """For bash: persistd completion bash > ~/.local/share/bash-completion/completions/persistd; for zsh:
+persistd completion zsh > a directory of $fpath, as _persistd."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser(arguments).parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know no Chinese
     try:
-        file = config.find_file(options.config)
-        settings = config.load(file)
         command: Function = options.command
-        code = command(settings, file, options)
+        code = command(Configuration(options.config), options)
         sys.stdout.flush()
         return code
     except ConfigError as exc:
@@ -46,15 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(exc)
         return FAILED
     except BrokenPipeError:
-        # Who read the output has seen enough (head, a pager). Python must not complain again when it ends.
+        # The reader of the output stopped (head, a pager). Python must not complain again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line: all of it, or as much as these arguments need."""
     it = argparse.ArgumentParser(
         prog="persistd",
         description="A durable write buffer over HTTP.",
@@ -63,9 +85,54 @@ def parser() -> argparse.ArgumentParser:
     )
     it.add_argument("--version", action="version", version=f"persistd {__version__}")
     completes_files(it.add_argument("-c", "--config", metavar="FILE", help="the configuration, a TOML file"))
-    commands = Commands.of(it)
-    for chore in (daemon, check, stats, journal, rejected, imports):
-        chore.add(commands)
-    completion.add(commands, it)
-    it.set_defaults(command=daemon.run, ready_fd=None, daemon=False)
+    it.set_defaults(command=_run, ready_fd=None, daemon=False)
+    if list(arguments) == ["--version"]:
+        return it
+    commands = Commands(it)
+    asked = _asked(arguments)
+    for module, names in _MODULES.items():
+        if asked is None or asked in names:
+            import_module(f"tornado_persist.cli.{module}").add(commands)
+    if asked is None:
+        completion = commands.add(
+            "completion", _complete, "print a script that lets a shell complete persistd's words", more=_COMPLETION
+        )
+        completion.add_argument("shell", choices=SHELLS, help="the shell that it is for")
     return it
+
+
+def _asked(arguments: Sequence[str]) -> str | None:
+    """The command, if it is one of the modules' own."""
+    words = iter(arguments)
+    for word in words:
+        if word in ("-c", "--config"):
+            next(words, None)
+        elif not word.startswith("-"):
+            return word if any(word in names for names in _MODULES.values()) else None
+    return None
+
+
+def _run(configuration: Configuration, options: argparse.Namespace) -> int:
+    from tornado_persist.cli import daemon
+
+    return daemon.run(configuration, options)
+
+
+def _complete(configuration: Configuration, options: argparse.Namespace) -> int:
+    import shtab
+
+    it = parser()
+    kinds: dict[str, Any] = {"files": shtab.FILE, "directories": shtab.DIRECTORY}
+    for action in _actions(it):
+        if what := getattr(action, "completes", None):
+            action.complete = kinds[what]  # type: ignore[attr-defined]
+    print(shtab.complete(it, shell=options.shell))
+    return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _actions(below)

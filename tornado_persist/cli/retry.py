@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tornado_persist import config
-from tornado_persist.cli import table
-from tornado_persist.cli.client import Client
-from tornado_persist.cli.command import FAILED, OK, Commands, complain, completes_files
-from tornado_persist.cli.imports import add_patience
+from tornado_persist.cli import output
+from tornado_persist.cli.client import Client, RowRefused, Sender, add_patience, add_url, connect
+from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
 from tornado_persist.cli.lines import decode, parse
-from tornado_persist.cli.rejections import Entry, Rejections
-from tornado_persist.cli.remote import add_url, connect
-from tornado_persist.cli.selection import add_selection, chosen, complain_of_broken
-from tornado_persist.cli.sender import RowRefused, Sender
+from tornado_persist.cli.rejected import Entry, Rejections, add_selection, chosen, complain_of_broken
 from tornado_persist.cli.stats import FLUSH_GRACE
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError, InvalidBatch, PersistError, RequestRefused, SinkError
@@ -71,9 +67,10 @@ class _Again:
         return self.row != self.entry.row
 
 
-def _retry(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
+def _retry(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
     rejections = Rejections(settings.path("rejected.jsonl"))
-    with connect(settings, options, settings.buffer.flush_timeout + FLUSH_GRACE) as client, rejections.working():
+    with connect(configuration, options, settings.buffer.flush_timeout + FLUSH_GRACE) as client, rejections.working():
         entries = rejections.entries()
         broken: list[Entry] = []
         if options.file is not None:
@@ -114,7 +111,7 @@ def _send(
         say=complain,
     )
     sent = [again for kind in KINDS for again in _send_kind(kind, rows, sender, rejections, settings.server.max_batch)]
-    print(f"{table.count(len(sent), 'row')} sent")
+    print(f"{output.count(len(sent), 'row')} sent")
     code = OK if len(sent) == len(rows) and not left_out else FAILED
     return max(code, _aftermath(client, rejections, before, sent)) if sent else code
 
@@ -170,8 +167,8 @@ def _not_updated_since(settings: Settings, client: Client, rows: list[_Again]) -
     for again in rows:
         updated = found[again.kind].get(again.key)
         if updated is not None and updated > again.entry.updated_at:
-            was, now = table.clock(again.entry.updated_at), table.clock(updated)
-            words = f"{again.kind} {table.printable(again.key)} is of {was}, and was updated since, on {now}"
+            was, now = output.clock(again.entry.updated_at), output.clock(updated)
+            words = f"{again.kind} {output.printable(again.key)} is of {was}, and was updated since, on {now}"
             complain(f"{again.place}: {words}: not sent (--overwrite sends it all the same)")
         else:
             fresh.append(again)
@@ -190,7 +187,7 @@ def _aftermath(client: Client, rejections: Rejections, before: int, sent: list[_
         entry for entry in rejections.entries(before) if not entry.problem and (entry.kind, entry.key) in keys
     ]
     for entry in again_refused:
-        message = table.printable(" ".join(str(entry.found.get("message", "")).split()))
+        message = output.printable(" ".join(str(entry.found.get("message", "")).split()))
         complain(f"{rejections.path}, line {entry.line}: {entry.kind} {entry.key} was refused again: {message}")
     if flushed["status"] != "flushed":
         complain(f"they were accepted, and wait: {flushed.get('detail', 'the flush failed')}")
@@ -269,5 +266,5 @@ def _from_file(settings: Settings, path: Path, everything: list[Entry]) -> list[
         else:
             settled += 1
     if settled:
-        complain(f"{path}: {table.count(settled, 'row')} passed over, retried or dropped before")
+        complain(f"{path}: {output.count(settled, 'row')} passed over, retried or dropped before")
     return rows

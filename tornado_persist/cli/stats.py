@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
-from tornado_persist.cli import table
-from tornado_persist.cli.client import Client
-from tornado_persist.cli.command import FAILED, OK, Commands, complain
-from tornado_persist.cli.remote import add_url, connect
-from tornado_persist.config import Settings
+from tornado_persist.cli import output
+from tornado_persist.cli.client import Client, add_url, connect
+from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain
 from tornado_persist.errors import NoAnswer, PersistError, RequestRefused
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 #: Seconds between looks.
 INTERVAL = 2.0
@@ -23,9 +26,8 @@ INTERVAL = 2.0
 FLUSH_GRACE = 10.0
 #: Seconds that an answer to /stats may take.
 PATIENCE = 5.0
-
-# Home, and clear from there on: unlike clearing first, it does not flicker.
-_REDRAW = "\x1b[H\x1b[J"
+#: Lines of the first of two columns on a screen, from which on the next section goes into the second.
+_HALF = 12
 
 
 def add(commands: Commands) -> None:
@@ -52,40 +54,72 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _stats(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
-    with connect(settings, options, PATIENCE) as client:
+def _stats(configuration: Configuration, options: argparse.Namespace) -> int:
+    with connect(configuration, options, PATIENCE) as client:
         if options.watch is None:
-            print(_shown(client.stats(), client.url, {}, as_json=options.json))
+            _print(client.stats(), client.url, {}, as_json=options.json)
             return OK
-        try:
-            _watch(client, options.watch, as_json=options.json)
-        except KeyboardInterrupt:
-            if sys.stdout.isatty():
-                print()
+        with contextlib.suppress(KeyboardInterrupt):
+            if sys.stdout.isatty() and not options.json:
+                _draw(client, options.watch)
+            else:
+                for stats, rates in _looks(client, options.watch):
+                    if isinstance(stats, PersistError):
+                        complain(stats)
+                        continue
+                    _print(stats, client.url, rates, as_json=options.json)
+                    print("", end="" if options.json else "\n", flush=True)
         return OK
 
 
-def _watch(client: Client, interval: float, *, as_json: bool) -> None:
-    """Once it has answered, a service that does not is no reason to end: it may be just the restart that is awaited."""
-    redraw = _REDRAW if sys.stdout.isatty() and not as_json else ""
+def _draw(client: Client, interval: float) -> None:
+    """The figures on one screen, drawn again at every look."""
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop") as screen:
+        for stats, rates in _looks(client, interval):
+            head = f"{client.url}, {output.clock(datetime.now(UTC))}"
+            screen.update(_screen(head, stats, rates), refresh=True)
+
+
+def _screen(head: str, stats: dict[str, Any] | PersistError, rates: dict[str, str]) -> Group:
+    """Two columns of sections: they fit 80 columns and 24 lines."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if isinstance(stats, PersistError):
+        return Group(Text(head), "", Text(output.printable(str(stats))))
+    halves: tuple[list[list[str]], list[list[str]]] = ([], [])
+    for title, *figures in _rows(stats, rates, brief=True):
+        if title:
+            half = halves[len(halves[0]) >= _HALF]
+            half.append([title.upper()])
+        half.append(figures)
+    none: list[str] = []
+    rows = [[*left, *[""] * (4 - len(left)), *right] for left, right in zip_longest(*halves, fillvalue=none)]
+    return Group(Text(head), "", output.table(rows, "-rr--rr"))
+
+
+def _looks(client: Client, interval: float) -> Iterator[tuple[dict[str, Any] | PersistError, dict[str, str]]]:
+    """The figures and their rates, every ``interval`` seconds.
+
+    Once it has answered, a service that does not is no reason to end: it may be just restarting.
+    """
     before: dict[str, Any] = {}
     seen = 0.0
     while True:
         began = time.monotonic()
         try:
             stats = client.stats()
-            rates = _rates(before, stats, began - seen)
-            before, seen = stats, began
-            print(redraw + _shown(stats, client.url, rates, as_json=as_json), flush=True)
         except (NoAnswer, RequestRefused) as exc:
             if not before:
                 raise
-            if redraw:
-                print(f"{redraw}{client.url}, {table.clock(datetime.now(UTC))}\n\n{exc}", flush=True)
-            else:
-                complain(exc)
-        if not redraw and not as_json:
-            print(flush=True)
+            yield exc, {}
+        else:
+            rates = _rates(before, stats, began - seen)
+            before, seen = stats, began
+            yield stats, rates
         time.sleep(max(0.0, interval - (time.monotonic() - began)))
 
 
@@ -95,9 +129,17 @@ def _rates(before: dict[str, Any], now: dict[str, Any], seconds: float) -> dict[
     return {name: f"{(new[name] - old[name]) / seconds:+,.0f}/s" for name in new if name in old}
 
 
-def _shown(stats: dict[str, Any], url: str, rates: dict[str, str], *, as_json: bool) -> str:
+def _print(stats: dict[str, Any], url: str, rates: dict[str, str], *, as_json: bool) -> None:
     if as_json:
-        return json.dumps(stats, ensure_ascii=False)
+        print(json.dumps(stats, ensure_ascii=False))
+        return
+    print(f"{url}, {output.clock(datetime.now(UTC))}\n")
+    # Times and rates differ in length; figures stand under one another.
+    output.print_table(_rows(stats, rates), "--rr")
+
+
+def _rows(stats: dict[str, Any], rates: dict[str, str], *, brief: bool = False) -> list[list[str]]:
+    """Section (in its first row), label, figure and rate; ``brief``: times without the date."""
     now = datetime.now(UTC)
     rows = []
     for section, figures in stats.items():
@@ -105,13 +147,12 @@ def _shown(stats: dict[str, Any], url: str, rates: dict[str, str], *, as_json: b
         for index, (name, value) in enumerate(found.items()):
             title = section.replace("_", " ") if index == 0 else ""
             rate = rates.get(name, "") if section == "accounting" else ""
-            label, words = _figure(name, value, now)
+            label, words = _figure(name, value, now, brief=brief)
             rows.append([title, label, words, rate])
-    # Times and rates differ in length; figures stand under one another.
-    return "\n".join([f"{url}, {table.clock(now)}", "", *table.table(rows, "--rr")])
+    return rows
 
 
-def _figure(name: str, value: Any, now: datetime) -> tuple[str, str]:
+def _figure(name: str, value: Any, now: datetime, *, brief: bool) -> tuple[str, str]:
     """A figure's label, and its value with the unit that its name ends in."""
     label = name.replace("_", " ")
     if value is None:
@@ -120,14 +161,14 @@ def _figure(name: str, value: Any, now: datetime) -> tuple[str, str]:
         return label, json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):
         try:
-            return label.removesuffix(" time"), table.moment(datetime.fromisoformat(value), now)
+            return label.removesuffix(" time"), output.moment(datetime.fromisoformat(value), now, brief=brief)
         except (ValueError, TypeError):
             return label, value
     match name.rpartition("_")[2]:
         case "seconds":
-            return label.removesuffix(" seconds"), table.duration(value)
+            return label.removesuffix(" seconds"), output.duration(value)
         case "bytes":
-            return label, table.size(int(value))
+            return label, output.size(int(value))
         case "ms":
             return label.removesuffix(" ms"), f"{value:,} ms"
         case "percent":
@@ -135,8 +176,9 @@ def _figure(name: str, value: Any, now: datetime) -> tuple[str, str]:
     return label, f"{value:,}"
 
 
-def _flush(settings: Settings, file: Path | None, options: argparse.Namespace) -> int:
-    with connect(settings, options, settings.buffer.flush_timeout + FLUSH_GRACE) as client:
+def _flush(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
+    with connect(configuration, options, settings.buffer.flush_timeout + FLUSH_GRACE) as client:
         try:
             flushed = client.flush()
         except RequestRefused as exc:
@@ -145,11 +187,11 @@ def _flush(settings: Settings, file: Path | None, options: argparse.Namespace) -
     if options.json:
         print(json.dumps(flushed, ensure_ascii=False))
         return OK if good else FAILED
-    sessions = table.count(flushed["sessions_written"], "session")
-    tasks = table.count(flushed["tasks_written"], "task")
+    sessions = output.count(flushed["sessions_written"], "session")
+    tasks = output.count(flushed["tasks_written"], "task")
     words = f"{sessions} and {tasks} written in {flushed['duration_ms']:,} ms"
     if rejected := flushed.get("rows_rejected", 0):
-        words += f"; {table.count(rejected, 'row')} rejected, see persistd rejected ls"
+        words += f"; {output.count(rejected, 'row')} rejected, see persistd rejected ls"
     if good:
         print(f"flushed: {words}")
         return OK

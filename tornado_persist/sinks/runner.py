@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks.base import Sink
-from tornado_persist.telemetry import log
-from tornado_persist.telemetry import redaction as masking
+from tornado_persist.telemetry import log, redaction
 
 T = TypeVar("T")
 
@@ -208,7 +207,7 @@ class SinkRunner:
             return function(*args)
         except SinkError as exc:
             # The driver's words go to the log, into answers and into the file of rejected rows.
-            exc.args = (masking.mask(str(exc)),)
+            exc.args = (redaction.mask(str(exc)),)
             if isinstance(exc, SinkUnavailable) and not isinstance(exc, SinkConflict):
                 self._close_sink()
             raise

@@ -1,29 +1,34 @@
-"""The log: structlog events, for people on a terminal and as JSON lines elsewhere.
+"""The log: structlog events, for people on a terminal and as JSON lines elsewhere; to a stream or a rotated file.
 
-The standard library's loggers (Tornado's, the drivers') go the same way, so that the output is of one kind. Every line
-of a request's own context has its id, and none has a password of the configuration.
+The standard library's loggers (Tornado's, the drivers') use the same format. A line that belongs to a request has the
+request's id, and no line has a password of the configuration.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import time
 from contextvars import ContextVar
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor
 
-from tornado_persist.telemetry.logfile import LogFile, Stream
 from tornado_persist.telemetry.redaction import mask
 
 Format = Literal["auto", "console", "json"]
 
+#: Seconds until a rotation that failed is tried again; until then the file grows.
+_ROTATE_AGAIN = 60.0
+
 #: Stands for standard output where a file could be named.
 STDOUT = Path("-")
 
-#: The id of the request that is being worked on; empty outside of one.
+#: The id of the current request; empty outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
@@ -69,7 +74,7 @@ def configure(
     else:
         last += [_first_things_first, structlog.processors.JSONRenderer(ensure_ascii=False)]
     structlog.configure(
-        # What is below the level costs no more than finding that out.
+        # First, so that lines below the level cost little.
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -121,7 +126,7 @@ def _without_secrets(logger: object, method: str, event: EventDict) -> EventDict
     return {key: value if key in _OURS else _masked(value) for key, value in event.items()}
 
 
-#: What the drivers have no word in. An event of another library is its whole message.
+#: Keys whose values no driver writes. An event of another library is its whole message.
 _OURS = ("time", "level", "logger")
 
 
@@ -143,14 +148,14 @@ def _first_things_first(logger: object, method: str, event: EventDict) -> EventD
 
 
 def set_level(level: str) -> None:
-    """Change the least level that is said, now."""
+    """Change the lowest level that is logged, now."""
     logging.getLogger("tornado_persist").setLevel(level.upper())
-    # Other people's debug and info messages are about their insides, and may hold rows.
+    # Debug and info messages of other libraries may hold rows.
     logging.getLogger().setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 
 def debugging(name: str) -> bool:
-    """Whether the debug lines of a module are said: to be asked first where they would come with every request."""
+    """Whether a module's debug lines are logged: check it before building one for every request."""
     return logging.getLogger(name).isEnabledFor(logging.DEBUG)
 
 
@@ -158,3 +163,100 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
     """The logger of a module: ``log = log.get(__name__)``."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
+
+
+class _Lines(logging.Handler):
+    """Writes each record as one line to a descriptor, with no buffer in between.
+
+    A full disk, or a reader that went away, costs the lines of that time: the first line that gets through says how
+    many were lost. The logging module would print a traceback for each, and a buffer would write the line later.
+    """
+
+    _lost = 0
+    _torn = False  # part of the last line was written, without its end
+
+    def emit(self, record: logging.LogRecord) -> None:
+        done, data = 0, b"\n" if self._torn else b""
+        try:
+            if self._lost:
+                data += self._encoded(_note("%d log lines could not be written", self._lost))
+            data += self._encoded(record)
+            fd = self._ready(len(data))
+            while done < len(data):
+                done += os.write(fd, data[done:])
+        except OSError:
+            self._lost += 1
+            self._torn = data[done - 1 : done] != b"\n" if done else self._torn
+        except Exception:
+            self.handleError(record)  # a bug
+        else:
+            self._lost, self._torn = 0, False
+
+    def _encoded(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode(errors="backslashreplace") + b"\n"
+
+    def _ready(self, size: int) -> int:
+        """The descriptor for the next ``size`` bytes. Raises OSError."""
+        raise NotImplementedError
+
+
+class Stream(_Lines):
+    """An open descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.fd = fd
+
+    def _ready(self, size: int) -> int:
+        return self.fd
+
+
+class LogFile(_Lines, RotatingFileHandler):
+    """A file that is rotated by its size, and can be reopened after another program has renamed it.
+
+    The standard library's handler names and moves the files.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, backups: int, streams: bool = False) -> None:
+        """``max_bytes``: 0 never rotates; ``streams``: standard output and error go there too, and move with the file.
+
+        Raises OSError when the file cannot be opened.
+        """
+        self.streams = streams
+        self._rotate_not_before = 0.0
+        super().__init__(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
+
+    def _open(self) -> io.TextIOWrapper:
+        raw = Path(self.baseFilename).open("ab", buffering=0)  # noqa: SIM115  # the handler closes it
+        if self.streams:
+            for fd in (1, 2):
+                os.dup2(raw.fileno(), fd)
+        return io.TextIOWrapper(raw)  # of which only the descriptor is used
+
+    def _ready(self, size: int) -> int:
+        if self.stream and self.maxBytes and time.monotonic() >= self._rotate_not_before:
+            held = os.fstat(self.stream.fileno()).st_size
+            if held and held + size > self.maxBytes:
+                try:
+                    self.doRollover()
+                except OSError:
+                    # The directory may be read-only: the old file grows. Each try moves the backups, so not too often.
+                    self._rotate_not_before = time.monotonic() + _ROTATE_AGAIN
+        if self.stream is None:
+            self.stream = self._open()
+        return self.stream.fileno()
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now, or a new one. Raises OSError, and keeps the old one then."""
+        self.acquire()
+        try:
+            stream = self._open()
+            if self.stream:
+                self.stream.close()
+            self.stream = stream
+        finally:
+            self.release()
+
+
+def _note(words: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord(__name__, logging.WARNING, "", 0, words, arguments, None)

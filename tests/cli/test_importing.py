@@ -265,7 +265,7 @@ def test_on_a_terminal_there_is_a_bar_and_ctrl_c_leaves_where_it_was(tmp_path: P
     with Persistd(tmp_path / "other", HOURLY, server="max_batch = 10\n") as service:
         words = ["-c", str(service.file), "import", str(file), "--url", service.url]
         with OnTerminal(*words, cwd=tmp_path) as importer:
-            wait_until(lambda: bool(re.search(rb" [1-9][\d,]* rows]", importer.said)), "a bar that has begun")
+            wait_until(lambda: bool(re.search(rb" [1-9][\d,]* rows", importer.said)), "a bar that has begun")
             importer.process.send_signal(signal.SIGINT)
             assert importer.process.wait(30) == 130
         said = importer.said

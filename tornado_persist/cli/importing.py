@@ -1,24 +1,49 @@
-"""A file's rows into a running service, once: where an import stopped, the next one goes on."""
+"""``persistd import``: sends the rows of files to the running service, once; an interrupted import can go on."""
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydantic import BaseModel, Field, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from tornado_persist.cli import output
+from tornado_persist.cli.client import RowRefused, Sender, add_patience, add_url, connect
+from tornado_persist.cli.command import OK, Commands, Configuration, complain, completes_files
 from tornado_persist.cli.lines import Line, read
-from tornado_persist.cli.sender import RowRefused, Sender
+from tornado_persist.config import Settings
 from tornado_persist.errors import InputError
 from tornado_persist.files import fsync_directory, reason
 
 _BLOCK = 1 << 20  # bytes
+_MORE = """A line may be what the jsonl sink writes, a rejected row, or of a journal export. Rows are sent in the order
+of the file, as new updates: created_at and updated_at of a line are left out, the service gives its own. How far a
+file was sent is kept in FILE.import-state: after any interruption the same command goes on from there."""
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add("import", _import, "send the rows of JSON Lines files to the running service", more=_MORE)
+    files = parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="in this order: sessions before tasks"
+    )
+    completes_files(files)
+    add_url(parser)
+    parser.add_argument("--again", action="store_true", help="send all rows, whatever was sent before")
+    state = parser.add_argument(
+        "--state", type=Path, metavar="DIRECTORY", help="keep the state there, not beside the file"
+    )
+    completes_files(state, "directories")
+    add_patience(parser)
 
 
 class Place(BaseModel):
@@ -157,3 +182,78 @@ class Importer:
         except OSError as exc:
             problem = f"cannot be written: {reason(exc)}; --state DIRECTORY puts it elsewhere"
             raise InputError(self._state_file, problem) from None
+
+
+def _import(configuration: Configuration, options: argparse.Namespace) -> int:
+    settings = configuration.settings
+    if options.url is None:
+        for path in options.files:
+            _refuse_own(settings, path)
+    with connect(configuration, options) as client, _progress() as bar:
+        sender = Sender(
+            client,
+            max_batch=settings.server.max_batch,
+            max_bytes=settings.server.max_body_bytes,
+            patience=options.patience,
+            say=complain,
+        )
+        for path in options.files:
+            state = _state_file(path, options.state)
+            _one(Importer(path, state, client.url, sender, window=settings.server.max_batch), path, options, bar)
+    return OK
+
+
+def _state_file(path: Path, directory: Path | None) -> Path:
+    if directory is None:
+        return path.with_name(f"{path.name}.import-state")
+    # Files of one name may lie in several directories.
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    return directory / f"{path.name}.{digest}.import-state"
+
+
+def _one(importer: Importer, path: Path, options: argparse.Namespace, bar: Progress) -> None:
+    task = bar.add_task(path.name, total=None, rows="")
+
+    def progress(it: Importer) -> None:
+        bar.update(task, total=it.size, completed=it.place.bytes, rows=output.count(it.place.rows, "row"))
+
+    try:
+        importer.run(progress, again=options.again)
+    except BaseException:
+        bar.stop()
+        if importer.rows:
+            complain(f"{path}: {_sums(importer)}; the same command goes on from there")
+        raise
+    bar.remove_task(task)
+    print(f"{path}: {_sums(importer)}")
+
+
+def _progress() -> Progress:
+    """A bar on standard error; nothing where that is no terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rows]}", markup=False),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, highlight=False),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+
+
+def _sums(importer: Importer) -> str:
+    sums = f"{output.count(importer.rows, 'row')} sent"
+    before = importer.place.rows - importer.rows
+    return f"{sums}, and {before:,} before" if before else sums
+
+
+def _refuse_own(settings: Settings, path: Path) -> None:
+    """What is read must not be what the service writes: it would grow as it is read."""
+    if settings.sink != "jsonl":
+        return
+    directory = settings.path(str(getattr(settings.sink_settings(), "dir", "")))
+    if path.resolve().parent == directory.resolve() and path.name in ("sessions.jsonl", "tasks.jsonl"):
+        raise InputError(path, "is where the service writes to; set another sink, and reload it, first")

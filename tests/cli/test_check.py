@@ -16,8 +16,8 @@ import sqlalchemy
 
 from tests.process import environment
 from tornado_persist import config
-from tornado_persist.cli import findings
-from tornado_persist.cli.findings import Finding, hint
+from tornado_persist.cli import check
+from tornado_persist.cli.check import Finding, hint
 from tornado_persist.config import Settings
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.files import DataDir
@@ -33,7 +33,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     def look(sink: str = "sqlite", **tables: dict[str, Any]) -> list[Finding]:
         tables["server"] = {"port": 0, **tables.get("server", {})}
         settings = Settings(data_dir=tmp_path / "data", sink=sink, **tables)  # type: ignore[arg-type]
-        return list(findings.look(settings, None))
+        return list(check.look(settings, None))
 
     return look
 
@@ -198,7 +198,7 @@ def test_the_shipped_configuration_has_no_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     shipped = Path(__file__).parent.parent.parent / "conf" / "persistd.toml"
     settings = config.load(shipped).model_copy(update={"server": config.Server(port=0)})
-    assert not [one for one in findings.look(settings, shipped) if one.level == "error"]
+    assert not [one for one in check.look(settings, shipped) if one.level == "error"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may give up root's rights")
@@ -207,9 +207,9 @@ def test_a_part_of_the_directory_that_cannot_be_written_is_an_error(tmp_path: Pa
     journal.mkdir(mode=0o700)
     os.chown(journal, 12345, 12345)
     program = (
-        "from pathlib import Path; from tornado_persist.cli import findings\n"
+        "from pathlib import Path; from tornado_persist.cli import check\n"
         "from tornado_persist.config import Settings\n"
-        f"for one in findings.look(Settings(data_dir=Path({str(tmp_path)!r})), None): print(one)"
+        f"for one in check.look(Settings(data_dir=Path({str(tmp_path)!r})), None): print(one)"
     )
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", program]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)

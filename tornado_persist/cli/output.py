@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import unicodedata
+import os
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: Columns of a table that is not for a terminal: no line is ever broken there.
+_ENDLESS = 1_000_000
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def table(rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
-    """Lines with aligned columns, two blanks apart. ``right`` has an ``r`` for each column that ends at its right."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    columns = max(map(len, cells), default=0)
-    widths = [max((_width(row[i]) for row in cells if i < len(row)), default=0) for i in range(columns)]
-    lines = []
-    for row in cells:
-        padded = []
-        for i, cell in enumerate(row):
-            blanks = " " * (widths[i] - _width(cell))
-            padded.append(blanks + cell if right[i : i + 1] == "r" else cell + blanks)
-        lines.append("  ".join(padded).rstrip())
-    return lines
+def print_table(rows: Sequence[Sequence[str]], right: str = "") -> None:
+    """Print aligned columns, two blanks apart; see :func:`table`. Lines are broken only to fit a terminal."""
+    from rich.console import Console
+
+    width = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else _ENDLESS
+    console = Console(width=width or 80, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(table(rows, right))
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def table(rows: Sequence[Sequence[str]], right: str = "") -> Table:
+    """A table without lines or colours. ``right`` has an ``r`` for each column that is right-aligned."""
+    from rich.table import Table
+    from rich.text import Text
+
+    it = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for i in range(max(map(len, rows), default=0)):
+        ends = right[i : i + 1] == "r"
+        it.add_column(justify="right" if ends else "left", no_wrap=ends, overflow="fold")
+    for row in rows:
+        it.add_row(*(Text(printable(cell)) for cell in row))
+    return it
 
 
 def printable(text: str, most: int | None = None) -> str:
@@ -50,11 +67,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def moment(at: datetime, now: datetime | None = None) -> str:
-    """A time as this machine's clock shows it, and how far away it is."""
+def moment(at: datetime, now: datetime | None = None, *, brief: bool = False) -> str:
+    """A time as this machine's clock shows it, and how far away it is; ``brief``: only that."""
     away = ((now or datetime.now(UTC)) - at).total_seconds()
     words = f"{duration(away)} ago" if away >= 0 else f"in {duration(-away)}"
-    return f"{clock(at)} ({words})"
+    return words if brief else f"{clock(at)} ({words})"
 
 
 def clock(at: datetime) -> str:
@@ -65,13 +82,3 @@ def clock(at: datetime) -> str:
 def count(number: int, one: str, many: str | None = None) -> str:
     """``1 row``, ``2,000 rows``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: Chinese takes two for a character."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )
