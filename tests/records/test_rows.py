@@ -60,7 +60,7 @@ def test_no_json_sets_the_times() -> None:
 @given(fields, fields)
 def test_a_merged_row_is_what_a_dict_would_be(older: dict[str, Any], newer: dict[str, Any]) -> None:
     first, second = ({"created_at": at, "updated_at": at} for at in "12")
-    merged = shapes.overlay(shapes.row({**older, **first}), shapes.row({**newer, **second}))
+    merged = shapes.merge(shapes.row({**older, **first}), shapes.row({**newer, **second}))
     assert merged == {**older, **newer, "created_at": "1", "updated_at": "2"}
     assert type(merged) is shapes.find([*older, *newer])
 

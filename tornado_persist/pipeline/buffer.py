@@ -28,13 +28,13 @@ class Buffer:
         ``at`` is when they were accepted, as rows hold times. Takes ownership of the row objects. Returns how many rows
         were merged into one that waited already.
         """
-        waiting, overlay = self._waiting[kind], SHAPES[kind].overlay
+        waiting, merge = self._waiting[kind], SHAPES[kind].merge
         merged = 0
         for key, row in zip(map(_KEY[kind], rows), rows, strict=True):
             row.created_at = row.updated_at = at  # type: ignore[assignment]
             older = waiting.setdefault(key, row)
             if older is not row:
-                waiting[key] = overlay(older, row)
+                waiting[key] = merge(older, row)
                 merged += 1
         return merged
 
@@ -74,7 +74,7 @@ class Buffer:
             for key, newer in self._waiting[kind].items():
                 older = rows.setdefault(key, newer)
                 if older is not newer:
-                    rows[key] = SHAPES[kind].overlay(older, newer)
+                    rows[key] = SHAPES[kind].merge(older, newer)
                     merged[kind] += 1
             self._waiting[kind] = rows
             self._taken[kind] = {}

@@ -175,8 +175,8 @@ class Shapes:
         """``types``: every field in the order of the specification, with its type for msgspec."""
         self._name = name
         self._types = types
-        self._known: dict[frozenset[str], type[Row]] = {}
-        self._together: dict[tuple[type[Row], type[Row]], type[Row]] = {}
+        self._classes: dict[frozenset[str], type[Row]] = {}
+        self._unions: dict[tuple[type[Row], type[Row]], type[Row]] = {}
 
     def find(self, names: Iterable[str]) -> type[Row]:
         """The class of rows with these fields.
@@ -185,14 +185,14 @@ class Shapes:
             KeyError: there is no field of such a name.
         """
         wanted = frozenset(names)
-        shape = self._known.get(wanted)
+        shape = self._classes.get(wanted)
         if shape is None:
             if unknown := wanted - self._types.keys():
                 raise KeyError(f"a {self._name} has no field {', '.join(sorted(unknown))}")
             fields = [(name, type_) for name, type_ in self._types.items() if name in wanted]
             # kw_only is not inherited, so these fields come before the two of Row.
             shape = cast(type[Row], msgspec.defstruct(self._name, fields, bases=(Row,), module=__name__))
-            self._known[wanted] = shape
+            self._classes[wanted] = shape
         return shape
 
     def row(self, fields: Mapping[str, Any]) -> Row:
@@ -203,7 +203,7 @@ class Shapes:
         """
         return self.find(fields.keys() - Row.__struct_fields__)(**fields)
 
-    def overlay(self, older: Row, newer: Row) -> Row:
+    def merge(self, older: Row, newer: Row) -> Row:
         """``newer`` merged into ``older``: its fields replace those of the same name, the others stay.
 
         ``newer`` may be changed and returned.
@@ -217,10 +217,10 @@ class Shapes:
 
     def _union(self, one: type[Row], other: type[Row]) -> type[Row]:
         """The class of rows with the fields of both."""
-        both = self._together.get((one, other))
+        both = self._unions.get((one, other))
         if both is None:
             names = {*one.__struct_fields__, *other.__struct_fields__}.difference(Row.__struct_fields__)
-            both = self._together[one, other] = self.find(names)
+            both = self._unions[one, other] = self.find(names)
         return both
 
 
