@@ -35,7 +35,7 @@ from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics, Totals
 from tornado_persist.telemetry.systemd import ServiceManager
 from tornado_persist.web.app import Api, make_server
-from tornado_persist.web.samples import INTERVAL
+from tornado_persist.web.history import INTERVAL
 
 #: Seconds after which a thread that computes lets another one go on; Python's own is 5 ms. The journal's thread, the
 #: sink's and the event loop each wait for it again and again within one batch. Together with what the collector is told
@@ -170,7 +170,7 @@ class Service:
         self._flusher.poke()
         watch = PeriodicCallback(self._watch, WATCH_INTERVAL * 1000)
         watch.start()
-        history = PeriodicCallback(self._api.history.sample, INTERVAL * 1000)
+        history = PeriodicCallback(self._api.sampler.sample, INTERVAL * 1000)
         history.start()
 
         address = sockets[0].getsockname()
@@ -219,7 +219,6 @@ class Service:
         """
         deadline = time.monotonic() + timeout
         await self._api.finish_requests(timeout / 2)
-        self._ingest.close("The service is shutting down")
         await self._flusher.drain(deadline - time.monotonic() - CLOSING_TIME)
         await self._runner.close(max(0.0, deadline - time.monotonic()))
         await self._flusher.finish(max(CLOSING_TIME, deadline - time.monotonic()))

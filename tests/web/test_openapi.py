@@ -1,14 +1,147 @@
-"""The description as programs get it."""
+"""The description of the interface: whole, true, and held against a real service by schemathesis."""
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sysconfig
 from pathlib import Path
+from typing import Any
 
-from tests.process import Persistd
-from tornado_persist.web.description import Limits, describe
+import pytest
+
+from tests.process import Persistd, environment
+from tests.rows import body, session, task
+from tornado_persist.errors import InvalidBatch
+from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind, Session, Task
+from tornado_persist.records.parser import Parser
+from tornado_persist.web.app import ROUTES
+from tornado_persist.web.base import GetHandler
+from tornado_persist.web.openapi import PREFIX, Limits, describe
+
+ROOT = Path(__file__).parent.parent.parent
+LIMITS = Limits(max_batch=7, max_body_bytes=12345, flush_timeout=1.5)
+BATCHES = [f"{PREFIX}/{plural}/batch" for plural in PLURALS.values()]
 
 
-def test_the_description_is_served_with_the_limits_in_force(tmp_path: Path) -> None:
+def operations(description: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (method, path): operation for path, item in description["paths"].items() for method, operation in item.items()
+    }
+
+
+def refs(part: Any) -> set[str]:
+    if isinstance(part, dict):
+        own = {part["$ref"]} if isinstance(part.get("$ref"), str) else set()
+        return own.union(*map(refs, part.values()))
+    return set[str]().union(*map(refs, part)) if isinstance(part, list) else set()
+
+
+#: What the pages load; as they name it, and nobody else.
+ASSETS = {r"/dashboard/.+", r"/docs/.+"}
+
+
+def test_every_endpoint_is_described_with_its_methods() -> None:
+    patterns = dict(ROUTES)
+    assert patterns.keys() >= ASSETS
+    expected = set()
+    for pattern in patterns.keys() - ASSETS:
+        path = pattern.replace("\\", "")
+        assert re.fullmatch(pattern, path), pattern  # one path, and no more
+        methods = ("get", "head") if issubclass(patterns[pattern], GetHandler) else ("post",)
+        expected |= {(method, path) for method in methods}
+    assert operations(describe(LIMITS)).keys() == expected
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
+    description = describe(LIMITS)
+    for ref in refs(description):
+        part: Any = description
+        for step in ref.removeprefix("#/").split("/"):
+            part = part[step]
+    schemas = {f"#/components/schemas/{name}" for name in description["components"]["schemas"]}
+    assert schemas <= refs(description)
+
+
+@pytest.mark.parametrize("path", BATCHES)
+def test_a_batch_has_every_status_of_the_specification(path: str) -> None:
+    operation = describe(LIMITS)["paths"][path]["post"]
+    assert operation["responses"].keys() == {"200", "400", "413", "415", "422", "500", "503"}
+    assert "Retry-After" in operation["responses"]["503"]["headers"]
+    for response in operation["responses"].values():
+        assert "X-Request-ID" in response["headers"]
+
+
+def test_the_limits_are_those_of_the_configuration() -> None:
+    description = describe(LIMITS)
+    schemas = description["components"]["schemas"]
+    for kind in KINDS:
+        plural = PLURALS[kind]
+        assert schemas[f"{plural.capitalize()}Body"]["properties"][plural]["maxItems"] == 7
+    text = str(description)
+    assert "12345 bytes" in text
+    assert "1.5 seconds" in text
+
+
+@pytest.mark.parametrize("unknown", ["ignore", "reject"])
+def test_unknown_fields_are_described_as_the_parser_takes_them(unknown: Any) -> None:
+    schemas = describe(Limits(7, 12345, 1.5, unknown))["components"]["schemas"]
+    for name in ("Session", "Task", "SessionsBody", "TasksBody"):
+        assert (schemas[name]["additionalProperties"] is False) == (unknown == "reject")
+
+
+def test_the_fields_are_those_that_the_parser_knows() -> None:
+    parser = Parser(unknown_fields="reject")
+    rows: tuple[tuple[Kind, Any, Fields], ...] = (("session", Session, session("a")), ("task", Task, task("a")))
+    for kind, type, whole in rows:
+        schema = describe(LIMITS)["components"]["schemas"][kind.capitalize()]
+        assert schema["properties"].keys() == type.__annotations__.keys()
+        assert schema["examples"][0].keys() <= type.__annotations__.keys()
+        for field in schema["required"]:
+            with pytest.raises(InvalidBatch, match=field):
+                parser.parse(kind, body(kind, {name: value for name, value in whole.items() if name != field}))
+        assert parser.parse(kind, body(kind, {name: whole[name] for name in schema["required"]}))
+
+
+def test_the_examples_are_accepted() -> None:
+    for kind in KINDS:
+        operation = describe(LIMITS)["paths"][f"{PREFIX}/{PLURALS[kind]}/batch"]["post"]
+        example = operation["requestBody"]["content"]["application/json"]["example"]
+        (row,) = Parser().parse(kind, json.dumps(example).encode())
+        assert row[KEYS[kind]] == example[PLURALS[kind]][0][KEYS[kind]]
+
+
+def test_schemathesis_finds_no_answer_that_is_not_described(tmp_path: Path) -> None:
+    with Persistd(tmp_path, "[buffer]\ncapacity = 50\n", server="max_batch = 20\n") as service:
+        service.post("session", session("a"))
+        service.post("task", task("a"))
+        command = [
+            str(Path(sysconfig.get_path("scripts")) / "schemathesis"),
+            *("run", f"{service.url}/openapi.json", "--checks", "all", "--max-examples", "20"),
+            # A red run should be the change's fault, not the dice's.
+            *("--generation-deterministic", "--no-color", "--warnings", "off"),
+        ]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={
+                **environment(SCHEMATHESIS_HOOKS="tests.web.schemathesis_hooks", PYTHONPATH=str(ROOT)),
+                "PYTHONWARNINGS": "default",
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        # All but the description itself, which it has read to begin with.
+        assert re.search(r"Tested: +22", done.stdout), done.stdout
+        assert service.stats()["accounting"]["accepted"] > 2
+        assert not service.log("a bug in a request handler")
+
+
+def test_it_is_served_with_the_limits_in_force(tmp_path: Path) -> None:
     with Persistd(tmp_path, server="max_batch = 77\n") as service:
         answer = service.http.get("/openapi.json")
         head = service.http.head("/openapi.json")

@@ -60,18 +60,8 @@ class Ingest:
         self._large_body = asyncio.Lock()
 
     def close(self, reason: str) -> None:
-        """Refuse every batch from now on."""
+        """No batch is to be accepted from now on but those let in before: see :attr:`problem`."""
         self._closed_because = reason
-
-    def check(self) -> None:
-        """Whether batches are accepted.
-
-        Raises:
-            NotAccepting: they are not, and why.
-        """
-        problem = self.problem
-        if problem:
-            raise NotAccepting(problem)
 
     def pending(self, kind: Kind) -> int:
         """Rows of this kind that are accepted and neither in the sink nor refused by it."""
@@ -89,7 +79,11 @@ class Ingest:
 
     @property
     def problem(self) -> str:
-        """Why no batch is accepted now, in a sentence; empty while all is well."""
+        """Why no new batch is accepted now, in a sentence; empty while all is well.
+
+        Ask before a request's body is read. :meth:`accept` does not ask again: a request that began before the shutdown
+        is finished, and a journal that is full, failing or closed refuses by itself.
+        """
         return self._closed_because or self._journal.problem
 
     async def accept(self, kind: Kind, body: bytes) -> Accepted:
@@ -97,18 +91,14 @@ class Ingest:
 
         Raises:
             NotJSON, InvalidBatch: see :meth:`Parser.parse`; also an unknown session, when that has to be known.
-            NotAccepting: the service is shutting down, the journal is full or failing, or a session cannot be looked
-                up.
+            NotAccepting: the journal is full, failing or closed, or a session cannot be looked up.
         """
-        self.check()
         if len(body) >= LARGE:
             await self._large_body.acquire()
             asyncio.get_running_loop().call_soon(self._large_body.release)  # in the next round: one of them in each
-            self.check()
         rows = self._parser.parse(kind, body)
         if self.find_sessions is not None:
             await self._require_sessions(kind, rows, self.find_sessions)
-            self.check()  # the service may have begun to shut down meanwhile
         now = datetime.now(UTC)
         at = stamp(now)
         if rows:

@@ -110,11 +110,6 @@ class Totals:
         merged = {kind: accepted[kind] - written[kind] - rejected[kind] for kind in KINDS}
         return {"accepted": dict(accepted), "written": written, "merged": merged, "rejected": rejected}
 
-    def accounting(self, pending: int) -> dict[str, int]:
-        """Rows of both kinds by where they are, ``pending`` of them on their way: the first term is the others' sum."""
-        terms = {"accepted": self.accepted, "written": self.written, "merged": self.merged, "rejected": self.rejected}
-        return {**{name: sum(rows.values()) for name, rows in terms.items()}, "pending": pending}
-
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Totals:
         """From what :meth:`settled` gave; what is not there is 0."""

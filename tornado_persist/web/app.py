@@ -1,4 +1,4 @@
-"""The routes, and what the handlers need."""
+"""The application: its routes, the parts that handlers use, and the HTTP server."""
 
 from __future__ import annotations
 
@@ -10,33 +10,28 @@ from typing import Literal
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
-from tornado_persist.errors import NotAccepting
 from tornado_persist.journal import Journal
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
-from tornado_persist.web import description, handlers, history, openapi, pages
-from tornado_persist.web import metrics as scrape
+from tornado_persist.web import handlers, history, openapi, pages, prometheus
 from tornado_persist.web.base import Handler, NotFound
-from tornado_persist.web.description import Limits
-from tornado_persist.web.prometheus import Exposition
-from tornado_persist.web.samples import History
 
-PREFIX = description.PREFIX
+PREFIX = openapi.PREFIX
 
-#: Every path, and who answers.
+#: Every path and its handler. Tornado looks from the top: batches come first.
 ROUTES: list[tuple[str, type[RequestHandler]]] = [
+    (rf"{PREFIX}/tasks/batch", handlers.TasksBatch),
+    (rf"{PREFIX}/sessions/batch", handlers.SessionsBatch),
+    (rf"{PREFIX}/flush", handlers.Flush),
+    (rf"{PREFIX}/stats", handlers.Stats),
+    (rf"{PREFIX}/history", history.History),
     (r"/", handlers.Root),
     (r"/health", handlers.Health),
     (r"/health/live", handlers.Live),
     (r"/health/ready", handlers.Ready),
-    (rf"{PREFIX}/sessions/batch", handlers.SessionsBatch),
-    (rf"{PREFIX}/tasks/batch", handlers.TasksBatch),
-    (rf"{PREFIX}/flush", handlers.Flush),
-    (rf"{PREFIX}/stats", handlers.Stats),
-    (rf"{PREFIX}/history", history.History),
-    (r"/metrics", scrape.Metrics),
+    (r"/metrics", prometheus.Metrics),
     (r"/openapi\.json", openapi.OpenAPI),
     (r"/dashboard", pages.Page),
     (r"/dashboard/.+", pages.Asset),
@@ -71,56 +66,31 @@ class Api(Application):
     ) -> None:
         """``flush_timeout``: seconds that ``POST /flush`` waits at most.
 
-        ``max_batch`` and ``unknown_fields`` are what the parser of ``ingest`` was told, for the description.
+        ``max_batch`` and ``unknown_fields``, which the parser of ``ingest`` applies, are for the description.
         """
         self.ingest = ingest
         self.flusher = flusher
         self.journal = journal
         self.metrics = metrics
-        self.exposition = Exposition(ingest, flusher, journal, metrics)
-        #: Sampled by the service, every ``history.INTERVAL`` seconds.
-        self.history = History(ingest, flusher, journal, metrics)
+        self.prometheus = prometheus.Exporter(ingest, flusher, journal, metrics)
+        #: The service takes a sample every ``history.INTERVAL`` seconds.
+        self.sampler = history.Sampler(ingest, flusher, journal, metrics)
         self.max_body_bytes = max_body_bytes
         self.flush_timeout = flush_timeout
         self._max_batch = max_batch
         self._unknown_fields = unknown_fields
-        #: Who works on a request, from its headers to the end of the answer.
+        #: The requests in progress, from their headers to the end of the answer.
         self.requests: set[Handler] = set()
-        self._draining = False
         super().__init__(list(ROUTES), default_handler_class=NotFound)
 
-    def check_accepting(self) -> None:
-        """Whether a batch that comes now would be taken.
-
-        Raises:
-            NotAccepting: it would not, and why.
-        """
-        if self._draining:
-            raise NotAccepting("The service is shutting down")
-        self.ingest.check()
-
     @property
-    def limits(self) -> Limits:
-        """What requests are held to now."""
-        return Limits(self._max_batch, self.max_body_bytes, self.flush_timeout, self._unknown_fields)
-
-    @property
-    def problem(self) -> str:
-        """Why a batch that comes now would not be taken, in a sentence; empty while all is well."""
-        try:
-            self.check_accepting()
-        except NotAccepting as exc:
-            return str(exc)
-        return ""
-
-    @property
-    def accepting(self) -> bool:
-        """Whether a batch that comes now would be taken."""
-        return not self.problem
+    def limits(self) -> openapi.Limits:
+        """The limits on requests now."""
+        return openapi.Limits(self._max_batch, self.max_body_bytes, self.flush_timeout, self._unknown_fields)
 
     async def finish_requests(self, timeout: float) -> None:
-        """Refuse new batches, and wait until the requests at work are answered, ``timeout`` seconds at most."""
-        self._draining = True
+        """Refuse new batches, and wait until all requests in progress are answered, ``timeout`` seconds at most."""
+        self.ingest.close("The service is shutting down")
         deadline = time.monotonic() + timeout
         while self.requests and time.monotonic() < deadline:
             await asyncio.sleep(0.01)

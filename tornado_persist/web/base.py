@@ -1,16 +1,20 @@
-"""What every handler shares: one shape of errors, one way of reading a body within its limits, JSON answers."""
+"""What all handlers share: JSON answers, errors of one shape, limits on request bodies, request ids."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import re
+import secrets
 import sys
 import zlib
+from collections.abc import Mapping
 from datetime import datetime
 from email.message import Message
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler, stream_request_body
@@ -19,7 +23,8 @@ from tornado_persist import __version__
 from tornado_persist.errors import BatchRefused, FieldError, InvalidBatch, NotAccepting, NotJSON
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
-from tornado_persist.web import requestid
+from tornado_persist.telemetry.metrics import Totals
+from tornado_persist.web import schemas
 
 if TYPE_CHECKING:
     from tornado_persist.web.app import Api
@@ -30,11 +35,17 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 #: Seconds after which a client that got 503 should try again.
 RETRY_AFTER = 5
-#: A body over the limit is read to its end and thrown away, so that the client can read the answer instead of meeting a
-#: reset connection; but not past this many times the limit.
+#: A body over the limit is read to its end and thrown away, so that the client reads the answer instead of a reset
+#: connection; but not past this many times the limit.
 PATIENCE = 8
-#: Digits of a length that nothing can have.
+#: Digits of a length that no body can have.
 _DIGITS = 19
+# Ids as in UUIDs and traces, safe in any log.
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}").fullmatch
+# The process, then the number of the request: a hundredth of what a UUID costs.
+_PROCESS = secrets.token_hex(6)
+_numbers = itertools.count(1)
+_SERVER = f"persistd/{__version__}"
 
 
 class TooLarge(HTTPError):
@@ -55,10 +66,10 @@ class Unsupported(HTTPError):
 
 @stream_request_body
 class Handler(RequestHandler):
-    """Answers JSON, errors too. Bodies are streamed, so that a limit is kept while one comes in."""
+    """Answers in JSON, errors too. Request bodies are streamed, so that a limit holds while one arrives."""
 
-    #: Whether the request body is kept for :meth:`body`; otherwise it is thrown away as it comes.
-    takes_body: ClassVar[bool] = False
+    #: Whether the request body is kept for :meth:`body`; otherwise it is thrown away as it arrives.
+    takes_body = False
     application: Api
 
     def initialize(self) -> None:
@@ -69,7 +80,7 @@ class Handler(RequestHandler):
         log.request_id.set(self.request_id)
         self.application.requests.add(self)
         limit = self.application.max_body_bytes
-        if (content_length(self.request.headers) or 0) > PATIENCE * limit:
+        if (_content_length(self.request.headers) or 0) > PATIENCE * limit:
             raise TooLarge(limit)
 
     def data_received(self, chunk: bytes) -> None:
@@ -115,20 +126,21 @@ class Handler(RequestHandler):
 
     @functools.cached_property
     def request_id(self) -> str:
-        """The client's own id of this request, or one that was made for it."""
-        return requestid.choose(self.request.headers.get("X-Request-ID"))
+        """The client's ``X-Request-ID`` if that is at most 128 safe characters, else a new one."""
+        return choose_request_id(self.request.headers.get("X-Request-ID"))
 
-    def reply(self, payload: dict[str, Any], status: int = 200) -> None:
+    def reply(self, payload: Mapping[str, Any], status: int = 200) -> None:
         """Answer with JSON."""
         self.set_status(status)
-        self.finish(to_json(payload))
+        self.finish(_encode(payload) + "\n")  # the line's end is for people with curl
 
     def set_default_headers(self) -> None:
-        for name, value in common_headers(self.request_id).items():
-            self.set_header(name, value)
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.set_header("Server", _SERVER)
+        self.set_header("X-Request-ID", self.request_id)
 
     def compute_etag(self) -> str | None:
-        """None: hardly an answer here is worth caching."""
+        """None: answers change from one request to the next."""
         return None
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
@@ -142,8 +154,8 @@ class Handler(RequestHandler):
             self.set_header("Allow", ", ".join(allowed))
         self.reply(self.error_payload(detail, errors), status)
 
-    def error_payload(self, detail: str, errors: list[FieldError]) -> dict[str, Any]:
-        """The answer's body for an error; a handler may add to it."""
+    def error_payload(self, detail: str, errors: list[FieldError]) -> Mapping[str, Any]:
+        """The body of an error's answer; a handler may have another :class:`schemas.Error`."""
         return {"detail": detail}
 
     def log_exception(
@@ -152,7 +164,7 @@ class Handler(RequestHandler):
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """A traceback for bugs alone: the client hears of everything else in the answer."""
+        """Log a traceback, but only for bugs: the answer tells the client everything else."""
         if not isinstance(value, HTTPError | BatchRefused):
             where = {"method": self.request.method, "path": self.request.path, "request_id": self.request_id}
             logger.error("a bug in a request handler", **where, exc_info=(typ, value, tb))
@@ -161,27 +173,18 @@ class Handler(RequestHandler):
 _UNIMPLEMENTED = RequestHandler.get
 
 
-def common_headers(request_id: str) -> dict[str, str]:
-    """The headers of every answer."""
-    return {
-        "Content-Type": "application/json; charset=utf-8",
-        "Server": f"persistd/{__version__}",
-        "X-Request-ID": request_id,
-    }
+def choose_request_id(given: str | None) -> str:
+    """``given`` if it is at most 128 safe characters, else a new id."""
+    return given if given and _SAFE_ID(given) else f"{_PROCESS}-{next(_numbers):x}"
 
 
-def content_length(headers: HTTPHeaders) -> int | None:
-    """Bytes that the body will have, if the client says so."""
+def _content_length(headers: HTTPHeaders) -> int | None:
+    """Bytes of the body, if the client names them."""
     text = headers.get("Content-Length", "")
     if not text.isdecimal():
         return None
     # Python refuses to read numbers of thousands of digits; any of so many is too large.
     return int(text) if len(text) < _DIGITS else sys.maxsize
-
-
-def to_json(payload: dict[str, Any]) -> str:
-    """An answer's content. The line's end is for people with curl."""
-    return _encode(payload) + "\n"
 
 
 class GetHandler(Handler):
@@ -204,8 +207,19 @@ class NotFound(Handler):
 
 
 def shown(at: datetime | None) -> str | None:
-    """A time as it stands in answers: ISO 8601 with microseconds and ``+00:00``."""
+    """A time as in answers: ISO 8601 with microseconds and ``+00:00``."""
     return stamp(at) if at else None
+
+
+def accounting(totals: Totals, pending: int) -> schemas.Accounting:
+    """Rows of both kinds by where they are, ``pending`` of them on their way: the first term is the others' sum."""
+    return {
+        "accepted": sum(totals.accepted.values()),
+        "written": sum(totals.written.values()),
+        "merged": sum(totals.merged.values()),
+        "rejected": sum(totals.rejected.values()),
+        "pending": pending,
+    }
 
 
 def _explain(status: int, exc: BaseException | None) -> tuple[int, str, list[FieldError]]:

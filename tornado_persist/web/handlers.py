@@ -1,90 +1,88 @@
-"""The endpoints."""
+"""The endpoints that back ends and monitors call: batches, flush, figures, health."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 from tornado_persist import __version__
 from tornado_persist.errors import FieldError, NotAccepting
 from tornado_persist.pipeline.flusher import Flushed
-from tornado_persist.pipeline.ingest import Accepted
-from tornado_persist.records.models import PLURALS, Kind
-from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, shown
+from tornado_persist.records.models import Kind
+from tornado_persist.records.times import stamp
+from tornado_persist.web import schemas
+from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accounting, shown
 
 
 class Root(GetHandler):
     """``GET /``: that the service runs."""
 
     async def get(self) -> None:
-        self.reply({"service": "Persistence Service", "status": "running", "version": __version__})
+        running: schemas.Running = {"service": "Persistence Service", "status": "running", "version": __version__}
+        self.reply(running)
 
 
 class Health(GetHandler):
-    """``GET /health``: whether the service and its database are well."""
+    """``GET /health``: whether the service and its database are healthy."""
 
     async def get(self) -> None:
-        pending = self.application.ingest.pending
+        ingest = self.application.ingest
         database = await self.application.flusher.sink_healthy()
-        payload = {
-            "status": "healthy" if database and self.application.accepting else "unhealthy",
+        healthy = database and not ingest.problem
+        health: schemas.Health = {
+            "status": "healthy" if healthy else "unhealthy",
             "database": "healthy" if database else "unhealthy",
             "buffer": {
-                "sessions_count": pending("session"),
-                "tasks_count": pending("task"),
+                "sessions_count": ingest.pending("session"),
+                "tasks_count": ingest.pending("task"),
                 "last_flush": shown(self.application.metrics.last_flush),
             },
         }
-        self.reply(payload, 200 if payload["status"] == "healthy" else 503)
+        self.reply(health, 200 if healthy else 503)
 
 
 class Live(GetHandler):
     """``GET /health/live``: that the process answers."""
 
     async def get(self) -> None:
-        self.reply({"status": "alive"})
+        alive: schemas.Alive = {"status": "alive"}
+        self.reply(alive)
 
 
 class Ready(GetHandler):
-    """``GET /health/ready``: whether a batch would be accepted, be the database up or down."""
+    """``GET /health/ready``: whether a batch would be accepted, whether or not the database is up."""
 
     async def get(self) -> None:
-        self.application.check_accepting()
-        self.reply({"status": "ready"})
+        problem = self.application.ingest.problem
+        if problem:
+            raise NotAccepting(problem)
+        ready: schemas.Ready = {"status": "ready"}
+        self.reply(ready)
 
-    def error_payload(self, detail: str, errors: list[FieldError]) -> dict[str, Any]:
+    def error_payload(self, detail: str, errors: list[FieldError]) -> schemas.NotReady:
         return {"status": "not ready", "detail": detail}
 
 
 class BatchHandler(Handler):
-    """Takes a batch of one kind."""
+    """Accepts a batch of one kind."""
 
-    takes_body = True
     kind: ClassVar[Kind]
 
     def prepare(self) -> None:
         super().prepare()
-        # Asked before the body comes in as well: a request that began before the shutdown is finished, later ones are
-        # refused, and that has to be decided at the same moment for all of a request.
-        self._refused: NotAccepting | None = None
-        try:
-            self.application.check_accepting()
-        except NotAccepting as exc:
-            self._refused = exc
+        # Asked once, before the body arrives: the shutdown finishes requests that have begun, and refuses later ones.
+        self._problem = self.application.ingest.problem
+        self.takes_body = not self._problem
 
     async def post(self) -> None:
-        if self._refused:
-            raise self._refused
-        accepted = await self.application.ingest.accept(self.kind, self.body())
-        self.reply(acknowledgement(accepted))
+        if self._problem:
+            raise NotAccepting(self._problem)
+        batch = await self.application.ingest.accept(self.kind, self.body())
+        accepted: schemas.Accepted = {"status": "accepted", "count": batch.count, "timestamp": batch.at}
+        self.reply(accepted)
 
-    def error_payload(self, detail: str, errors: list[FieldError]) -> dict[str, Any]:
+    def error_payload(self, detail: str, errors: list[FieldError]) -> schemas.Rejected:
         return {"detail": detail, "status": "rejected", "count": 0, "errors": errors}
-
-
-def acknowledgement(accepted: Accepted) -> dict[str, Any]:
-    """What is said to the client of a batch that was taken."""
-    return {"status": "accepted", "count": accepted.count, "timestamp": accepted.at}
 
 
 class SessionsBatch(BatchHandler):
@@ -100,22 +98,21 @@ class TasksBatch(BatchHandler):
 
 
 class Flush(Handler):
-    """``POST …/flush``: when it answers ``flushed``, all that was accepted before is in the sink."""
+    """``POST …/flush``: when it answers ``flushed``, all rows accepted before it are in the sink or rejected."""
 
     async def post(self) -> None:
         flushed = await self.application.flusher.flush(self.application.flush_timeout)
-        payload = _flush_payload(flushed)
         if flushed.error is None:
-            self.reply(payload)
+            self.reply(_flushed(flushed))
         else:
             self.set_header("Retry-After", str(RETRY_AFTER))
-            self.reply({**payload, "status": "error", "detail": str(flushed.error)}, 503)
+            self.reply(_flush_error(flushed, str(flushed.error)), 503)
 
-    def error_payload(self, detail: str, errors: list[FieldError]) -> dict[str, Any]:
-        return {**_flush_payload(Flushed()), "status": "error", "detail": detail}
+    def error_payload(self, detail: str, errors: list[FieldError]) -> schemas.FlushError:
+        return _flush_error(Flushed(), detail)
 
 
-def _flush_payload(flushed: Flushed) -> dict[str, Any]:
+def _flushed(flushed: Flushed) -> schemas.Flushed:
     return {
         "status": "flushed",
         "sessions_written": flushed.sessions,
@@ -125,42 +122,47 @@ def _flush_payload(flushed: Flushed) -> dict[str, Any]:
     }
 
 
+def _flush_error(flushed: Flushed, detail: str) -> schemas.FlushError:
+    return {**_flushed(flushed), "status": "error", "detail": detail}
+
+
 class Stats(GetHandler):
     """``GET …/stats``: what waits and what was done."""
 
     async def get(self) -> None:
-        flusher, metrics = self.application.flusher, self.application.metrics
-        now = datetime.now(UTC)
+        self.reply(self._stats(datetime.now(UTC)))
+
+    def _stats(self, now: datetime) -> schemas.Stats:
+        ingest, flusher, metrics = self.application.ingest, self.application.flusher, self.application.metrics
         journal = self.application.journal.stats()
-        pending = {kind: self.application.ingest.pending(kind) for kind in PLURALS}
-        total = sum(pending.values())
-        self.reply(
-            {
-                "buffer": {
-                    **{f"{PLURALS[kind]}_count": rows for kind, rows in pending.items()},
-                    "total_count": total,
-                    "capacity": flusher.capacity,
-                    "usage_percent": round(100 * total / flusher.capacity, 1),
-                },
-                "flush_info": {
-                    "last_flush_time": shown(metrics.last_flush),
-                    "next_flush_time": shown(flusher.next_flush),
-                    "flush_count_today": metrics.flush_count_today(now),
-                    "average_flush_duration_ms": metrics.average_flush_ms(),
-                },
-                "performance": {
-                    "total_sessions_written": metrics.written("session"),
-                    "total_tasks_written": metrics.written("task"),
-                    "total_flush_count": metrics.flush_count,
-                    "average_batch_size": metrics.average_batch_size(),
-                    "uptime_seconds": int((now - metrics.started).total_seconds()),
-                },
-                "accounting": metrics.totals.accounting(total),
-                "journal": {
-                    "bytes": journal.bytes,
-                    "records": journal.records,
-                    "oldest_seconds": round(journal.age(now), 3),
-                    "sync": journal.sync,
-                },
-            }
-        )
+        sessions, tasks = ingest.pending("session"), ingest.pending("task")
+        total = sessions + tasks
+        return {
+            "buffer": {
+                "sessions_count": sessions,
+                "tasks_count": tasks,
+                "total_count": total,
+                "capacity": flusher.capacity,
+                "usage_percent": round(100 * total / flusher.capacity, 1),
+            },
+            "flush_info": {
+                "last_flush_time": shown(metrics.last_flush),
+                "next_flush_time": stamp(flusher.next_flush),
+                "flush_count_today": metrics.flush_count_today(now),
+                "average_flush_duration_ms": metrics.average_flush_ms(),
+            },
+            "performance": {
+                "total_sessions_written": metrics.written("session"),
+                "total_tasks_written": metrics.written("task"),
+                "total_flush_count": metrics.flush_count,
+                "average_batch_size": metrics.average_batch_size(),
+                "uptime_seconds": int((now - metrics.started).total_seconds()),
+            },
+            "accounting": accounting(metrics.totals, total),
+            "journal": {
+                "bytes": journal.bytes,
+                "records": journal.records,
+                "oldest_seconds": round(journal.age(now), 3),
+                "sync": cast(schemas.Sync, journal.sync),
+            },
+        }

@@ -1,13 +1,114 @@
-"""The description of the interface, for programs: ``/openapi.json``."""
+"""The description of the HTTP interface (OpenAPI 3.1), made from the types that validate and the limits in force."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
 
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from tornado_persist import __version__
+from tornado_persist.records.models import DEFAULTS, KINDS, PLURALS, Kind, Session, Task
+from tornado_persist.web import schemas as answers
 from tornado_persist.web.base import GetHandler
-from tornado_persist.web.description import Limits, describe
+
+PREFIX = "/api/v1/persistence"
+REFS = "#/components/schemas/"
+
+_NO_NUL = r"^[^\x00]*$"
+
+
+def _json(name: str, description: str, number: dict[str, Any]) -> dict[str, Any]:
+    """JSON without NUL characters, with such numbers; ``name`` is the schema's own, for what is nested in it."""
+    inner = {"$ref": f"{REFS}{name}"}
+    return {
+        "description": description,
+        "anyOf": [
+            {"type": "null"},
+            {"type": "boolean"},
+            {"type": "number", **number},
+            {"type": "string", "pattern": _NO_NUL},
+            {"type": "array", "items": inner},
+            {"type": "object", "additionalProperties": inner, "propertyNames": {"pattern": _NO_NUL}},
+        ],
+    }
+
+
+#: What a field that holds JSON may hold, besides the limit of its depth; and one that is passed over.
+_STORED, _IGNORED = {"$ref": f"{REFS}JSON"}, {"$ref": f"{REFS}Ignored"}
+_LARGEST = 1.7976931348623157e308
+_FREE = {
+    "JSON": _json(
+        "JSON",
+        "Any JSON without NUL characters, with numbers in the range of a double.",
+        {"minimum": -_LARGEST, "maximum": _LARGEST},
+    ),
+    "Ignored": _json("Ignored", "A field that is not in the list is ignored; NUL characters have no place in it.", {}),
+}
+
+#: Parts of the types' patterns, and how the description has them.
+_EXACT = {
+    # Not every reader of a schema knows Unicode's classes; Cc is these.
+    r"\p{Cc}": r"\x00-\x1f\x7f-\x9f",
+    # The types leave the rest to the calendar.
+    r"-\d\d-\d\d[T ]\d\d:\d\d": r"-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[T ](?:[01]\d|2[0-3]):[0-5]\d",
+    r"(?::\d\d": r"(?::[0-5]\d",
+}
+
+#: Of answers that are no JSON.
+_TEXT, _PAGE = {"type": "string"}, ("text/html",)
+
+_INTRODUCTION = """\
+Batches of sessions and tasks come in, are made durable at once, and are written to a database later, merged by key.
+
+**The merge rule.** Every update carries the required fields. An optional field that is left out keeps its stored value,
+an explicit `null` clears it, a value replaces it (an object as a whole). When a row is new, a counter left out is 0 and
+any other field is null.
+
+**Answers.** A batch is taken whole or, with any answer but 200, not at all. Every error is JSON with a `detail`: also
+404 for a path that is not here, 405 (with `Allow`) for a method that a path does not take, and 500, which is a bug.
+Every answer has an `X-Request-ID`.
+"""
+
+_EXAMPLES: dict[Kind, dict[str, Any]] = {
+    "session": {
+        "session_id": "550e8400-e29b-41d4-a716-446655440000",
+        "filename": "test.xlsx",
+        "file_path": "/uploads/test.xlsx",
+        "status": "processing",
+        "llm_provider": "openai",
+        "total_tasks": 100,
+    },
+    "task": {
+        "task_id": "task_001",
+        "session_id": "550e8400-e29b-41d4-a716-446655440000",
+        "batch_id": "batch_001",
+        "sheet_name": "Sheet1",
+        "row_index": 1,
+        "column_name": "Text",
+        "source_text": "Hello",
+        "target_text": "你好",
+        "status": "completed",
+        "confidence": 0.95,
+        "start_time": "2025-09-30T16:35:00",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the configuration says about requests."""
+
+    max_batch: int
+    max_body_bytes: int
+    #: Seconds.
+    flush_timeout: float
+    unknown_fields: Literal["ignore", "reject"] = "ignore"
 
 
 class OpenAPI(GetHandler):
@@ -21,3 +122,291 @@ class OpenAPI(GetHandler):
 def _described(limits: Limits) -> str:
     """The description as text; making it takes long enough to be kept away from the event loop."""
     return json.dumps(describe(limits), ensure_ascii=False) + "\n"
+
+
+def describe(limits: Limits) -> dict[str, Any]:
+    """The whole document."""
+    schemas = _Schemas(limits)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "tornado-persist",
+            "version": __version__,
+            "summary": "A durable write buffer over HTTP",
+            "description": _INTRODUCTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [
+            {"name": "batches", "description": "What back ends send."},
+            {"name": "buffer", "description": "What waits."},
+            {"name": "health", "description": "For monitors and orchestrators."},
+            {"name": "watching", "description": "For Prometheus, and for people."},
+            {"name": "description", "description": "This."},
+        ],
+        "paths": _paths(schemas, limits),
+        "components": {
+            "schemas": schemas.definitions(),
+            "headers": {
+                "RequestID": {
+                    "description": "The request's own, or one that was made; it stands in the log.",
+                    "required": True,
+                    "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+                },
+                "RetryAfter": {
+                    "description": "Seconds until it is worth trying again.",
+                    "required": True,
+                    "schema": {"type": "integer", "minimum": 1},
+                },
+            },
+            "parameters": {
+                "RequestID": {
+                    "name": "X-Request-ID",
+                    "in": "header",
+                    "description": "At most 128 letters, digits and `-._:/+=@~`; anything else is passed over.",
+                    "schema": {},
+                }
+            },
+        },
+    }
+
+
+class _Schemas:
+    """The types, as schemas with names."""
+
+    def __init__(self, limits: Limits) -> None:
+        config = ConfigDict(extra="forbid" if limits.unknown_fields == "reject" else "ignore")
+
+        @with_config(config)
+        class SessionsBody(TypedDict):
+            sessions: Annotated[list[Session], Field(max_length=limits.max_batch)]
+
+        @with_config(config)
+        class TasksBody(TypedDict):
+            tasks: Annotated[list[Task], Field(max_length=limits.max_batch)]
+
+        self._closed = limits.unknown_fields == "reject"
+        self._types: dict[str, TypeAdapter[Any]] = {
+            "SessionsBody": TypeAdapter(SessionsBody),
+            "TasksBody": TypeAdapter(TasksBody),
+        }
+
+    def ref(self, type: Any) -> dict[str, str]:
+        """A reference to the schema of a type, which becomes part of the document."""
+        self._types[type.__name__] = TypeAdapter(type)
+        return {"$ref": f"{REFS}{type.__name__}"}
+
+    def body(self, kind: Kind) -> dict[str, str]:
+        return {"$ref": f"{REFS}{PLURALS[kind].capitalize()}Body"}
+
+    def definitions(self) -> dict[str, Any]:
+        _, made = TypeAdapter.json_schemas(
+            [(name, "validation", adapter) for name, adapter in self._types.items()],
+            ref_template=REFS + "{model}",
+        )
+        found: dict[str, Any] = {**made["$defs"], "JSON": _FREE["JSON"]}
+        if not self._closed:
+            found["Ignored"] = _FREE["Ignored"]
+        for name in ("SessionsBody", "TasksBody", "Session", "Task"):
+            self._complete_request(found[name])
+        for kind in KINDS:
+            name = kind.capitalize()
+            for field, default in DEFAULTS[kind].items():
+                found[name]["properties"][field]["description"] = f"{default} when it is left out of a new row."
+            found[name]["examples"] = [_EXAMPLES[kind]]
+        return {name: _without_titles(schema) for name, schema in sorted(found.items())}
+
+    def _complete_request(self, schema: dict[str, Any]) -> None:
+        """Say what the types themselves do not: what the parser looks at besides."""
+        schema["additionalProperties"] = False if self._closed else _IGNORED
+        if not self._closed:
+            schema["propertyNames"] = {"pattern": _NO_NUL}
+        for field in schema["properties"].values():
+            for part in field.get("anyOf", [field]):
+                match part.get("type"):
+                    case "integer":
+                        part["description"] = "Written without a decimal point."
+                    case "string" if "pattern" in part:
+                        for loose, exact in _EXACT.items():
+                            part["pattern"] = part["pattern"].replace(loose, exact)
+                        if r"\d" in part["pattern"]:
+                            part["format"] = "iso8601"
+                            part["description"] = "An ISO 8601 date and time; UTC unless it has an offset."
+                    case "string" if "enum" not in part:
+                        part["pattern"] = _NO_NUL
+                    case "object":
+                        part["additionalProperties"] = _STORED
+                        part["propertyNames"] = {"pattern": _NO_NUL}
+                        part["description"] = "JSON of at most 20 levels."
+
+
+def _without_titles(schema: Any) -> Any:
+    """pydantic's titles are the names once more."""
+    if isinstance(schema, dict):
+        return {
+            key: _without_titles(value) for key, value in schema.items() if key != "title" or isinstance(value, dict)
+        }
+    return [_without_titles(item) for item in schema] if isinstance(schema, list) else schema
+
+
+def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
+    ref = schemas.ref
+    schemas.ref(answers.Error)
+    unwell = "The sink is away, the journal is full or cannot be written, or the service is shutting down."
+    return {
+        "/": _get("root", "Who answers", "health", {200: ("It runs.", ref(answers.Running))}),
+        "/health": _get(
+            "health",
+            "Whether the service and its database are well",
+            "health",
+            {200: ("Both are.", ref(answers.Health)), 503: (unwell, ref(answers.Health))},
+            "Answers within half a second, whatever the database does.",
+        ),
+        "/health/live": _get("live", "Whether the process answers", "health", {200: ("It does.", ref(answers.Alive))}),
+        "/health/ready": _get(
+            "ready",
+            "Whether batches can be made durable",
+            "health",
+            {200: ("They can.", ref(answers.Ready)), 503: ("They cannot now.", ref(answers.NotReady))},
+            "Whether or not the database is up.",
+            retry=True,
+        ),
+        f"{PREFIX}/sessions/batch": {"post": _batch(schemas, "session", limits)},
+        f"{PREFIX}/tasks/batch": {"post": _batch(schemas, "task", limits)},
+        f"{PREFIX}/flush": {
+            "post": _operation(
+                "flush",
+                "Write everything now",
+                "buffer",
+                _responses(
+                    {
+                        200: ("Everything accepted before the call is settled.", ref(answers.Flushed)),
+                        503: ("The sink failed or took too long; nothing is lost.", ref(answers.FlushError)),
+                    },
+                    retry=True,
+                ),
+                f"Waits {limits.flush_timeout:g} seconds at most; the flush goes on after that.",
+            )
+        },
+        f"{PREFIX}/stats": _get(
+            "stats", "What waits and what was done", "buffer", {200: ("The numbers.", ref(answers.Stats))}
+        ),
+        **_watching(schemas),
+        "/openapi.json": _get("openapi", "This description", "description", {200: ("It.", {"type": "object"})}),
+        "/docs": _get("docs", "This description as a page", "description", {200: ("The page.", _TEXT)}, media=_PAGE),
+    }
+
+
+def _watching(schemas: _Schemas) -> dict[str, Any]:
+    return {
+        "/metrics": _get(
+            "metrics",
+            "What Prometheus scrapes",
+            "watching",
+            {200: ("The metrics, as text; as OpenMetrics where `Accept` asks for it.", _TEXT)},
+            "Answers within half a second, whatever the database does.",
+            media=("text/plain", "application/openmetrics-text"),
+        ),
+        "/dashboard": _get(
+            "dashboard",
+            "How the service is, as a page",
+            "watching",
+            {200: ("The page.", _TEXT), 304: ("The browser has it (`If-None-Match`).", None)},
+            "In English or Chinese, as the browser prefers.",
+            media=_PAGE,
+        ),
+        f"{PREFIX}/history": _get(
+            "history",
+            "What the dashboard shows",
+            "watching",
+            {200: ("The last quarter of an hour, and how it is now.", schemas.ref(answers.History))},
+            "Its shape may change from one version to the next.",
+        ),
+    }
+
+
+def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
+    plural, rejected = PLURALS[kind], schemas.ref(answers.Rejected)
+    unknown = "refused" if limits.unknown_fields == "reject" else "ignored"
+    described = _operation(
+        f"{plural}Batch",
+        f"Create or update {plural}",
+        "batches",
+        _responses(
+            {
+                200: ("The batch is durable.", schemas.ref(answers.Accepted)),
+                400: ("The body is not a JSON object, or not the gzip stream that it should be.", rejected),
+                413: (f"The body is over {limits.max_body_bytes} bytes, as sent or decompressed.", rejected),
+                415: ("By its headers the body is not JSON, or is compressed in another way than gzip.", rejected),
+                422: (f"A field is missing or wrong, or there are more than {limits.max_batch} rows.", rejected),
+                503: ("Not now: shutting down, or the journal is full or cannot be written.", rejected),
+            },
+            retry=True,
+        ),
+        f"At most {limits.max_batch} rows in at most {limits.max_body_bytes} bytes, which may be compressed with gzip"
+        f" (`Content-Encoding: gzip`). Fields that are not listed are {unknown}. An empty batch is accepted.",
+    )
+    content = {"schema": schemas.body(kind), "example": {plural: [_EXAMPLES[kind]]}}
+    return {**described, "requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+#: By status: what it says, and the schema of the answer's body; None where it has none.
+Statuses: TypeAlias = Mapping[int, tuple[str, dict[str, Any] | None]]
+
+_JSON_ONLY = ("application/json",)
+_HEALTH = {"$ref": f"{REFS}Health"}
+
+
+def _get(
+    name: str,
+    summary: str,
+    tag: str,
+    statuses: Statuses,
+    description: str = "",
+    *,
+    retry: bool = False,
+    media: tuple[str, ...] = _JSON_ONLY,
+) -> dict[str, Any]:
+    """``GET`` and the ``HEAD`` that goes with it. ``media``: the content types that a 200 may have."""
+    full = _responses(statuses, retry=retry, media=media)
+    empty = _responses({status: (said, None) for status, (said, _) in statuses.items()}, retry=retry, bodies=False)
+    return {
+        "get": _operation(name, summary, tag, full, description),
+        "head": _operation(f"{name}Head", f"{summary}: the headers alone", tag, empty, description),
+    }
+
+
+def _operation(name: str, summary: str, tag: str, responses: dict[str, Any], description: str = "") -> dict[str, Any]:
+    """One method of a path."""
+    return {
+        "operationId": name,
+        "summary": summary,
+        **({"description": description} if description else {}),
+        "tags": [tag],
+        "parameters": [{"$ref": "#/components/parameters/RequestID"}],
+        "responses": responses,
+    }
+
+
+def _responses(
+    statuses: Statuses, *, retry: bool = False, bodies: bool = True, media: tuple[str, ...] = _JSON_ONLY
+) -> dict[str, Any]:
+    """The answers of an operation, and the 500 that each may have. ``retry``: a 503 says when to try again."""
+
+    def headers(status: int) -> Iterable[tuple[str, dict[str, str]]]:
+        yield "X-Request-ID", {"$ref": "#/components/headers/RequestID"}
+        if retry and status == 503:
+            yield "Retry-After", {"$ref": "#/components/headers/RetryAfter"}
+
+    def content(status: int, schema: dict[str, Any] | None) -> dict[str, Any]:
+        if not bodies or schema is None:
+            return {}
+        return {"content": {kind: {"schema": schema} for kind in (media if status == 200 else _JSON_ONLY)}}
+
+    # In the shape that the handler gives its other errors; /health has no error of its own, it says how things are.
+    shapes = [schema for status, (_, schema) in statuses.items() if status >= 400 and schema != _HEALTH]
+    bug = ("A bug; its traceback is in the log.", shapes[-1] if shapes else {"$ref": f"{REFS}Error"})
+    return {
+        str(status): {"description": description, "headers": dict(headers(status)), **content(status, schema)}
+        for status, (description, schema) in sorted({**statuses, 500: bug}.items())
+    }

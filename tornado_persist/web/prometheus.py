@@ -24,13 +24,15 @@ from tornado_persist.journal import Journal
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.records.models import KINDS, Kind
-from tornado_persist.telemetry.metrics import Metrics, Reading
+from tornado_persist.telemetry import metrics as telemetry
+from tornado_persist.telemetry.metrics import Reading
+from tornado_persist.web.base import GetHandler
 
 
-class Exposition:
+class Exporter:
     """What ``GET /metrics`` shows; docs/metrics.rst explains each metric."""
 
-    def __init__(self, ingest: Ingest, flusher: Flusher, journal: Journal, metrics: Metrics) -> None:
+    def __init__(self, ingest: Ingest, flusher: Flusher, journal: Journal, metrics: telemetry.Metrics) -> None:
         self._ingest = ingest
         self._flusher = flusher
         self._journal = journal
@@ -39,10 +41,10 @@ class Exposition:
         outside = CollectorRegistry()
         self._outside: tuple[Collector, ...] = (ProcessCollector(registry=outside), GCCollector(registry=outside))
 
-    async def render(self, accept: str, *, accepting: bool) -> tuple[str, bytes]:
+    async def render(self, accept: str) -> tuple[str, bytes]:
         """Content type and body, in the format that the ``Accept`` header asks for. The sink is not asked."""
         # All of ours at one moment, so that the rows add up; the rest, and the text, in a thread.
-        families = list(self.families(accepting=accepting))
+        families = list(self.families())
         return await asyncio.to_thread(self._encode, families, accept)
 
     def _encode(self, families: list[Metric], accept: str) -> tuple[str, bytes]:
@@ -56,8 +58,8 @@ class Exposition:
             encode, content_type = openmetrics.generate_latest, openmetrics.CONTENT_TYPE_LATEST
         return content_type, encode(registry)
 
-    def families(self, *, accepting: bool) -> Iterator[Metric]:
-        """Every metric of the service's own, as it is now. ``accepting``: whether batches would be taken."""
+    def families(self) -> Iterator[Metric]:
+        """Every metric of the service's own, as it is now."""
         yield InfoMetricFamily(
             "persistd_build",
             "Version of the service and of its Python.",
@@ -65,7 +67,9 @@ class Exposition:
         )
         yield from self._rows()
         yield from self._requests()
-        yield _gauge("persistd_accepting", "1 while batches are accepted, 0 while they get 503.", accepting)
+        yield _gauge(
+            "persistd_accepting", "1 while batches are accepted, 0 while they get 503.", not self._ingest.problem
+        )
         yield from self._flushes()
         yield from self._of_the_journal()
         yield from self._of_the_sink()
@@ -188,3 +192,12 @@ def _add(family: HistogramMetricFamily, labels: list[str], reading: Reading) -> 
         total += count
         buckets.append((bound, total))
     family.add_metric(labels, buckets, reading.sum)
+
+
+class Metrics(GetHandler):
+    """``GET /metrics``: what Prometheus scrapes. Never waits for the sink."""
+
+    async def get(self) -> None:
+        content_type, text = await self.application.prometheus.render(self.request.headers.get("Accept", ""))
+        self.set_header("Content-Type", content_type)
+        self.finish(text)

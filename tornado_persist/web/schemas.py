@@ -1,8 +1,8 @@
-"""The shapes of the answers, for their description. A test holds each answer against its own."""
+"""The bodies of all answers. Handlers build these types, and the OpenAPI description is made from them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
@@ -11,6 +11,8 @@ from tornado_persist.errors import InvalidBatch
 
 Number = Annotated[int, Field(ge=0)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, description="in UTC, with +00:00")]
+
+Sync: TypeAlias = Literal["always", "interval", "off"]
 
 _closed = with_config(ConfigDict(extra="forbid"))
 
@@ -164,7 +166,7 @@ class JournalStats(TypedDict):
     bytes: Number
     records: Number
     oldest_seconds: Annotated[float, Field(ge=0, description="age of the oldest record; 0 without one")]
-    sync: Literal["always", "interval", "off"]
+    sync: Sync
 
 
 @_closed

@@ -8,7 +8,7 @@ import pytest
 
 from tests.process import Persistd
 from tests.rows import body, task
-from tornado_persist.web.requestid import choose
+from tornado_persist.web.base import choose_request_id
 
 TASKS = "/api/v1/persistence/tasks/batch"
 MANUAL = "[buffer]\nflush_interval = 3600\n"
@@ -16,14 +16,14 @@ MANUAL = "[buffer]\nflush_interval = 3600\n"
 
 @pytest.mark.parametrize("given", ["a", "550e8400-e29b-41d4-a716-446655440000", "Root=1-67:x/y+z@h~.", "x" * 128])
 def test_a_sane_id_is_kept(given: str) -> None:
-    assert choose(given) == given
+    assert choose_request_id(given) == given
 
 
 @pytest.mark.parametrize("given", [None, "", "x" * 129, "a b", "a\n", "a,b", '"', "é", "<b>"])
 def test_in_the_place_of_any_other_one_is_made_and_no_two_are_the_same(given: str | None) -> None:
-    made = {choose(given) for _ in range(1000)}
+    made = {choose_request_id(given) for _ in range(1000)}
     assert len(made) == 1000
-    assert all(choose(id) == id for id in made)
+    assert all(choose_request_id(id) == id for id in made)
 
 
 def test_a_request_is_found_again_in_its_answer_its_line_and_its_flush(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tornado.ioloop import IOLoop
@@ -11,7 +12,7 @@ from tornado.ioloop import IOLoop
 from tests.rig import Rig
 from tornado_persist.errors import NotAccepting
 from tornado_persist.testing import FlakySink
-from tornado_persist.web.samples import COLUMNS, INTERVAL, SPAN, History
+from tornado_persist.web.history import COLUMNS, INTERVAL, SPAN, Sampler
 
 
 class Clock:
@@ -36,21 +37,21 @@ def parts(io_loop: IOLoop, tmp_path: Path) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def history(parts: Rig, clock: Clock) -> History:
-    return History(parts.ingest, parts.flusher, parts.journal, parts.metrics, clock=clock)
+def sampler(parts: Rig, clock: Clock) -> Sampler:
+    return Sampler(parts.ingest, parts.flusher, parts.journal, parts.metrics, clock=clock)
 
 
 @pytest.mark.gen_test
-async def test_a_sample_has_the_rates_since_the_one_before(parts: Rig, history: History, clock: Clock) -> None:
+async def test_a_sample_has_the_rates_since_the_one_before(parts: Rig, sampler: Sampler, clock: Clock) -> None:
     await parts.add("a", "b", "c")
     await parts.add("a", kind="session")
     await parts.add("a")
     clock.now += 2
-    history.sample()
+    sampler.sample()
     await parts.flusher.flush_once()
     clock.now += 4
-    history.sample()
-    columns = history.columns()
+    sampler.sample()
+    columns = sampler.columns()
     assert tuple(columns) == COLUMNS
     assert columns["accepted"] == [2.5, 0]
     assert columns["merged"] == [0.5, 0]
@@ -65,7 +66,7 @@ async def test_a_sample_has_the_rates_since_the_one_before(parts: Rig, history: 
 
 @pytest.mark.gen_test
 async def test_answer_times_are_those_of_the_batches_in_the_interval(
-    parts: Rig, history: History, clock: Clock
+    parts: Rig, sampler: Sampler, clock: Clock
 ) -> None:
     requests = parts.metrics.requests
     for _ in range(99):
@@ -73,10 +74,10 @@ async def test_answer_times_are_those_of_the_batches_in_the_interval(
     requests.observe("SessionsBatch", "POST", 200, 0.04)
     requests.observe("Flush", "POST", 200, 8)
     clock.now += INTERVAL
-    history.sample()
+    sampler.sample()
     clock.now += INTERVAL
-    history.sample()
-    p50, p99 = history.columns()["answer_p50_ms"], history.columns()["answer_p99_ms"]
+    sampler.sample()
+    p50, p99 = sampler.columns()["answer_p50_ms"], sampler.columns()["answer_p99_ms"]
     assert p50[0] is not None
     assert p99[0] is not None
     assert 0.5 < p50[0] <= p99[0] <= 1
@@ -84,21 +85,22 @@ async def test_answer_times_are_those_of_the_batches_in_the_interval(
 
 
 @pytest.mark.gen_test
-async def test_memory_is_bounded(history: History, clock: Clock) -> None:
+async def test_memory_is_bounded(sampler: Sampler, clock: Clock) -> None:
     for _ in range(500):
         clock.now += INTERVAL
-        history.sample()
-    assert {len(column) for column in history.columns().values()} == {SPAN / INTERVAL}
+        sampler.sample()
+    columns: dict[str, Any] = {**sampler.columns()}
+    assert {len(column) for column in columns.values()} == {SPAN / INTERVAL}
 
 
 @pytest.mark.gen_test
-async def test_a_full_journal_is_remembered_once(parts: Rig, history: History, clock: Clock) -> None:
+async def test_a_full_journal_is_remembered_once(parts: Rig, sampler: Sampler, clock: Clock) -> None:
     await parts.add("a", source_text="x" * 9000)
     with pytest.raises(NotAccepting):
         await parts.add("b", source_text="x" * 9000)
     for _ in range(3):
         clock.now += INTERVAL
-        history.sample()
+        sampler.sample()
     (incident,) = parts.metrics.incidents
     assert (incident.what, incident.count) == ("intake", 1)
     assert "full" in incident.message
