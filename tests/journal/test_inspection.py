@@ -139,6 +139,20 @@ def test_a_segment_deleted_before_it_is_read_was_released(tmp_path: Path) -> Non
     assert bodies(found)[-2:] == BODIES[7:]
 
 
+def test_a_failed_write_that_is_cut_off_while_it_is_read_is_no_damage(tmp_path: Path) -> None:
+    first, second = fill(tmp_path, *BODIES[:4], segment_bytes=2 * (HEADER_SIZE + len(BODIES[0])))
+    whole = first.stat().st_size
+    with first.open("ab") as file:
+        file.write(b"half of a group" * 10)
+    second.unlink()
+    items = Inspection(tmp_path / "journal").items()
+    assert isinstance(next(items), Begin)
+    os.truncate(first, whole)
+    found = list(items)
+    assert bodies(found) == BODIES[:2]
+    assert not [item for item in found if isinstance(item, Damage)]
+
+
 def test_no_damage_is_seen_in_a_journal_that_is_written_and_released_meanwhile(tmp_path: Path) -> None:
     done = threading.Event()
     problems: list[object] = []

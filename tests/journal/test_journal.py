@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -175,6 +176,62 @@ def test_a_reader_whose_segments_were_released_goes_on_after_them(tmp_path: Path
         driver.journal.release(25, {})
         assert driver.bodies(after=25) == BODIES[25:]
         assert driver.bodies(after=1)[-5:] == BODIES[25:]
+
+
+@pytest.mark.parametrize("amount", [1, 50], ids=["between two records", "in a later segment"])
+def test_a_segment_that_is_deleted_while_it_is_read_does_not_break_the_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amount: int
+) -> None:
+    with Driver(tmp_path, segment_bytes=100) as driver:
+        driver.append(*BODIES)
+        assert driver.journal.read(0, amount)
+        real, released = os.pread, False
+
+        def pread(fd: int, size: int, offset: int) -> bytes:
+            nonlocal released
+            if not released:
+                released = True
+                driver.journal.release(25, {})  # the file is open, and its name is gone
+            return real(fd, size, offset)
+
+        after = driver.journal.read(0, amount)[-1].seq
+        monkeypatch.setattr(os, "pread", pread)
+        seqs = [record.seq for record in driver.read(after)]
+        assert released
+        assert seqs == sorted(set(seqs))
+        assert seqs[-5:] == list(range(26, 31))
+        assert driver.journal.stats().records == 5
+
+
+def test_a_release_that_waits_makes_room_before_the_batches_that_wait(tmp_path: Path, disk: Any) -> None:
+    size = HEADER_SIZE + 10
+    with Driver(tmp_path, segment_bytes=size, max_bytes=3 * size) as driver:
+        driver.append(*[b"0123456789"] * 2)
+        with disk.hold():
+            last = driver.send(b"0123456789")
+            assert disk.held.wait(30)
+            # The writer is busy: both come into the queue behind it, the batch first.
+            late = driver.send(b"0123456789")
+            released: list[bool] = []
+            thread = threading.Thread(target=lambda: released.append(driver.journal.release(1, {"n": 1})))
+            thread.start()
+            wait_until(lambda: driver.journal._writer._queue.qsize() == 2)
+        assert driver.wait(last, late) == [3, 4]
+        thread.join()
+        assert released == [True]
+        assert driver.journal.stats().records == 3
+
+
+def test_before_the_start_and_after_the_end_nothing_is_released(tmp_path: Path) -> None:
+    fill(tmp_path, b"a")
+    journal = Journal(tmp_path / "journal", tmp_path / "damaged")
+    journal.open()
+    assert not journal.release(1, {})
+    with Driver(tmp_path) as driver:
+        driver.close()
+        assert not driver.journal.release(1, {})
+    with Driver(tmp_path) as driver:
+        assert (driver.checkpoint, driver.bodies()) == (Checkpoint(0, {}), [b"a"])
 
 
 def test_the_oldest_is_the_first_that_is_not_released(tmp_path: Path) -> None:

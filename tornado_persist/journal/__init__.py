@@ -40,8 +40,8 @@ nothing.
 
 **Start.** :mod:`.recovery` reads the cursor, deletes released segments, and walks through the rest: it counts what
 waits, cuts off the tail that a crash tore, and copies damage aside (:mod:`.damaged`). The caller then reads the records
-back. So a start reads them twice, the second time from the page cache: that is a tenth of its processor time, and
-memory stays bounded without a second way into the buffer.
+back. So a start reads them twice, the second time from the page cache. One pass would save a tenth of its processor
+time with 500 rows in a record, a fifth with one row, for a second way into the buffer and records held in memory twice.
 
 **Threads.** The writer's thread alone changes files, once it runs. What the journal holds is in :mod:`.state`, which
 other threads read.

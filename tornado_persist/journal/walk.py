@@ -102,8 +102,9 @@ class Walk:
                     raise
                 break
             if isinstance(item, Entry):
-                yield from self._account(item.seq)
-                self.expected = max(self.expected, item.seq + 1)
+                if item.seq > self.expected:
+                    yield from self._account(item.seq)
+                self.expected, self._damaged = max(self.expected, item.seq + 1), False
             elif isinstance(item, Damage):
                 now = self._source.extent(extent.first)
                 if now is not None and now.end < extent.end:
