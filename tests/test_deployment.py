@@ -25,7 +25,9 @@ from tests.rows import body, task
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 MANUAL = "[buffer]\nflush_interval = 3600\n"
-TASKS = "/api/v1/persistence/tasks/batch"
+API = "/api/v1/persistence"
+TASKS = f"{API}/tasks/batch"
+OUTSIDE = {f"{API}/sessions/batch", TASKS, f"{API}/flush", "/health", "/health/live", "/health/ready"}
 
 
 def read_yaml(path: Path) -> Any:
@@ -175,6 +177,25 @@ def test_a_batch_goes_through_nginx_and_so_do_all_answers(tmp_path: Path) -> Non
             made = front.get("/health").headers["X-Request-ID"]
             wait_until(lambda: made in [line["request_id"] for line in service.log("request")])
             wait_until(lambda: made in (tmp_path / "nginx" / "access.log").read_text())
+
+
+def test_nginx_lets_clients_through_to_batches_flush_and_health_and_to_nothing_else(tmp_path: Path) -> None:
+    with Persistd(tmp_path, MANUAL) as service:
+        (tmp_path / "nginx").mkdir()
+        described = service.http.get("/openapi.json").json()["paths"]
+        # A parameter in a path may stand for anything; pages' files and near misses are in no description.
+        paths = {re.sub(r"{\w+}", "some", path) for path in described}
+        paths |= {"/dashboard/app.js", "/docs/", "/healthy", "/health/", "/health/other", f"{TASKS}/more"}
+        assert {f"{API}/stats", "/metrics", "/dashboard", "/openapi.json", "/"} <= paths
+        with nginx(tmp_path / "nginx", service.url.removeprefix("http://")) as front:
+            for path in sorted(paths):
+                for method in ("GET", "POST"):
+                    answer = front.request(method, path, content=b"{}" if method == "POST" else None)
+                    # The service puts an id on each of its answers.
+                    assert ("X-Request-ID" in answer.headers) == (path in OUTSIDE), path
+                    if path not in OUTSIDE:
+                        assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"}), path
+            assert front.get("/%6detrics").status_code == 404
 
 
 # logrotate.
