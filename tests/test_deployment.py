@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from tests import tools
 from tests.process import PATIENCE, Persistd, wait_until
 from tests.rows import body, task
+from tests.servers import Postgres
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -88,6 +89,50 @@ def test_the_compose_files_services_and_volumes_are_there_and_looked_after() -> 
             assert needed in services
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
         assert "password" not in str(service.get("environment")).lower() or "${" in str(service["environment"])
+
+
+def interpolated(text: str, **variables: str) -> str:
+    """As compose puts variables in: their values as they are."""
+    return re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: variables[found[1]], text)
+
+
+@pytest.mark.parametrize("password", ["p@ss:w/rd?#[]", "a%40b%zz &=+", "$HOME'\"\\` ü"])
+def test_compose_takes_a_password_with_special_characters(
+    tmp_path: Path, postgres_server: Postgres, postgres_url: str, password: str
+) -> None:
+    services = read_yaml(CONF / "compose.yaml")["services"]
+    given = {
+        name: interpolated(text, POSTGRES_PASSWORD=password)
+        for name, text in services["persistd"]["environment"].items()
+    }
+    database = {
+        name: interpolated(text, POSTGRES_PASSWORD=password)
+        for name, text in services["postgres"]["environment"].items()
+    }
+    assert database["POSTGRES_PASSWORD"] == password
+    role = f"special_{postgres_url.rpartition('/')[2]}"
+    literal = password.replace("'", "''")
+    postgres_server.admin(f"CREATE ROLE {role} LOGIN PASSWORD '{literal}' IN ROLE persist")
+    try:
+        assert given["PERSISTD_SINKS__POSTGRES__URL"].count("persist@postgres:5432/persist") == 1
+        given["PERSISTD_SINKS__POSTGRES__URL"] = re.sub(r"//.*@", f"//{role}@", postgres_url)
+        with Persistd(tmp_path, MANUAL, variables=given) as service:
+            assert service.post("task", task("t1")).status_code == 200
+            assert service.flush()["tasks_written"] == 1
+            assert service.stop() == 0
+            assert password not in service.log_text()
+        found = postgres_server.admin("SELECT task_id FROM translation_tasks", postgres_url.rpartition("/")[2])
+        assert found == [("t1",)]
+    finally:
+        postgres_server.admin(f"DROP OWNED BY {role}", postgres_url.rpartition("/")[2])
+        postgres_server.admin(f"DROP ROLE {role}")
+
+
+def test_compose_mounts_the_volume_where_this_postgresql_keeps_its_data() -> None:
+    postgres = read_yaml(CONF / "compose.yaml")["services"]["postgres"]
+    # Its data are lost with the container where the volume is mounted at .../data, as before 18.
+    assert int(postgres["image"].partition(":")[2]) >= 18
+    assert postgres["volumes"] == ["postgres:/var/lib/postgresql"]
 
 
 def test_prometheus_asks_the_service_for_its_metrics() -> None:
