@@ -1,4 +1,4 @@
-"""What a scrape shows: checked with Prometheus's own tool, against the documentation, the alerts and the board."""
+"""What a scrape shows: checked with Prometheus's own tool, against the documentation and the board."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.process import Persistd, wait_until
@@ -22,7 +21,6 @@ from tests.servers import Postgres
 from tests.tools import require
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ALERTS = ROOT / "conf" / "prometheus-alerts.yaml"
 HISTORY = "/api/v1/persistence/history"
 BOARD = ROOT / "conf" / "grafana-dashboard.json"
 NAME = re.compile(r"\b(?:persistd|process|python)_\w+")
@@ -142,77 +140,6 @@ def names(text: str) -> set[str]:
 def test_every_metric_is_documented_and_every_documented_one_is_there(text: str) -> None:
     documented = set(re.findall(r"``((?:persistd|process|python)_\w+)", (ROOT / "docs" / "metrics.rst").read_text()))
     assert documented == names(text)
-
-
-def test_promtool_takes_the_alerts() -> None:
-    done = subprocess.run([require("promtool"), "check", "rules", ALERTS], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_alerts_name_metrics_that_there_are_and_say_what_to_do(text: str) -> None:
-    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-    assert rules
-    for rule in rules:
-        named = NAME.findall(rule["expr"])
-        assert named, rule
-        assert {SUFFIX.sub("", name) for name in named} <= names(text), rule
-        assert rule["labels"]["severity"] in ("warning", "critical")
-        assert rule["annotations"].keys() == {"summary", "description"}
-
-
-#: For each alert what Prometheus has scraped in half an hour, a value a minute, when it comes to fire.
-TROUBLE = {
-    "PersistdAbsent": {},
-    "PersistdNotAccepting": {"persistd_accepting": "1x5 0x25"},
-    "PersistdSinkDown": {'persistd_sink_up{sink="postgres"}': "1x5 0x25"},
-    "PersistdBacklogOld": {"persistd_journal_oldest_age_seconds": "0+60x30"},
-    "PersistdJournalNearlyFull": {"persistd_journal_bytes": "0+3x30", "persistd_journal_max_bytes": "100x30"},
-    "PersistdRowsRejected": {'persistd_rows_rejected_total{kind="task"}': "0x20 1x10"},
-    "PersistdRowsLost": {'persistd_rows_lost_total{kind="task"}': "0x20 1x10"},
-    "PersistdFlushesFail": {'persistd_flush_failures_total{error="SinkUnavailable"}': "0+1x30"},
-    "PersistdSlowDisk": {
-        f'persistd_journal_fsync_duration_seconds_bucket{{le="{bound}"}}': f"0+{step}x30"
-        for bound, step in (("0.25", 90), ("0.5", 100), ("+Inf", 100))
-    },
-    "PersistdServerErrors": {'persistd_http_requests_total{handler="TasksBatch",status="500"}': "0x20 1x10"},
-}
-#: Half an hour in which nothing is wrong, on a busy service.
-QUIET = {
-    "persistd_build_info": "1x30",
-    "persistd_accepting": "1x30",
-    'persistd_sink_up{sink="postgres"}': "1x30",
-    "persistd_journal_oldest_age_seconds": "20x30",
-    "persistd_journal_bytes": "10x30",
-    "persistd_journal_max_bytes": "100x30",
-    'persistd_rows_rejected_total{kind="task"}': "7x30",
-    'persistd_rows_lost_total{kind="task"}': "0x30",
-    'persistd_flush_failures_total{error="SinkUnavailable"}': "5x30",
-    'persistd_journal_fsync_duration_seconds_bucket{le="0.25"}': "0+100x30",
-    'persistd_journal_fsync_duration_seconds_bucket{le="+Inf"}': "0+100x30",
-    'persistd_http_requests_total{handler="TasksBatch",status="500"}': "1x30",
-}
-
-
-def test_each_alert_fires_at_its_trouble_and_none_without(tmp_path: Path) -> None:
-    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-    assert [rule["alert"] for rule in rules] == list(TROUBLE)
-
-    def case(series: dict[str, str], alert: str, firing: int) -> dict[str, Any]:
-        counted = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
-        return {
-            "interval": "1m",
-            "input_series": [{"series": name, "values": values} for name, values in series.items()],
-            "promql_expr_test": [
-                {"expr": counted, "eval_time": "29m", "exp_samples": [{"labels": "{}", "value": firing}]},
-            ],
-        }
-
-    tests = [case(series, alert, 1) for alert, series in TROUBLE.items()]
-    tests += [case(QUIET, alert, 0) for alert in TROUBLE]
-    file = tmp_path / "alerts.yaml"
-    file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": tests}))
-    done = subprocess.run([require("promtool"), "test", "rules", file], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def expressions(tree: Any) -> Iterator[str]:

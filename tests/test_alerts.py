@@ -1,0 +1,155 @@
+"""The alerts, by Prometheus's own tool: each one fires at its trouble and not without it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.process import Persistd
+from tests.tools import require
+
+ALERTS = Path(__file__).resolve().parent.parent / "conf" / "prometheus-alerts.yaml"
+RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+Series = dict[str, str]
+
+#: Half an hour in which nothing is wrong, on two busy instances; a value a minute. Counters have old trouble.
+QUIET: Series = {}
+for instance in ("a:8001", "b:8001"):
+    place = f'instance="{instance}",job="some"'
+    QUIET |= {
+        f"up{{{place}}}": "1x30",
+        f"persistd_build_info{{{place}}}": "1x30",
+        f"persistd_accepting{{{place}}}": "1x30",
+        f'persistd_sink_up{{{place},sink="postgres"}}': "1x30",
+        f"persistd_journal_oldest_age_seconds{{{place}}}": "20x30",
+        f"persistd_journal_bytes{{{place}}}": "10x30",
+        f"persistd_journal_max_bytes{{{place}}}": "100x30",
+        f'persistd_rows_rejected_total{{{place},kind="task"}}': "7x30",
+        f'persistd_rows_lost_total{{{place},kind="task"}}': "3x30",
+        f'persistd_flush_failures_total{{{place},error="SinkUnavailable"}}': "5x30",
+        f'persistd_journal_fsync_duration_seconds_bucket{{{place},le="0.25"}}': "0+100x30",
+        f'persistd_journal_fsync_duration_seconds_bucket{{{place},le="0.5"}}': "0+100x30",
+        f'persistd_journal_fsync_duration_seconds_bucket{{{place},le="+Inf"}}': "0+100x30",
+        f'persistd_http_requests_total{{{place},handler="TasksBatch",method="POST",status="500"}}': "1x30",
+    }
+
+#: The fsyncs that took less than the bound of the alert.
+FAST = 'persistd_journal_fsync_duration_seconds_bucket{instance="a:8001",job="some",le="0.25"}'
+
+#: What is unlike that on one of them when an alert has to fire, by the beginning of the series' names.
+TROUBLE: dict[str, Series] = {
+    "PersistdAbsent": {"up": "1x20 0x10", "persistd_": "1x20 _x10"},
+    "PersistdNotAccepting": {"persistd_accepting": "1x5 0x25"},
+    "PersistdSinkDown": {"persistd_sink_up": "1x5 0x25"},
+    "PersistdBacklogOld": {"persistd_journal_oldest_age_seconds": "0+60x30"},
+    "PersistdJournalNearlyFull": {"persistd_journal_bytes": "0+3x30"},
+    "PersistdRowsRejected": {"persistd_rows_rejected_total": "0x20 1x10"},
+    "PersistdRowsLost": {"persistd_rows_lost_total": "0x20 1x10"},
+    "PersistdFlushesFail": {"persistd_flush_failures_total": "0+1x30"},
+    "PersistdSlowDisk": {FAST: "0+90x30"},
+    "PersistdServerErrors": {"persistd_http_requests_total": "0x20 1x10"},
+}
+
+#: Trouble that ends by itself, or is too little: an alert that fires here cries wolf.
+HARMLESS: dict[str, Series] = {
+    "PersistdAbsent": {"up": "1x27 0 1x2"},
+    "PersistdNotAccepting": {"persistd_accepting": "1x28 0x1"},
+    "PersistdSinkDown": {"persistd_sink_up": "1x27 0x1 1x1"},
+    "PersistdBacklogOld": {"persistd_journal_oldest_age_seconds": "0+10x30"},
+    "PersistdJournalNearlyFull": {"persistd_journal_bytes": "79x30"},
+    "PersistdRowsRejected": {"persistd_rows_rejected_total": "5x20 0x10"},
+    "PersistdRowsLost": {"persistd_rows_lost_total": "5x20 0x10"},
+    "PersistdFlushesFail": {"persistd_flush_failures_total": "0x20 1x5 2x5"},
+    "PersistdSlowDisk": {FAST: "0+99.5x30"},
+    "PersistdServerErrors": {"persistd_http_requests_total": "5x20 0x10"},
+}
+
+
+def changed(changes: Series, instance: str = "a:8001") -> Series:
+    """A quiet half hour in which one instance has other values."""
+    found = dict(QUIET)
+    for beginning, values in changes.items():
+        names = [name for name in QUIET if name.startswith(beginning) and f'"{instance}"' in name]
+        assert names, beginning
+        found |= dict.fromkeys(names, values)
+    return found
+
+
+def case(series: Series, alert: str, *firing: str) -> dict[str, Any]:
+    """A test of promtool: after 29 minutes the alert fires for these instances; the empty name is no instance."""
+    samples = [{"labels": f'{{instance="{instance}"}}' if instance else "{}", "value": 1} for instance in firing]
+    expression = f'sum by (instance) (ALERTS{{alertname="{alert}",alertstate="firing"}})'
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": expression, "eval_time": "29m", "exp_samples": samples}],
+    }
+
+
+def check(directory: Path, *cases: dict[str, Any]) -> None:
+    file = directory / "alerts.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": list(cases)}))
+    done = subprocess.run([require("promtool"), "test", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_here_and_says_what_to_do() -> None:
+    assert [rule["alert"] for rule in RULES] == list(TROUBLE) == list(HARMLESS)
+    for rule in RULES:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"].keys() == {"summary", "description"}
+
+
+def test_the_alerts_name_metrics_that_a_fresh_service_has(tmp_path: Path) -> None:
+    with Persistd(tmp_path) as service:
+        shown = set(re.findall(r"^(persistd_\w+)", service.http.get("/metrics").text, re.MULTILINE))
+    for rule in RULES:
+        named = set(re.findall(r"persistd_\w+", rule["expr"]))
+        assert named
+        assert named <= shown | {"persistd_http_requests_total"}, rule["alert"]
+
+
+def test_promtool_takes_the_alerts() -> None:
+    done = subprocess.run([require("promtool"), "check", "rules", ALERTS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("alert", TROUBLE)
+def test_an_alert_fires_for_the_instance_in_trouble(tmp_path: Path, alert: str) -> None:
+    check(tmp_path, case(changed(TROUBLE[alert]), alert, "a:8001"))
+
+
+@pytest.mark.parametrize("alert", TROUBLE)
+def test_an_alert_does_not_fire_without_trouble(tmp_path: Path, alert: str) -> None:
+    check(tmp_path, case(QUIET, alert), case(changed(HARMLESS[alert]), alert))
+
+
+def test_both_instances_gone_fire_each_and_none_at_all_fires_once(tmp_path: Path) -> None:
+    gone = {"up": "1x20 0x10", "persistd_": "1x20 _x10"}
+    both = changed(gone) | {name: values for name, values in changed(gone, "b:8001").items() if '"b:8001"' in name}
+    others = {'up{instance="c:9100",job="node"}': "0x30"}
+    alert = "PersistdAbsent"
+    check(tmp_path, case(both, alert, "a:8001", "b:8001"), case(QUIET | others, alert), case(others, alert, ""))
+
+
+def test_a_summary_names_what_is_gone(tmp_path: Path) -> None:
+    (rule,) = (rule for rule in RULES if rule["alert"] == "PersistdAbsent")
+    for series, labels, summary in (
+        (
+            changed(TROUBLE["PersistdAbsent"]),
+            {"instance": "a:8001", "job": "some"},
+            "a:8001 is out of Prometheus' reach",
+        ),
+        ({}, {}, "Every persistd is out of Prometheus' reach"),
+    ):
+        told = {
+            "exp_labels": {"severity": "critical", **labels},
+            "exp_annotations": {**rule["annotations"], "summary": summary},
+        }
+        expected = {"eval_time": "29m", "alertname": "PersistdAbsent", "exp_alerts": [told]}
+        check(tmp_path, {**case(series, ""), "promql_expr_test": [], "alert_rule_test": [expected]})
