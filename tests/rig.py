@@ -115,6 +115,15 @@ async def rig(data_dir: Path, sink: FlakySink | None = None, **options: Any) -> 
         await it.stop()
 
 
+def answers(metrics: Metrics) -> dict[tuple[str, str, int], int]:
+    """Answers so far, by handler, method and status."""
+    return {
+        (sample.labels["handler"], sample.labels["method"], int(sample.labels["status"])): int(sample.value)
+        for metric in metrics.requests.collect()
+        for sample in metric.samples
+    }
+
+
 async def wait_until(condition: Callable[[], bool]) -> None:
     """Wait until ``condition()`` is true, 10 seconds at most."""
     async with asyncio.timeout(10):

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
 # Within `sinks` only the runner logs and knows threads, and no sink knows the others.
 LIBRARIES = {
     "tornado": {"web", "pipeline.flusher", "service"},
-    "prometheus_client": {"web.prometheus"},
+    "prometheus_client": {"web.prometheus", "telemetry.metrics"},
     "sqlalchemy": {"sinks"},
     "psycopg": {"sinks.postgres"},
     "pymysql": {"sinks.mysql", "sinks.bulk"},

@@ -653,7 +653,8 @@ async def test_an_outage_is_one_line_among_the_last_flushes_and_counts_each_fail
         for _ in range(3):
             await it.flusher.flush_once()
         assert 0 <= it.flusher.retry_in <= 0.4, "the bound of the third wait"
-        assert it.metrics.flush_failures["SinkUnavailable"] == 3
+        failures = it.metrics.registry.get_sample_value("persistd_flush_failures_total", {"error": "SinkUnavailable"})
+        assert failures == 3
         assert [(flush.rows, bool(flush.error)) for flush in it.metrics.flushes] == [(1, False), (0, True)]
         assert [incident.count for incident in it.metrics.incidents] == [3]
         await it.flusher.flush_once()

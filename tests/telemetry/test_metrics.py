@@ -73,5 +73,9 @@ def test_rows_that_are_lost_never_make_a_counter_go_down() -> None:
 def test_a_failed_flush_is_counted_by_its_errors_class_and_remembered() -> None:
     metrics = Metrics(NOON)
     metrics.failed(SinkUnavailable("connection refused"), NOON, code="08006")
-    assert metrics.flush_failures == {"SinkUnavailable": 1, "SinkConflict": 0, "FlushFailed": 0}
+    found = {
+        error: metrics.registry.get_sample_value("persistd_flush_failures_total", {"error": error})
+        for error in ("SinkUnavailable", "SinkConflict", "FlushFailed")
+    }
+    assert found == {"SinkUnavailable": 1, "SinkConflict": 0, "FlushFailed": 0}
     assert [(incident.message, incident.code) for incident in metrics.incidents] == [("connection refused", "08006")]

@@ -68,11 +68,10 @@ async def test_a_sample_has_the_rates_since_the_one_before(parts: Rig, sampler: 
 async def test_answer_times_are_those_of_the_batches_in_the_interval(
     parts: Rig, sampler: Sampler, clock: Clock
 ) -> None:
-    requests = parts.metrics.requests
     for _ in range(99):
-        requests.observe("TasksBatch", "POST", 200, 0.0009)
-    requests.observe("SessionsBatch", "POST", 200, 0.04)
-    requests.observe("Flush", "POST", 200, 8)
+        parts.metrics.answered("TasksBatch", "POST", 200, 0.0009)
+    parts.metrics.answered("SessionsBatch", "POST", 200, 0.04)
+    parts.metrics.answered("Flush", "POST", 200, 8)
     clock.now += INTERVAL
     sampler.sample()
     clock.now += INTERVAL

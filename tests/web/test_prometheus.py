@@ -104,6 +104,7 @@ def test_requests_are_counted_by_handler_class_and_status(text: str) -> None:
     assert value(found, "persistd_http_requests_total", handler="NotFound", method="GET", status="404") == 1
     assert value(found, "persistd_http_request_duration_seconds_count", handler="TasksBatch", method="POST") == 4
     assert "/nothing" not in text
+    assert "_created" not in text, "no gauges of the times at which series were made"
 
 
 def test_flushes_fsyncs_and_the_sink_show(text: str) -> None:

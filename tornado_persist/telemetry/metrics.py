@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, TypeAlias
 
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+
 from tornado_persist.records.models import KINDS, Kind
+
+# Else every counter and histogram would come with a gauge of the time at which it was made.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A histogram at one moment, or what came to it between two of them.
+    """A histogram at one moment, or what it gained between two."""
 
-    ``counts[i]`` observations were at most ``bounds[i]`` and above the bound before it; the last count is of those
-    above every bound. ``sum`` is of the observed values.
-    """
-
-    bounds: tuple[float, ...]
-    counts: tuple[int, ...]
+    #: Observations of at most each upper bound, by ascending bound; the last bound is infinite.
+    at_most: Mapping[float, float]
+    #: Of all observed values.
     sum: float
+
+    @classmethod
+    def of(cls, histogram: Histogram, handlers: Collection[str] = ()) -> Reading:
+        """``histogram`` now, of these HTTP handlers together if it is by handler."""
+        at_most: dict[float, float] = {}
+        total = 0.0
+        for sample in (sample for metric in histogram.collect() for sample in metric.samples):
+            if handlers and sample.labels["handler"] not in handlers:
+                continue
+            if sample.name.endswith("_bucket"):
+                bound = float(sample.labels["le"])
+                at_most[bound] = at_most.get(bound, 0) + sample.value
+            elif sample.name.endswith("_sum"):
+                total += sample.value
+        return cls(at_most, total)
 
     @property
     def count(self) -> int:
         """Observations."""
-        return sum(self.counts)
+        return int(self.at_most.get(math.inf, 0))
 
     @property
     def mean(self) -> float | None:
@@ -36,55 +53,22 @@ class Reading:
         count = self.count
         return self.sum / count if count else None
 
-    def __add__(self, other: Reading) -> Reading:
-        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        return Reading(self.bounds, counts, self.sum + other.sum)
-
     def __sub__(self, earlier: Reading) -> Reading:
-        counts = tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True))
-        return Reading(self.bounds, counts, self.sum - earlier.sum)
+        gained = {bound: count - earlier.at_most.get(bound, 0) for bound, count in self.at_most.items()}
+        return Reading(gained, self.sum - earlier.sum)
 
     def quantile(self, q: float) -> float | None:
         """The value that a share of ``q`` of the observations does not pass; None where nothing was observed.
 
-        As exact as the bounds are close: within a bucket the values are taken to be spread evenly, and a value above
-        the last bound shows as that bound.
+        Within a bucket values count as spread evenly; a value above the last finite bound counts as that bound.
         """
         rank = q * self.count
-        if not self.count:
-            return None
-        below = 0
-        for index, count in enumerate(self.counts[:-1]):
-            if count and below + count >= rank:
-                low = self.bounds[index - 1] if index else 0.0
-                return low + (self.bounds[index] - low) * max(0.0, rank - below) / count
-            below += count
-        return self.bounds[-1]
-
-
-class Histogram:
-    """Counts observations by upper bound.
-
-    One thread at a time may observe, any may read: the counts are copied in one step of the interpreter, so a reading
-    is a state that was; its ``sum`` may lack the observation that is just being made.
-    """
-
-    __slots__ = ("_counts", "_sum", "bounds")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        """``bounds``: ascending."""
-        self.bounds = tuple(bounds)
-        self._counts = [0] * (len(self.bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value. Costs a fraction of a microsecond."""
-        self._counts[bisect_left(self.bounds, value)] += 1
-        self._sum += value
-
-    def read(self) -> Reading:
-        """How it stands."""
-        return Reading(self.bounds, tuple(self._counts), self._sum)
+        low, below = 0.0, 0.0
+        for bound, count in self.at_most.items():
+            if count > below and count >= rank:
+                return low if bound == math.inf else low + (bound - low) * max(0.0, rank - below) / (count - below)
+            low, below = bound, count
+        return None
 
 
 def zeros() -> dict[Kind, int]:
@@ -121,59 +105,9 @@ class Totals:
         )
 
 
-#: Upper bounds in seconds: one row takes a third of a millisecond, and a flush may wait for 8 seconds.
-SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-#: A client can make up methods, and each would be a series for ever; all others count as one.
+#: A client can invent methods, and each would be a series for ever; all others count as one.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"
-
-
-@dataclass(slots=True)
-class _Series:
-    count: int
-    seconds: Histogram
-
-
-class Requests:
-    """By handler class, method and status: never by URL, of which there is no end."""
-
-    def __init__(self) -> None:
-        self._series: dict[tuple[str, str, int], _Series] = {}
-        self._seconds: dict[tuple[str, str], Histogram] = {}
-
-    def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
-        """Count one answer. This is on the way of every request: one look-up, and it costs about a microsecond."""
-        series = self._series.get((handler, method, status))
-        if series is None:
-            series = self._find(handler, method if method in METHODS else OTHER, status)
-        series.count += 1
-        series.seconds.observe(seconds)
-
-    def _find(self, handler: str, method: str, status: int) -> _Series:
-        key = handler, method, status
-        if key not in self._series:
-            seconds = self._seconds.setdefault((handler, method), Histogram(SECONDS))
-            self._series[key] = _Series(0, seconds)
-        return self._series[key]
-
-    def counts(self) -> Iterator[tuple[str, str, int, int]]:
-        """Handler, method, status and the answers so far."""
-        for (handler, method, status), series in self._series.items():
-            yield handler, method, status, series.count
-
-    def seconds(self) -> Iterator[tuple[str, str, Reading]]:
-        """Handler, method, and the seconds from the request's first line to the answer's end."""
-        for (handler, method), histogram in self._seconds.items():
-            yield handler, method, histogram.read()
-
-    def seconds_of(self, *handlers: str) -> Reading:
-        """The answer times of these handlers together."""
-        together = Histogram(SECONDS).read()
-        for handler, _method, reading in self.seconds():
-            if handler in handlers:
-                together += reading
-        return together
-
 
 #: Of each, so many are remembered.
 KEPT = 20
@@ -229,6 +163,8 @@ class Incidents:
         return len(self._kept)
 
 
+#: Upper bounds in seconds: one row takes a third of a millisecond, and a flush may wait for 8 seconds.
+REQUEST_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 FLUSH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 FLUSH_ROWS = (1, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000)
 FSYNC_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -236,33 +172,62 @@ FSYNC_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.0
 FAILURES = ("SinkUnavailable", "SinkConflict", "FlushFailed")
 
 
-@dataclass(slots=True)
 class Metrics:
     """What happened: to rows, since the data directory was made; all else, since the process started.
 
-    Belongs to the event loop, but for ``fsync_seconds``, to which the journal's thread adds.
+    Belongs to the event loop, but for ``fsync_seconds``, to which the journal's thread adds. ``registry`` holds what
+    Prometheus's own objects count; rows are counted exactly, in :class:`Totals`.
     """
 
-    started: datetime
-    totals: Totals = field(default_factory=Totals)
-    #: Rows that this start found in the journal, and accepted rows that damage to the journal has taken since.
-    recovered: dict[Kind, int] = field(default_factory=zeros)
-    lost: dict[Kind, int] = field(default_factory=zeros)
-    #: Flushes that wrote at least one row: the time each took, and the rows it wrote.
-    flush_seconds: Histogram = field(default_factory=lambda: Histogram(FLUSH_SECONDS))
-    flush_rows: Histogram = field(default_factory=lambda: Histogram(FLUSH_ROWS))
-    #: Flushes that something stopped, by the class of the error.
-    flush_failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURES, 0))
-    #: Each time that the journal was made durable.
-    fsync_seconds: Histogram = field(default_factory=lambda: Histogram(FSYNC_SECONDS))
-    requests: Requests = field(default_factory=Requests)
-    last_flush: datetime | None = None
-    #: The last flushes, the latest last.
-    flushes: deque[Flush] = field(default_factory=lambda: deque(maxlen=KEPT))
-    incidents: Incidents = field(default_factory=Incidents)
-    _at_start: Totals = field(default_factory=Totals)
-    _today: date | None = None
-    _today_count: int = 0
+    def __init__(self, started: datetime) -> None:
+        self.started = started
+        self.totals = Totals()
+        #: Rows that this start found in the journal, and accepted rows that damage to the journal has taken since.
+        self.recovered = zeros()
+        self.lost = zeros()
+        self.registry = registry = CollectorRegistry()
+        # By handler class, method and status: never by URL, of which there is no end.
+        self.requests = Counter(
+            "persistd_http_requests",
+            "Requests answered, by handler class.",
+            ["handler", "method", "status"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "persistd_http_request_duration_seconds",
+            "Seconds from a request's first line to the end of its answer.",
+            ["handler", "method"],
+            registry=registry,
+            buckets=REQUEST_SECONDS,
+        )
+        # Of flushes that wrote at least one row.
+        self.flush_seconds = Histogram(
+            "persistd_flush_duration_seconds",
+            "Seconds of flushes that wrote rows.",
+            registry=registry,
+            buckets=FLUSH_SECONDS,
+        )
+        self.flush_rows = Histogram(
+            "persistd_flush_rows", "Rows that a flush wrote.", registry=registry, buckets=FLUSH_ROWS
+        )
+        self.flush_failures = Counter(
+            "persistd_flush_failures", "Flushes that an error stopped, by its class.", ["error"], registry=registry
+        )
+        for error in FAILURES:
+            self.flush_failures.labels(error)
+        self.fsync_seconds = Histogram(
+            "persistd_journal_fsync_duration_seconds",
+            "Seconds that it took to make a group of batches durable.",
+            registry=registry,
+            buckets=FSYNC_SECONDS,
+        )
+        self.last_flush: datetime | None = None
+        #: The last flushes, the latest last.
+        self.flushes: deque[Flush] = deque(maxlen=KEPT)
+        self.incidents = Incidents()
+        self._at_start = Totals()
+        self._today: date | None = None
+        self._today_count = 0
 
     def resume(self, totals: Totals) -> None:
         """Count on from where the last process got."""
@@ -297,6 +262,12 @@ class Metrics:
         """Rows that the sink has refused since the process started."""
         return self.totals.rejected[kind] - self._at_start.rejected[kind]
 
+    def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
+        """Count one answer to a request; ``handler`` is the name of the handler's class. Costs 3 µs."""
+        method = method if method in METHODS else OTHER
+        self.requests.labels(handler, method, status).inc()
+        self.request_seconds.labels(handler, method).observe(seconds)
+
     def flushed(self, seconds: float, at: datetime, rows: int) -> None:
         """Count one flush that wrote rows and ended at ``at`` (UTC)."""
         self.flush_seconds.observe(seconds)
@@ -316,14 +287,13 @@ class Metrics:
 
     def failed(self, error: Exception, at: datetime, *, code: str = "") -> None:
         """Count one flush that ended with this error at ``at`` (UTC); ``code`` is the driver's own."""
-        name = type(error).__name__
-        self.flush_failures[name] = self.flush_failures.get(name, 0) + 1
+        self.flush_failures.labels(type(error).__name__).inc()
         self.incidents.add("flush", str(error), at, code=code)
 
     @property
     def flush_count(self) -> int:
         """Flushes that wrote at least one row."""
-        return self.flush_seconds.read().count
+        return Reading.of(self.flush_seconds).count
 
     def flush_count_today(self, now: datetime) -> int:
         """Flushes since the UTC day of ``now`` began."""
@@ -331,7 +301,7 @@ class Metrics:
 
     def average_flush_ms(self) -> int:
         """Mean duration of a flush; 0 before the first."""
-        return round((self.flush_seconds.read().mean or 0) * 1000)
+        return round((Reading.of(self.flush_seconds).mean or 0) * 1000)
 
     def average_batch_size(self) -> int:
         """Mean number of rows written by a flush; 0 before the first."""

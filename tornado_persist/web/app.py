@@ -100,7 +100,7 @@ class Api(Application):
         request, status = handler.request, handler.get_status()
         method, path = request.method or "", request.path
         seconds = max(0.0, request.request_time())  # by the wall clock, which may be set back
-        self.metrics.requests.observe(type(handler).__name__, method, status, seconds)
+        self.metrics.answered(type(handler).__name__, method, status, seconds)
         if log.debugging(__name__):  # asked first: a line that is thrown away costs 25 µs
             request_id = handler.request_id if isinstance(handler, Handler) else ""
             ms = round(seconds * 1000, 1)

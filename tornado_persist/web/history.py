@@ -120,8 +120,8 @@ class Sampler:
         return _Mark(
             self._clock(),
             tuple(sum(map(rows, KINDS)) for rows in terms),
-            metrics.flush_seconds.read(),
-            metrics.requests.seconds_of(*TIMED),
+            Reading.of(metrics.flush_seconds),
+            Reading.of(metrics.request_seconds, TIMED),
         )
 
     def _note_problem(self) -> None:

@@ -1,4 +1,4 @@
-"""The metrics in Prometheus's formats. Nothing is counted here: a scrape reads what the parts know at that moment."""
+"""``GET /metrics``: a scrape reads what the parts know at that moment, and what ``telemetry.metrics`` counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
@@ -25,7 +24,6 @@ from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.telemetry import metrics as telemetry
-from tornado_persist.telemetry.metrics import Reading
 from tornado_persist.web.base import GetHandler
 
 
@@ -37,19 +35,19 @@ class Exporter:
         self._flusher = flusher
         self._journal = journal
         self._metrics = metrics
-        # The interpreter's own: they read /proc, which is for a worker thread.
-        outside = CollectorRegistry()
-        self._outside: tuple[Collector, ...] = (ProcessCollector(registry=outside), GCCollector(registry=outside))
+        self._interpreter = CollectorRegistry()
+        ProcessCollector(registry=self._interpreter)
+        GCCollector(registry=self._interpreter)
 
     async def render(self, accept: str) -> tuple[str, bytes]:
         """Content type and body, in the format that the ``Accept`` header asks for. The sink is not asked."""
-        # All of ours at one moment, so that the rows add up; the rest, and the text, in a thread.
+        # Rows at one moment, so that they add up. The rest, some of it read from /proc, in a worker thread.
         families = list(self.families())
         return await asyncio.to_thread(self._encode, families, accept)
 
     def _encode(self, families: list[Metric], accept: str) -> tuple[str, bytes]:
         registry = CollectorRegistry()
-        for collector in (_Given(families), *self._outside):
+        for collector in (_Given(families), self._metrics.registry, self._interpreter):
             registry.register(collector)
         # prometheus_client's own choice stumbles over versions that are none.
         encode: Callable[[Collector], bytes]
@@ -59,18 +57,21 @@ class Exporter:
         return content_type, encode(registry)
 
     def families(self) -> Iterator[Metric]:
-        """Every metric of the service's own, as it is now."""
+        """The metrics that are read from the parts, as they are now; the others are in ``Metrics.registry``."""
         yield InfoMetricFamily(
             "persistd_build",
             "Version of the service and of its Python.",
             {"version": __version__, "python": platform.python_version()},
         )
         yield from self._rows()
-        yield from self._requests()
         yield _gauge(
             "persistd_accepting", "1 while batches are accepted, 0 while they get 503.", not self._ingest.problem
         )
-        yield from self._flushes()
+        yield _gauge(
+            "persistd_flush_backoff_seconds",
+            "Seconds until a failed flush is tried again, else 0.",
+            self._flusher.retry_in,
+        )
         yield from self._of_the_journal()
         yield from self._of_the_sink()
 
@@ -104,40 +105,6 @@ class Exporter:
         yield _gauge("persistd_buffer_max_rows", "Rows that may be held in memory.", self._ingest.max_rows)
         yield _gauge("persistd_buffer_capacity_rows", "Rows that start a flush.", self._flusher.capacity)
 
-    def _requests(self) -> Iterator[Metric]:
-        answers = CounterMetricFamily(
-            "persistd_http_requests", "Requests answered, by handler class.", labels=["handler", "method", "status"]
-        )
-        for handler, method, status, count in self._metrics.requests.counts():
-            answers.add_metric([handler, method, str(status)], count)
-        yield answers
-        seconds = HistogramMetricFamily(
-            "persistd_http_request_duration_seconds",
-            "Seconds from a request's first line to the end of its answer.",
-            labels=["handler", "method"],
-        )
-        for handler, method, reading in self._metrics.requests.seconds():
-            _add(seconds, [handler, method], reading)
-        yield seconds
-
-    def _flushes(self) -> Iterator[Metric]:
-        metrics = self._metrics
-        yield _histogram(
-            "persistd_flush_duration_seconds", "Seconds of flushes that wrote rows.", metrics.flush_seconds.read()
-        )
-        yield _histogram("persistd_flush_rows", "Rows that a flush wrote.", metrics.flush_rows.read())
-        failures = CounterMetricFamily(
-            "persistd_flush_failures", "Flushes that an error stopped, by its class.", labels=["error"]
-        )
-        for error, count in metrics.flush_failures.items():
-            failures.add_metric([error], count)
-        yield failures
-        yield _gauge(
-            "persistd_flush_backoff_seconds",
-            "Seconds until a failed flush is tried again, else 0.",
-            self._flusher.retry_in,
-        )
-
     def _of_the_journal(self) -> Iterator[Metric]:
         stats = self._journal.stats()
         age = stats.age(datetime.now(UTC))
@@ -145,11 +112,6 @@ class Exporter:
         yield _gauge("persistd_journal_max_bytes", "Bytes past which batches are refused.", stats.max_bytes)
         yield _gauge("persistd_journal_records", "Batches in the journal that are not released.", stats.records)
         yield _gauge("persistd_journal_oldest_age_seconds", "Age of the oldest of these batches, else 0.", age)
-        yield _histogram(
-            "persistd_journal_fsync_duration_seconds",
-            "Seconds that it took to make a group of batches durable.",
-            self._metrics.fsync_seconds.read(),
-        )
 
     def _of_the_sink(self) -> Iterator[Metric]:
         sink = self._flusher.sink
@@ -159,7 +121,7 @@ class Exporter:
 
 
 class _Given(Collector):
-    """Families that were collected before."""
+    """Metrics that were collected before."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -177,21 +139,6 @@ def _by_kind(name: str, text: str, rows: Callable[[Kind], int]) -> Metric:
     for kind in KINDS:
         family.add_metric([kind], rows(kind))
     return family
-
-
-def _histogram(name: str, text: str, reading: Reading) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=[])
-    _add(family, [], reading)
-    return family
-
-
-def _add(family: HistogramMetricFamily, labels: list[str], reading: Reading) -> None:
-    buckets: list[tuple[str, float]] = []
-    total = 0
-    for bound, count in zip((*map(str, reading.bounds), "+Inf"), reading.counts, strict=True):
-        total += count
-        buckets.append((bound, total))
-    family.add_metric(labels, buckets, reading.sum)
 
 
 class Metrics(GetHandler):
