@@ -40,6 +40,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="COUNT",
         help="the long form of the tests with faults: so many rounds (200) of each instead of 20",
     )
+    parser.addoption(
+        "--fuzz-examples",
+        type=int,
+        default=500,
+        metavar="COUNT",
+        help="mutated bodies for each test in tests/fuzz (500)",
+    )
+
+
+@pytest.fixture
+def fuzz_examples(request: pytest.FixtureRequest) -> int:
+    """How many examples a test in ``tests/fuzz`` tries."""
+    count: int = request.config.getoption("--fuzz-examples")
+    return count
 
 
 # Several processes
