@@ -72,13 +72,6 @@ def test_every_key_of_the_shipped_file_has_a_comment_above_or_is_the_common_one(
             assert lines[number - 1].startswith("#"), line
 
 
-@pytest.mark.parametrize("readme", ["README.rst", "README.zh.rst"])
-def test_every_key_stands_in_the_readme(readme: str) -> None:
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    for key in [*keys(Settings), *(f"sinks.{name}" for name in registry.names())]:
-        assert f"``{key}" in text, key
-
-
 def test_a_file_changes_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
     settings = config.load(write(tmp_path / "c.toml", 'sink = "jsonl"\n[server]\nport = 9001\n'))
     assert (settings.sink, settings.server.port, settings.server.max_batch) == ("jsonl", 9001, 1000)

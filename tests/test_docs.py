@@ -1,8 +1,9 @@
-"""The documentation: it is built without a warning, needs no other host, and tells of all that there is."""
+"""The documentation: it builds without a warning, needs no other host, and covers everything that there is."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import html
 import json
 import re
@@ -108,14 +109,31 @@ def test_every_alert_is_explained() -> None:
         assert [word for word in ("**Means**", "**Look at**", "**Do**") if word not in part] == []
 
 
-def test_the_way_of_a_batch_names_parts_that_there_are() -> None:
-    text = (DOCS / "batch.rst").read_text(encoding="utf-8")
-    named = set(re.findall(r"``(\w+(?:/\w+)*\.py)``", text))
-    pipeline = ("ingest", "backlog", "buffer", "flusher", "bisect", "checkpoint")
-    ways = ("records/parser", "journal/journal", *(f"pipeline/{name}" for name in pipeline))
-    assert {f"{name}.py" for name in ways} <= named
-    for name in named:
+def chapter(text: str, title: str) -> str:
+    """A section of a page."""
+    return re.split(r"\n\n\n.+\n-+\n", text.partition(f"{title}\n{'-' * len(title)}\n")[2])[0]
+
+
+def defined(path: Path) -> set[str]:
+    """The functions and methods of a module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    names = {node.name for node in tree.body if isinstance(node, functions)}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, functions)}
+    return names
+
+
+@pytest.mark.parametrize("title", ["A batch", "A start with recovery", "A bad row", "GET /health"])
+def test_each_way_goes_through_at_most_seven_files_and_functions_that_exist(title: str) -> None:
+    text = chapter((DOCS / "batch.rst").read_text(encoding="utf-8"), title)
+    steps = re.findall(r"^\d\. ``([\w/]+\.py):([\w.]+)``", text, re.MULTILINE)
+    assert 4 <= len(steps) <= 7
+    assert len(re.findall(r"^\d\. ", text, re.MULTILINE)) == len(steps)
+    for name, function in re.findall(r"``([\w/]+\.py)(?::([\w.]+))?``", text):
         assert (ROOT / "tornado_persist" / name).is_file(), name
+        assert not function or function in defined(ROOT / "tornado_persist" / name), (name, function)
 
 
 def test_the_drawing_can_be_read_by_eye_and_by_machine() -> None:
@@ -131,15 +149,66 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     return dict(actions[0].choices) if actions else {}
 
 
-@pytest.mark.parametrize("readme", ["README.rst", "README.zh.rst"])
-def test_a_readme_names_every_path_and_every_command_in_one_row(readme: str) -> None:
-    text = (ROOT / readme).read_text(encoding="utf-8")
+@pytest.mark.parametrize("pages", [("api.rst", "commands.rst"), ("reference.zh.rst",)])
+def test_the_reference_has_every_path_and_every_command_in_one_row(pages: tuple[str, ...]) -> None:
+    text = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in pages)
     for pattern, handler in ROUTES:
         if "+" not in pattern:  # what the pages load
             method = "GET" if issubclass(handler, GetHandler) else "POST"
-            assert text.count(f"``{method} {pattern.replace(chr(92), '')}``") >= 1, pattern
+            assert f"``{method} {pattern.replace(chr(92), '')}``" in text, pattern
     rows = re.findall(r"^   \* - ``bin/persistd \[?(\w+)", text, re.MULTILINE)
     assert sorted(rows) == sorted(subcommands(program.parser()))
+
+
+def test_every_setting_is_in_the_chinese_reference() -> None:
+    text = (DOCS / "reference.zh.rst").read_text(encoding="utf-8")
+    for key in [*keys(config.Settings), *(f"sinks.{name}" for name in registry.names())]:
+        assert f"``{key}" in text, key
+
+
+def literals(text: str) -> list[str]:
+    """The literal blocks of a page: commands and what they print."""
+    return re.findall(r"^(?::|.*::)\n\n((?: {4}.*\n|\n)+)", text, re.MULTILINE)
+
+
+def test_the_chinese_readme_says_what_the_english_one_says_in_the_same_order() -> None:
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.rst", "README.zh.rst"))
+    outline = r"^(?:-{3,}|={3,}|~{3,})$"
+    assert re.findall(outline, english, re.MULTILINE)
+    assert len(re.findall(outline, chinese, re.MULTILINE)) == len(re.findall(outline, english, re.MULTILINE))
+    assert len(literals(english)) > 10
+    assert [block.strip() for block in literals(chinese)] == [block.strip() for block in literals(english)]
+    linked = [set(re.findall(r"<(docs/\w+\.rst)>", text)) for text in (english, chinese)]
+    assert linked[0] <= linked[1] | {"docs/reference.zh.rst"}
+    for figure in re.findall(r"\d+,\d{3}", english):
+        assert figure in chinese
+
+
+def test_the_chinese_pages_have_one_word_for_the_journal_and_one_for_the_log() -> None:
+    for page in (ROOT / "README.zh.rst", DOCS / "reference.zh.rst"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"(?<!预写)(?<!运行)日志", text), page
+
+
+def test_the_readme_is_short_and_shows_the_dashboard() -> None:
+    assert len((ROOT / "README.rst").read_text(encoding="utf-8").splitlines()) <= 200
+    picture = DOCS / "dashboard.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 200_000
+
+
+def test_the_glossary_has_every_term() -> None:
+    text = (DOCS / "glossary.rst").read_text(encoding="utf-8")
+    terms = re.findall(r"^   (\S.*)\n      \S", text, re.MULTILINE)
+    wanted = {"journal", "segment", "record", "cursor", "checkpoint", "group commit", "batch", "row", "merge", "flush"}
+    wanted |= {"chunk", "sink", "upsert", "dead letter", "backlog", "backoff", "drain"}
+    assert wanted <= set(terms)
+    assert len(terms) == len(set(terms))
+    assert "<glossary.rst>" in (DOCS / "index.rst").read_text(encoding="utf-8")
+
+
+def test_performance_is_one_page() -> None:
+    assert len((DOCS / "performance.rst").read_text(encoding="utf-8").splitlines()) <= 130
 
 
 def test_every_command_that_is_not_of_the_process_has_a_chapter() -> None:

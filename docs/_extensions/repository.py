@@ -1,7 +1,7 @@
-"""Lets the pages be read in two places: as files of the repository, and as the documentation built from them.
+"""Makes the pages readable in two places: as files of the repository, and as the documentation built from them.
 
-In the repository a link to another page is a link to its file. Here such links are made to lead to the built page, and
-links to other files (the configurations in ``conf/``) to a copy of them. A link to a file that is missing is a warning.
+In the repository a link to another page is a link to its file. Here such a link leads to the built page, and a link to
+another file (a configuration in ``conf/``) to a copy of it. A link to a missing file is a warning.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sphinx.util.typing import ExtensionMetadata
 
 logger = logging.getLogger(__name__)
 
-#: Files beside docs/ that a page here includes whole.
+#: Files outside docs/ that a page here includes whole.
 INCLUDED = {"README.rst": "readme", "README.zh.rst": "readme.zh", "CHANGELOG.rst": "changes"}
 
 
 class RelativeLinks(SphinxTransform):
-    """Makes links to files into links to pages, and leaves out the pages' own contents: the theme shows them."""
+    """Turns links to files into links to pages, and drops the pages' own contents lists: the theme shows them."""
 
     # After docutils has resolved the names of links and made the contents, before Sphinx collects what to copy.
     default_priority = 800
@@ -31,6 +31,9 @@ class RelativeLinks(SphinxTransform):
         for topic in list(self.document.findall(nodes.topic)):
             if "contents" in topic["classes"]:
                 topic.parent.remove(topic)
+        if self.env.docname in INCLUDED.values():
+            for image in self.document.findall(nodes.image):
+                image["uri"] = image["uri"].removeprefix("docs/")
         for reference in list(self.document.findall(nodes.reference)):
             uri = reference.get("refuri", "")
             if uri and "://" not in uri and not uri.startswith(("#", "mailto:")):
