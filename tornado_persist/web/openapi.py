@@ -23,32 +23,11 @@ REFS = "#/components/schemas/"
 _NO_NUL = r"^[^\x00]*$"
 
 
-def _json(name: str, description: str, number: dict[str, Any]) -> dict[str, Any]:
-    """JSON without NUL characters, with such numbers; ``name`` is the schema's own, for what is nested in it."""
-    inner = {"$ref": f"{REFS}{name}"}
-    return {
-        "description": description,
-        "anyOf": [
-            {"type": "null"},
-            {"type": "boolean"},
-            {"type": "number", **number},
-            {"type": "string", "pattern": _NO_NUL},
-            {"type": "array", "items": inner},
-            {"type": "object", "additionalProperties": inner, "propertyNames": {"pattern": _NO_NUL}},
-        ],
-    }
-
-
-#: What a field that holds JSON may hold, besides the limit of its depth; and one that is passed over.
-_STORED, _IGNORED = {"$ref": f"{REFS}JSON"}, {"$ref": f"{REFS}Ignored"}
-_LARGEST = 1.7976931348623157e308
-_FREE = {
-    "JSON": _json(
-        "JSON",
-        "Any JSON without NUL characters, with numbers in the range of a double.",
-        {"minimum": -_LARGEST, "maximum": _LARGEST},
-    ),
-    "Ignored": _json("Ignored", "A field that is not in the list is ignored; NUL characters have no place in it.", {}),
+#: What a field that holds JSON may hold, besides the limit of its depth; and one that is passed over. In words: as a
+#: schema it would refer to itself, which generators of clients do not take.
+_STORED: dict[str, Any] = {"description": "Any JSON without NUL characters, with numbers in the range of a double."}
+_IGNORED: dict[str, Any] = {
+    "description": "A field that is not in the list is ignored; it must not hold a NUL character."
 }
 
 #: Parts of the types' patterns, and how the description has them.
@@ -136,7 +115,7 @@ def describe(limits: Limits) -> dict[str, Any]:
             "description": _INTRODUCTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": "."}],
         "tags": [
             {"name": "batches", "description": "What back ends send."},
             {"name": "buffer", "description": "What waits."},
@@ -164,7 +143,7 @@ def describe(limits: Limits) -> dict[str, Any]:
                     "name": "X-Request-ID",
                     "in": "header",
                     "description": "At most 128 letters, digits and `-._:/+=@~`; anything else is passed over.",
-                    "schema": {},
+                    "schema": {"type": "string"},
                 }
             },
         },
@@ -204,9 +183,7 @@ class _Schemas:
             [(name, "validation", adapter) for name, adapter in self._types.items()],
             ref_template=REFS + "{model}",
         )
-        found: dict[str, Any] = {**made["$defs"], "JSON": _FREE["JSON"]}
-        if not self._closed:
-            found["Ignored"] = _FREE["Ignored"]
+        found: dict[str, Any] = made["$defs"]
         for name in ("SessionsBody", "TasksBody", "Session", "Task"):
             self._complete_request(found[name])
         for kind in KINDS:
