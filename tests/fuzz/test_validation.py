@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.rows import body, session, task
 from tornado_persist.errors import BatchRefused
-from tornado_persist.records.models import FIELDS, KINDS, PLURALS, Fields, Kind, Row
+from tornado_persist.records.models import FIELDS, KEYS, KINDS, PLURALS, Fields, Kind, Row
 from tornado_persist.records.parser import Decoder, Parser
 
 LIMIT = 4  # rows in a body
@@ -46,6 +46,8 @@ MORE: dict[Kind, dict[str, Any]] = {
         "duration_ms": 5,
     },
 }
+#: Keys that are refused for a character at some place.
+KEYS_WRONG = [" a", "a ", "a\n", "a\tb", "a\x7fb", "a\x85b", "\u3000a", "a\0"]
 #: What a byte-level mutation may put into a body.
 TOKENS = [b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"null", b"NaN", b"Infinity", b"1e999", b"-0", b"\\u0000"]
 TOKENS += [b"\\ud800", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\0", b'"x":1,', b'"status":"failed",', b" "]
@@ -69,10 +71,13 @@ def changed_json(draw: st.DrawFn, kind: Kind) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         row = draw(st.sampled_from(rows))
         name = draw(st.sampled_from([*FIELDS[kind], "unknown", "created_at", "a\0b"]))
-        if draw(st.integers(0, 3)):
-            row[name] = draw(texts | moments | numbers | values | nested)
-        else:
-            row.pop(name, None)
+        match draw(st.sampled_from(["replace", "remove", "key"])):
+            case "replace":
+                row[name] = draw(texts | moments | numbers | values | nested)
+            case "remove":
+                row.pop(name, None)
+            case "key":
+                row[KEYS[kind]] = draw(st.sampled_from(KEYS_WRONG) | texts)
     whole: Fields = {PLURALS[kind]: rows}
     if not draw(st.integers(0, 9)):
         whole[draw(texts)] = draw(values)
