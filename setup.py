@@ -80,7 +80,8 @@ setup(
         "pydantic-settings>=2.7",
         "SQLAlchemy>=2.0.36",
         "psycopg[binary]>=3.2.2",
-        "PyMySQL[rsa]>=1.1.1",  # rsa: the default authentication of MySQL 8 without TLS
+        # rsa: the default authentication of MySQL 8 without TLS. sinks/bulk.py uses private parts of the package.
+        "PyMySQL[rsa]>=1.1.1,<1.3",
         "rich>=13.7",
         "structlog>=25.5",
         "prometheus_client>=0.21.1",

@@ -208,7 +208,7 @@ class Server(ABC):
             os.chown(self.directory, account.pw_uid, account.pw_gid)
         self._initialise()
         for attempt in range(1, 6):
-            self.port = _free_port()
+            self.port = free_port()
             try:
                 self._spawn()
                 break
@@ -470,7 +470,7 @@ def database_of(url: str) -> str:
 # Processes and ports
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A free port below those that the system gives to outgoing connections: none of them may take it, nor connect to
     itself, while a test has the server down."""
     for port in random.sample(range(15000, 32000), 200):

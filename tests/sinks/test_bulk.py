@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pymysql
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pymysql.constants import SERVER_STATUS
 from sqlalchemy import Column, Float, Integer, MetaData, String, Table, make_url
 from sqlalchemy.dialects.mysql.pymysql import dialect
 
@@ -143,6 +145,22 @@ def test_what_the_server_does_not_understand_is_raised(connection: BulkConnectio
     with pytest.raises(pymysql.err.ProgrammingError, match="syntax"):
         connection.prepare(b"INSERT nonsense")
     send(connection, [("a", 1, 0.5)])
+
+
+def test_pymysql_still_has_the_private_parts_that_this_stands_on(connection: BulkConnection) -> None:
+    parts = {
+        "_request_authentication": [],
+        "_execute_command": ["command", "sql"],
+        "_read_packet": ["packet_type"],
+        "_read_ok_packet": [],
+        "write_packet": ["payload"],
+    }
+    for name, parameters in parts.items():
+        assert list(inspect.signature(getattr(pymysql.connections.Connection, name)).parameters)[1:] == parameters
+    assert connection.bulk
+    send(connection, [("a", 1, 0.5)])
+    # What tells whether a transaction is open: known after every command, this one too.
+    assert connection.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
 
 
 def test_a_server_without_the_command_is_not_asked_for_it(

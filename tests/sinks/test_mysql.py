@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
-from tests.servers import MariaDB, database_of
+from tests.servers import MariaDB, database_of, free_port
 from tests.sinks.readers import connect_mysql, read_mysql
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
@@ -24,6 +24,9 @@ from tornado_persist.sinks.sql import Blame
 from tornado_persist.testing import session, task
 
 Run = Callable[[str], None]
+
+#: Where Debian and Red Hat have it.
+GALERA_LIBRARIES = ("/usr/lib/galera/libgalera_smm.so", "/usr/lib64/galera-4/libgalera_smm.so")
 
 
 @pytest.fixture(autouse=True)
@@ -317,37 +320,6 @@ def test_a_value_longer_than_a_packet_is_the_rows_fault(
     assert read_mysql(mysql_url)["task"].keys() == {"a"}
 
 
-# The tables
-
-
-def test_many_who_open_at_once_make_the_tables_once(
-    make: Callable[..., MySQLSink], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(mysql._SESSION, "lock_wait_timeout", "30")
-    errors: list[BaseException] = []
-    sinks = [make() for _ in range(6)]
-    barrier = threading.Barrier(len(sinks))
-
-    def open_it(sink: MySQLSink) -> None:
-        barrier.wait()
-        try:
-            sink.open()
-        except BaseException as exc:
-            errors.append(exc)
-
-    threads = [threading.Thread(target=open_it, args=(sink,)) for sink in sinks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-
-
-def test_without_create_tables_a_missing_table_is_named(make: Callable[..., MySQLSink]) -> None:
-    with pytest.raises(SinkUnavailable, match="translation_sessions does not exist"):
-        make(create_tables=False).open()
-
-
 # Whose fault it is: a row's
 
 
@@ -578,6 +550,81 @@ def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
     sink.write(batch)
     assert sink._connection is connection
     assert {row["status"] for row in read_mysql(mysql_url)["task"].values()} == {"pending"}
+
+
+@both_ways
+@pytest.mark.parametrize("end", ["ROLLBACK", "COMMIT", "ALTER TABLE translation_tasks COMMENT 'x'"])
+def test_a_transaction_that_ends_within_a_write_is_a_conflict(sink: MySQLSink, mysql_url: str, end: str) -> None:
+    batch = Batch([session("s")], [task("a"), task("b")])
+    driver = mysql._driver(sink._connection)  # type: ignore[arg-type]
+    connection, check = sink._connection, mysql._check_transaction
+
+    def end_it_after_an_insert(driver: Any) -> None:
+        check(driver)
+        patch.undo()
+        driver.query(end)
+        check(driver)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mysql, "_check_transaction", end_it_after_an_insert)
+        error = failure(sink, batch)
+    assert isinstance(error, SinkConflict)
+    assert "ended the transaction" in str(error)
+    sink.write(batch)
+    assert sink._connection is connection
+    assert mysql._driver(sink._connection) is driver  # type: ignore[arg-type]
+    assert read_mysql(mysql_url)["task"].keys() == {"a", "b"}
+
+
+GALERA = next((path for path in map(Path, GALERA_LIBRARIES) if path.exists()), None)
+
+
+class GaleraNode(MariaDB):
+    """A cluster of one."""
+
+    def _command(self) -> list[str]:
+        listen = f"gmcast.listen_addr=tcp://127.0.0.1:{free_port()};ist.recv_addr=127.0.0.1:{free_port()}"
+        return [
+            *(*super()._command(), "--wsrep-on=ON", f"--wsrep-provider={GALERA}", "--wsrep-cluster-address=gcomm://"),
+            *("--wsrep-node-address=127.0.0.1", f"--wsrep-provider-options={listen};gcache.size=8M"),
+            *("--binlog-format=ROW", "--innodb-autoinc-lock-mode=2"),
+        ]
+
+
+@pytest.mark.skipif(GALERA is None, reason="Galera's library is not installed (Debian: galera-4)")
+@pytest.mark.parametrize("way", ["bulk", "literals"])
+def test_a_transaction_that_galera_aborts_is_a_conflict_and_loses_no_row(tmp_path: Path, way: str) -> None:
+    with GaleraNode() as server, server.variable("max_prepared_stmt_count", 0 if way == "literals" else 99):
+        url = server.fresh_database()
+        sink = MySQLSink(MySQLSettings(url=url), tmp_path)
+        sink.open()
+        done = threading.Event()
+
+        def alter() -> None:
+            with contextlib.closing(connect_mysql(url)) as connection, connection.cursor() as cursor:
+                while not done.wait(0.05):
+                    for change in ("ADD INDEX IF NOT EXISTS x (row_index)", "DROP INDEX IF EXISTS x"):
+                        with contextlib.suppress(pymysql.err.OperationalError):  # the node may refuse one of them
+                            cursor.execute(f"ALTER TABLE translation_tasks {change}")
+
+        other = threading.Thread(target=alter)
+        other.start()
+        conflicts = 0
+        try:
+            for number in range(40):
+                rows = [task(f"{number:02}-{row:04}") for row in range(2000)]
+                while True:
+                    try:
+                        sink.write(Batch([], rows))
+                        break
+                    except SinkConflict:
+                        conflicts += 1
+        finally:
+            done.set()
+            other.join()
+            sink.close()
+        assert conflicts > 0
+        assert len(read_mysql(url)["task"]) == 40 * 2000
 
 
 @both_ways

@@ -257,34 +257,6 @@ def test_a_pooler_that_clears_the_session_does_no_harm(sink: PostgresSink) -> No
 # The tables
 
 
-def test_many_who_open_at_once_make_the_tables_once(
-    make: Callable[..., PostgresSink], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(postgres._SESSION, "lock_timeout", "30s")
-    errors: list[BaseException] = []
-    sinks = [make() for _ in range(6)]
-    barrier = threading.Barrier(len(sinks))
-
-    def open_it(sink: PostgresSink) -> None:
-        barrier.wait()
-        try:
-            sink.open()
-        except BaseException as exc:
-            errors.append(exc)
-
-    threads = [threading.Thread(target=open_it, args=(sink,)) for sink in sinks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-
-
-def test_without_create_tables_a_missing_table_is_named(make: Callable[..., PostgresSink]) -> None:
-    with pytest.raises(SinkUnavailable, match="translation_sessions does not exist"):
-        make(create_tables=False).open()
-
-
 def test_tables_that_somebody_made_narrower_or_wider_are_served(
     make: Callable[..., PostgresSink], sink: PostgresSink, owner: Run, postgres_url: str
 ) -> None:

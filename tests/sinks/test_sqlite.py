@@ -114,28 +114,6 @@ def test_it_can_be_used_by_another_thread_than_the_one_that_opened_it(sink: SQLi
 # The tables
 
 
-def test_many_who_open_at_once_make_the_tables_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "LOCK_TIMEOUT", 10)
-    errors: list[BaseException] = []
-    barrier = threading.Barrier(6)
-
-    def open_and_close() -> None:
-        sink = SQLiteSink(SQLiteSettings(), tmp_path)
-        barrier.wait()
-        try:
-            sink.open()
-        except BaseException as exc:
-            errors.append(exc)
-        sink.close()
-
-    threads = [threading.Thread(target=open_and_close) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-
-
 def test_the_switch_to_wal_waits_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "LOCK_TIMEOUT", 10)
     sink = SQLiteSink(SQLiteSettings(), tmp_path)
@@ -150,12 +128,6 @@ def test_the_switch_to_wal_waits_for_a_writer(tmp_path: Path, monkeypatch: pytes
         assert fresh.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     other.close()
     sink.close()
-
-
-def test_without_create_tables_a_missing_table_is_named(tmp_path: Path) -> None:
-    sink = SQLiteSink(SQLiteSettings(create_tables=False), tmp_path)
-    with pytest.raises(SinkUnavailable, match="translation_sessions does not exist"):
-        sink.open()
 
 
 def test_a_missing_column_is_named_when_it_opens(sink: SQLiteSink) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import pymysql
-from pydantic import SecretStr, field_validator
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
+from pydantic import SecretStr
+from pymysql.constants import SERVER_STATUS
+from sqlalchemy import Connection, Engine, event, text
 
-from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.encoders import BLOCK, Ahead, Encoder, batched
@@ -22,15 +23,13 @@ from tornado_persist.sinks.sql import (
     LOCK_TIMEOUT,
     Blame,
     Fault,
-    SQLSettings,
     SQLSink,
-    parse_url,
+    URLSettings,
+    make_engine,
     place,
     updated,
 )
 from tornado_persist.sinks.tables import TABLES
-
-_SCHEMES = ("mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql")
 
 #: Seconds for one answer. A statement here is small; who is silent that long is gone.
 _IO_TIMEOUT = 120
@@ -95,24 +94,20 @@ _SERVER = {
 }
 
 
-class MySQLSettings(SQLSettings):
+class MySQLSettings(URLSettings):
     """``[sinks.mysql]``."""
+
+    schemes = ("mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql")
+    driver = "mysql+pymysql"
+    needs_database = True
 
     #: ``mysql://user:password@host:port/database``, with PyMySQL's parameters as its query, ``unix_socket`` and
     #: ``ssl_ca`` among them.
     url: SecretStr = SecretStr("mysql://persist@localhost:3306/persist")
 
-    @field_validator("url")
     @classmethod
-    def _check_url(cls, value: SecretStr) -> SecretStr:
-        url = _parse(value)
-        if not url.database:
-            raise ValueError("the URL names no database")
-        try:
-            inspect.signature(pymysql.connect).bind(**url.get_dialect()().create_connect_args(url)[1])
-        except (TypeError, ValueError):
-            raise ValueError("the URL's query has a parameter that PyMySQL does not know") from None
-        return value
+    def _check_options(cls, options: Mapping[str, Any]) -> None:
+        inspect.signature(pymysql.connect).bind(**options)
 
 
 class MySQLSink(SQLSink[MySQLSettings]):
@@ -121,16 +116,13 @@ class MySQLSink(SQLSink[MySQLSettings]):
     name = "mysql"
     Settings: ClassVar[type[MySQLSettings]] = MySQLSettings
     driver_error = pymysql.err.MySQLError
+    no_key_error = ""  # an upsert works without any
 
     #: Bytes of a statement that the server takes.
     _packet: int
 
-    @property
-    def _url(self) -> URL:
-        return _parse(self.settings.url)
-
     def _create_engine(self) -> Engine:
-        url = self._url
+        url = self.settings.parsed
         timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": _IO_TIMEOUT, "write_timeout": _IO_TIMEOUT}
         arguments: dict[str, Any] = {key: value for key, value in timeouts.items() if key not in url.query}
         arguments |= {
@@ -141,11 +133,8 @@ class MySQLSink(SQLSink[MySQLSettings]):
         if url.password:
             # The driver would take Latin-1.
             arguments["password"] = url.password.encode()
-        engine = create_engine(
+        engine = make_engine(
             url,
-            poolclass=NullPool,
-            pool_reset_on_return=None,
-            hide_parameters=True,
             # Read committed would lock less, but a server that logs statements refuses to write under it.
             isolation_level="REPEATABLE READ",
             connect_args=arguments,
@@ -178,6 +167,23 @@ class MySQLSink(SQLSink[MySQLSettings]):
                     " the same; it must be a binary one"
                 )
 
+    def _has_key(self, connection: Connection, kind: Kind) -> bool:
+        indexes: dict[str, list[str | None]] = {}
+        for index, column in connection.execute(
+            text(
+                # Not an index on the beginning of the values.
+                "SELECT index_name, IF(sub_part IS NULL, column_name, NULL) FROM information_schema.statistics"
+                " WHERE table_schema = DATABASE() AND table_name = :table AND non_unique = 0"
+            ),
+            {"table": TABLES[kind].name},
+        ):
+            indexes.setdefault(index, []).append(column)
+        return [KEYS[kind]] in indexes.values()
+
+    def _begin_write(self, connection: Connection) -> None:
+        # Told to the server, so that each answer says whether the transaction is still open.
+        _query(_driver(connection), b"BEGIN")
+
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         columns = ", ".join(map(_quoted, fields))
         key = _quoted(KEYS[kind])
@@ -188,7 +194,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         changes += "".join(f", {_quoted(name)} = VALUES({_quoted(name)})" for name in updated(kind, fields))
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
-        driver: Any = connection.connection.driver_connection
+        driver = _driver(connection)
         literals = _Literals(driver, _LITERALS[kind], fields, head, tail)
         bulk = _Bulk(driver, _BINARY[kind], fields, head, tail)
         insert = bulk if bulk.prepare() else literals
@@ -223,22 +229,20 @@ class MySQLSink(SQLSink[MySQLSettings]):
             if len(value) > _LONG:
                 values[number] = f"@persist_{number}"
                 used.append(f"@persist_{number} = NULL")
-                self._query(insert.driver, f"SET @persist_{number} = {value}".encode())
+                query = f"SET @persist_{number} = {value}".encode()
+                if len(query) > self._packet:
+                    raise _too_long(len(query))
+                _query(insert.driver, query)
         data = f"({','.join(values)})".encode()
         if len(data) > self._packet - insert.overhead:
             raise _too_long(len(data))
         insert.execute(data)
-        self._query(insert.driver, f"SET {', '.join(used)}".encode())
-
-    def _query(self, driver: Any, query: bytes) -> None:
-        if len(query) > self._packet:
-            raise _too_long(len(query))
-        driver.query(query)
+        _query(insert.driver, f"SET {', '.join(used)}".encode())
 
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SELECT VERSION()").scalar_one()
         product = "MariaDB" if getattr(connection.dialect, "is_mariadb", False) else "MySQL"
-        return f"{product} {version} at {place(self._url)}"
+        return f"{product} {version} at {place(self.settings.parsed)}"
 
     def _fault(self, error: Exception) -> Fault:
         # What PyMySQL says of itself has no number, or 0.
@@ -261,10 +265,6 @@ def _blame(number: int) -> Blame:
     if number in _CONFLICTS:
         return Blame.CONFLICT
     return Blame.SERVER if not number or number in _SERVER else Blame.UNKNOWN
-
-
-def _parse(url: SecretStr) -> URL:
-    return parse_url(url.get_secret_value(), _SCHEMES).set(drivername="mysql+pymysql")
 
 
 class _Insert(ABC):
@@ -304,7 +304,7 @@ class _Literals(_Insert):
         return ",".join(texts).encode()
 
     def execute(self, data: bytes) -> None:
-        self.driver.query(b"".join((self._head, data, self._tail)))
+        _query(self.driver, b"".join((self._head, data, self._tail)))
 
 
 class _Bulk(_Insert):
@@ -329,6 +329,7 @@ class _Bulk(_Insert):
 
     def execute(self, data: bytes) -> None:
         self.driver.execute_bulk(self._statement, data)
+        _check_transaction(self.driver)
 
 
 class _LiteralEncoder(Encoder):
@@ -352,6 +353,28 @@ class _LiteralEncoder(Encoder):
 
 _LITERALS = {kind: _LiteralEncoder(TABLES[kind]) for kind in KINDS}
 _BINARY = {kind: Binary(TABLES[kind]) for kind in KINDS}
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+def _query(driver: Any, query: bytes) -> None:
+    """Run a statement of a transaction."""
+    driver.query(query)
+    _check_transaction(driver)
+
+
+def _check_transaction(driver: Any) -> None:
+    """Look at the server's last answer.
+
+    Raises:
+        SinkConflict: it says that no transaction is open. A Galera node that undoes ours for another node's write, or
+            for an ALTER TABLE, may answer a bulk command "OK" all the same; what followed would be a transaction of
+            its own, and COMMIT would go well.
+    """
+    if not driver.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
+        raise SinkConflict("the server ended the transaction, and has undone it")
 
 
 def _quoted(name: str) -> str:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import psycopg
 from psycopg.conninfo import make_conninfo
-from pydantic import SecretStr, field_validator
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
+from pydantic import SecretStr
+from sqlalchemy import URL, Connection, Engine
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.records.models import KEYS, KINDS, Kind, Row
+from tornado_persist.records.models import KINDS, Kind, Row
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
     Blame,
     Fault,
-    SQLSettings,
     SQLSink,
-    parse_url,
+    URLSettings,
+    make_engine,
+    on_conflict,
     place,
-    updated,
+    quoted,
 )
 from tornado_persist.sinks.tables import TABLES
 
 Cursor: TypeAlias = psycopg.Cursor[Any]
-
-_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 
 #: Rows from which on it pays to try whether all of them are new.
 _MANY = 500
@@ -79,22 +78,19 @@ _BLAME = {
 _NOT_NULL = "23502"
 
 
-class PostgresSettings(SQLSettings):
+class PostgresSettings(URLSettings):
     """``[sinks.postgres]``."""
+
+    schemes = ("postgresql", "postgres", "postgresql+psycopg")
+    driver = "postgresql+psycopg"
 
     #: ``postgresql://user:password@host:port/database``, with libpq's parameters as its query. For a Unix socket the
     #: query's ``host`` is the directory.
     url: SecretStr = SecretStr("postgresql://persist@localhost:5432/persist")
 
-    @field_validator("url")
     @classmethod
-    def _check_url(cls, value: SecretStr) -> SecretStr:
-        url = _parse(value)
-        try:
-            make_conninfo(**url.get_dialect()().create_connect_args(url)[1])
-        except (psycopg.Error, TypeError, ValueError):
-            raise ValueError("the URL's query has a parameter that libpq does not know") from None
-        return value
+    def _check_options(cls, options: Mapping[str, Any]) -> None:
+        make_conninfo(**options)
 
 
 #: Times that a shortcut is left out at most.
@@ -126,30 +122,20 @@ class PostgresSink(SQLSink[PostgresSettings]):
     name = "postgres"
     Settings: ClassVar[type[PostgresSettings]] = PostgresSettings
     driver_error = psycopg.Error
+    no_key_error = "42P10"
+    explain = "EXPLAIN "
 
     def __init__(self, settings: PostgresSettings, data_dir: Path) -> None:
         super().__init__(settings, data_dir)
         # Whether the rows of a chunk are all new.
         self._all_new = {kind: Shortcut() for kind in KINDS}
 
-    @property
-    def _url(self) -> URL:
-        return _parse(self.settings.url)
-
     def _create_engine(self) -> Engine:
-        url = self._url
+        url = self.settings.parsed
         arguments: dict[str, Any] = {key: value for key, value in _CONNECTION.items() if key not in url.query}
         # A plan kept for the temporary table would be wrong for the next one.
         arguments |= {"client_encoding": "UTF8", "prepare_threshold": None}
-        return create_engine(
-            url,
-            poolclass=NullPool,
-            pool_reset_on_return=None,
-            hide_parameters=True,
-            isolation_level="READ COMMITTED",
-            use_native_hstore=False,
-            connect_args=arguments,
-        )
+        return make_engine(url, isolation_level="READ COMMITTED", use_native_hstore=False, connect_args=arguments)
 
     def _set_up(self, connection: Connection) -> None:
         with self._transaction(connection), _driver(connection).cursor() as cursor:
@@ -189,12 +175,20 @@ class PostgresSink(SQLSink[PostgresSettings]):
             self._filled.add(kind)
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
-        columns = ", ".join(map(_quoted, fields))
+        columns = ", ".join(map(quoted, fields))
         with _driver(connection).cursor() as cursor:
-            if not self._insert_new(cursor, kind, columns, fields, rows):
+            if not self._insert_new(connection, cursor, kind, columns, fields, rows):
                 self._merge(cursor, kind, columns, fields, rows)
 
-    def _insert_new(self, cursor: Cursor, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> bool:
+    def _insert_new(
+        self,
+        connection: Connection,
+        cursor: Cursor,
+        kind: Kind,
+        columns: str,
+        fields: Sequence[str],
+        rows: Sequence[Row],
+    ) -> bool:
         """Copy rows that are all new straight into their table; False, and nothing done, if that does not work.
 
         It takes the server three quarters of what the way over the staging table takes.
@@ -202,9 +196,11 @@ class PostgresSink(SQLSink[PostgresSettings]):
         all_new = self._all_new[kind]
         if len(rows) < _MANY or not all_new.worth_a_try():
             return False
+        # COPY is content with a table whose unique index was dropped meanwhile, and would copy known rows once more.
+        self._check_keys(connection, kind)
         cursor.execute("SAVEPOINT persist_new")
         try:
-            _copy(cursor, _quoted(TABLES[kind].name), kind, columns, fields, rows)
+            _copy(cursor, quoted(TABLES[kind].name), kind, columns, fields, rows)
         except psycopg.Error:
             if cursor.connection.broken:
                 raise
@@ -222,16 +218,15 @@ class PostgresSink(SQLSink[PostgresSettings]):
         staging = _staging(kind)
         self._empty_staging(cursor, kind)
         _copy(cursor, staging, kind, columns, fields, rows)
-        changes = ", ".join(f"{_quoted(name)} = EXCLUDED.{_quoted(name)}" for name in updated(kind, fields))
         # A fresh temporary table is read in the order in which it was filled, by key: a sort would cost a tenth.
         cursor.execute(
-            f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) SELECT {columns} FROM {staging}"
-            f" ON CONFLICT ({_quoted(KEYS[kind])}) DO UPDATE SET {changes}".encode()
+            f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) SELECT {columns} FROM {staging}"
+            f" {on_conflict(kind, fields)}".encode()
         )
 
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SHOW server_version").scalar_one()
-        return f"PostgreSQL {version} at {place(self._url)}"
+        return f"PostgreSQL {version} at {place(self.settings.parsed)}"
 
     def _fault(self, error: Exception) -> Fault:
         assert isinstance(error, psycopg.Error)
@@ -245,10 +240,6 @@ class PostgresSink(SQLSink[PostgresSettings]):
         # The primary message alone: the detail shows the row. The value that some append goes, too.
         message = re.sub(r': ".*"$', "", error.diag.message_primary or str(error), flags=re.DOTALL)
         return Fault(blame, code, " ".join(message.split()))
-
-
-def _parse(url: SecretStr) -> URL:
-    return parse_url(url.get_secret_value(), _SCHEMES).set(drivername="postgresql+psycopg")
 
 
 class _CopyText(Encoder):
@@ -277,13 +268,9 @@ def _staging(kind: Kind) -> str:
     return f"persist_staging_{kind}"
 
 
-def _quoted(name: str) -> str:
-    return f'"{name}"'
-
-
 def _make_staging(kind: Kind) -> str:
     dialect = URL.create("postgresql+psycopg").get_dialect()()
-    columns = [f"{_quoted(column.name)} {column.type.compile(dialect)}" for column in TABLES[kind].c]
+    columns = [f"{quoted(column.name)} {column.type.compile(dialect)}" for column in TABLES[kind].c]
     return f"CREATE TEMPORARY TABLE IF NOT EXISTS {_staging(kind)} ({', '.join(columns)}) ON COMMIT DELETE ROWS"
 
 

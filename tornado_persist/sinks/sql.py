@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from operator import attrgetter
 from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SecretStr, field_validator
 from sqlalchemy import (
     URL,
     Connection,
     Engine,
+    NullPool,
     Table,
+    create_engine,
     false,
     inspect,
     make_url,
@@ -51,6 +53,39 @@ class SQLSettings(SinkSettings):
     create_tables: bool = True
 
 
+class URLSettings(SQLSettings):
+    """What the sink of a database server can be told."""
+
+    #: The schemes that a URL may have, and the driver that takes them all.
+    schemes: ClassVar[tuple[str, ...]]
+    driver: ClassVar[str]
+    needs_database: ClassVar[bool] = False
+
+    url: SecretStr
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: SecretStr) -> SecretStr:
+        url = parse_url(value.get_secret_value(), cls.schemes).set(drivername=cls.driver)
+        if cls.needs_database and not url.database:
+            raise ValueError("the URL names no database")
+        try:
+            cls._check_options(url.get_dialect()().create_connect_args(url)[1])
+        except Exception:  # each driver has its own, whose text may quote the password
+            raise ValueError("the URL's query has a parameter that the driver does not know") from None
+        return value
+
+    @classmethod
+    @abstractmethod
+    def _check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise any exception if the driver would not take ``options``."""
+
+    @property
+    def parsed(self) -> URL:
+        """The URL's parts."""
+        return parse_url(self.url.get_secret_value(), self.schemes).set(drivername=self.driver)
+
+
 SQLSettingsT = TypeVar("SQLSettingsT", bound=SQLSettings)
 
 
@@ -76,6 +111,10 @@ class SQLSink(Sink[SQLSettingsT]):
 
     #: The root of the driver's exceptions.
     driver_error: ClassVar[type[Exception]]
+    #: How code and message of an error begin when the table has no unique index for the upsert.
+    no_key_error: ClassVar[str]
+    #: What stands before an upsert of nothing so that no trigger hears of it.
+    explain: ClassVar[str] = ""
 
     def __init__(self, settings: SQLSettingsT, data_dir: Path) -> None:
         super().__init__(settings, data_dir)
@@ -87,7 +126,7 @@ class SQLSink(Sink[SQLSettingsT]):
 
     @abstractmethod
     def _create_engine(self) -> Engine:
-        """An engine that pools nothing and shows no parameters in its errors."""
+        """By :func:`make_engine`."""
 
     @abstractmethod
     def _fault(self, error: Exception) -> Fault:
@@ -106,6 +145,23 @@ class SQLSink(Sink[SQLSettingsT]):
 
     def _check(self, connection: Connection) -> None:
         """Look whether the place, tables included, can be written to correctly."""
+
+    def _has_key(self, connection: Connection, kind: Kind) -> bool:
+        """Whether the key column of a table is unique by itself, so that an upsert finds the row that is there."""
+        table = quoted(TABLES[kind].name)
+        fields = list(TABLES[kind].c.keys())
+        columns = ", ".join(map(quoted, fields))
+        try:
+            connection.exec_driver_sql(
+                f"{self.explain}INSERT INTO {table} ({columns}) SELECT {columns} FROM {table} WHERE 1 = 0"
+                f" {on_conflict(kind, fields)}"
+            ).close()
+        except DBAPIError as exc:
+            fault = self._fault(exc.orig) if isinstance(exc.orig, self.driver_error) else None
+            if fault and f"{fault.code} {fault.message}".startswith(self.no_key_error):
+                return False
+            raise
+        return True
 
     def _begin_write(self, connection: Connection) -> None:
         """Prepare the transaction of a batch."""
@@ -127,6 +183,7 @@ class SQLSink(Sink[SQLSettingsT]):
                     for table in TABLES.values():
                         # A column that is missing is named by the server now, not by the first write.
                         connection.execute(select(table).where(false()))
+                    self._check_keys(connection, *KINDS)
                     self._check(connection)
                     self._description = self._describe(connection)
         except BaseException:
@@ -150,6 +207,7 @@ class SQLSink(Sink[SQLSettingsT]):
                     # An update of nothing costs a round trip, and is refused as a write would be: by a missing table,
                     # by missing rights, by a server that is read-only.
                     connection.execute(update(table).values(updated_at=table.c.updated_at).where(false()))
+                self._check_keys(connection, *KINDS)
 
     def close(self) -> None:
         connection, engine = self._connection, self._engine
@@ -194,6 +252,20 @@ class SQLSink(Sink[SQLSettingsT]):
             raise SinkUnavailable("the connection was lost")
         self._before_use(self._connection)
         return self._connection
+
+    def _check_keys(self, connection: Connection, *kinds: Kind) -> None:
+        """Refuse a table in which the update of a row would be one more row.
+
+        Raises:
+            SinkUnavailable: the key column has no unique index of its own.
+        """
+        for kind in kinds:
+            if not self._has_key(connection, kind):
+                table, key = TABLES[kind].name, KEYS[kind]
+                raise SinkUnavailable(
+                    f"table {table} has no primary key or unique index on the column {key} alone: without one, each"
+                    f" update of a row would add another row; CREATE UNIQUE INDEX {table}_{key} ON {table} ({key})"
+                )
 
     @contextlib.contextmanager
     def _transaction(self, connection: Connection, *, commit: bool = True) -> Iterator[None]:
@@ -304,6 +376,22 @@ def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list
 def updated(kind: Kind, fields: Sequence[str]) -> list[str]:
     """Those of ``fields`` that change in a row which is there already."""
     return [name for name in fields if name not in (KEYS[kind], "created_at")]
+
+
+def quoted(name: str) -> str:
+    """A name as standard SQL spells it."""
+    return f'"{name}"'
+
+
+def on_conflict(kind: Kind, fields: Sequence[str]) -> str:
+    """The clause that makes of an INSERT an upsert, in PostgreSQL and SQLite."""
+    changes = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in updated(kind, fields))
+    return f"ON CONFLICT ({quoted(KEYS[kind])}) DO UPDATE SET {changes}"
+
+
+def make_engine(url: URL, **options: Any) -> Engine:
+    """An engine that pools nothing, resets nothing, and shows no parameters in its errors."""
+    return create_engine(url, poolclass=NullPool, pool_reset_on_return=None, hide_parameters=True, **options)
 
 
 def parse_url(url: str, schemes: Collection[str]) -> URL:

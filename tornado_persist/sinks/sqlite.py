@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from msgspec.structs import astuple
 from pydantic import Field
-from sqlalchemy import JSON, URL, Connection, Engine, NullPool, create_engine, event
+from sqlalchemy import JSON, URL, Connection, Engine, event
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.records.models import KEYS, Kind, Row
-from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSettings, SQLSink, updated
+from tornado_persist.records.models import Kind, Row
+from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSettings, SQLSink, make_engine, on_conflict, quoted
 from tornado_persist.sinks.tables import TABLES, dump_json
 
 #: Primary result codes that depend on the row; triggers' RAISE is among the constraints.
@@ -54,6 +54,7 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
     name = "sqlite"
     Settings: ClassVar[type[SQLiteSettings]] = SQLiteSettings
     driver_error = sqlite3.Error
+    no_key_error = "SQLITE_ERROR ON CONFLICT clause does not match"
 
     @property
     def path(self) -> Path:
@@ -62,11 +63,8 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
 
     def _create_engine(self) -> Engine:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(
+        engine = make_engine(
             URL.create("sqlite", database=str(self.path)),
-            poolclass=NullPool,
-            pool_reset_on_return=None,
-            hide_parameters=True,
             # Without isolation_level the driver begins no transactions by itself; see below.
             connect_args={"timeout": LOCK_TIMEOUT, "isolation_level": None, "check_same_thread": False},
         )
@@ -104,11 +102,10 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         return status.st_dev, status.st_ino
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
-        columns = ", ".join(map(_quoted, fields))
-        changes = ", ".join(f"{_quoted(name)} = excluded.{_quoted(name)}" for name in updated(kind, fields))
-        head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES "
+        columns = ", ".join(map(quoted, fields))
+        head = f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) VALUES "
         one = f"({', '.join('?' * len(fields))})"
-        tail = f" ON CONFLICT ({_quoted(KEYS[kind])}) DO UPDATE SET {changes}"
+        tail = f" {on_conflict(kind, fields)}"
         driver = _driver(connection)
         most = driver.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(fields)
         values = _values(kind, fields, rows)
@@ -163,10 +160,6 @@ def _values(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[
         ]
         for row in values
     )
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"'
 
 
 def _driver(connection: Connection) -> Any:

@@ -1,0 +1,243 @@
+"""What holds for every SQL sink: which tables are refused, and what happens when several open at once."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.sinks import readers
+from tornado_persist.errors import SinkUnavailable
+from tornado_persist.records.models import Batch
+from tornado_persist.sinks import mysql, postgres, registry, sqlite
+from tornado_persist.sinks.base import Sink
+from tornado_persist.sinks.sql import SQLSink
+from tornado_persist.testing import MemorySink, Stored, session, task
+
+Make = Callable[..., SQLSink[Any]]
+
+FIRST = datetime(2026, 1, 1, 12, 30, 0, 123456, tzinfo=UTC)
+LATER = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mysql"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def place(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """The file or the URL of an empty database."""
+    return str(tmp_path / "x.db") if name == "sqlite" else str(request.getfixturevalue(f"{name}_url"))
+
+
+@pytest.fixture
+def make(name: str, place: str, tmp_path: Path) -> Iterator[Make]:
+    """Makes sinks on that database."""
+    sinks: list[SQLSink[Any]] = []
+
+    def make(**settings: Any) -> SQLSink[Any]:
+        sink_class = registry.find(name)
+        given = {"path" if name == "sqlite" else "url": place, **settings}
+        sink = sink_class(sink_class.Settings.model_validate(given), tmp_path)
+        assert isinstance(sink, SQLSink)
+        sinks.append(sink)
+        return sink
+
+    yield make
+    for sink in sinks:
+        sink.close()
+
+
+@pytest.fixture
+def sink(make: Make) -> SQLSink[Any]:
+    sink = make()
+    sink.open()
+    return sink
+
+
+@pytest.fixture
+def run(name: str, place: str) -> Iterator[Callable[[str], None]]:
+    """Runs statements, parted by semicolons, as the owner of the database."""
+    connection: Any
+    match name:
+        case "sqlite":
+            connection = sqlite3.connect(place, isolation_level=None)
+        case "postgres":
+            connection = psycopg.connect(place, autocommit=True)
+        case _:
+            connection = readers.connect_mysql(place)
+    with contextlib.closing(connection), contextlib.closing(connection.cursor()) as cursor:
+
+        def run(sql: str) -> None:
+            for statement in sql.split(";"):
+                cursor.execute(statement)
+
+        yield run
+
+
+def read(name: str, place: str) -> Stored:
+    return readers.read_sqlite(Path(place)) if name == "sqlite" else getattr(readers, f"read_{name}")(place)
+
+
+# Tables whose key is not unique by itself
+
+
+COLUMNS = """
+session_id varchar(64) {collate} NOT NULL, batch_id varchar(64) NOT NULL, sheet_name varchar(255) NOT NULL,
+row_index integer NOT NULL, column_name varchar(255) NOT NULL, source_text text NOT NULL, target_text text,
+context text, status varchar(20) NOT NULL, confidence double precision, error_message text,
+retry_count integer NOT NULL DEFAULT 0, start_time {time}, end_time {time}, duration_ms bigint,
+created_at {time} NOT NULL, updated_at {time} NOT NULL
+"""
+TYPES = {
+    "sqlite": {"collate": "", "time": "text", "parted": ""},
+    "postgres": {
+        "collate": "",
+        "time": "timestamptz",
+        "parted": "PARTITION BY RANGE (created_at); CREATE TABLE p PARTITION OF translation_tasks DEFAULT",
+    },
+    "mysql": {
+        "collate": "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+        "time": "datetime(6)",
+        "parted": "PARTITION BY HASH (year(created_at)) PARTITIONS 4",
+    },
+}
+TABLE = "CREATE TABLE translation_tasks (task_id varchar(64) {collate} NOT NULL, " + COLUMNS
+TWO_COLUMNS = TABLE + ", PRIMARY KEY (task_id, created_at)) {parted}"
+SURROGATE = (
+    "CREATE TABLE translation_tasks (id integer PRIMARY KEY {number}, task_id varchar(64) {collate} NOT NULL, "
+    + COLUMNS
+    + "); CREATE INDEX x ON translation_tasks (task_id)"
+)
+NUMBERS = {"sqlite": "", "postgres": "GENERATED ALWAYS AS IDENTITY", "mysql": "AUTO_INCREMENT"}
+
+
+def own_table(name: str, ddl: str) -> str:
+    types = {"number": NUMBERS[name], **TYPES[name]}
+    return "DROP TABLE translation_tasks; " + ddl.format(**types)
+
+
+def assert_refused(sink: SQLSink[Any]) -> None:
+    sentence = r"translation_tasks has no primary key or unique index on the column task_id alone.*CREATE UNIQUE INDEX"
+    for call in (sink.ping, sink.open):
+        with pytest.raises(SinkUnavailable, match=sentence) as caught:
+            call()
+        assert not caught.value.suspect
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        TWO_COLUMNS,
+        SURROGATE,
+        TABLE + ")",
+        TABLE + "); CREATE UNIQUE INDEX x ON translation_tasks (task_id, row_index)",
+    ],
+    ids=["two columns", "surrogate", "none", "wider index"],
+)
+def test_a_table_whose_key_is_not_unique_by_itself_is_refused(
+    sink: SQLSink[Any], run: Callable[[str], None], name: str, ddl: str
+) -> None:
+    run(own_table(name, ddl))
+    assert_refused(sink)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("sqlite", "CREATE UNIQUE INDEX x ON translation_tasks (task_id) WHERE row_index > 0"),
+        ("sqlite", "CREATE UNIQUE INDEX x ON translation_tasks (lower(task_id))"),
+        ("postgres", "CREATE UNIQUE INDEX x ON translation_tasks (task_id) WHERE row_index > 0"),
+        ("postgres", "CREATE UNIQUE INDEX x ON translation_tasks (lower(task_id))"),
+        ("mysql", "CREATE UNIQUE INDEX x ON translation_tasks (task_id(10))"),
+    ],
+    indirect=["name"],
+)
+def test_an_index_on_some_rows_or_a_part_of_the_key_does_not_do(
+    sink: SQLSink[Any], run: Callable[[str], None], name: str, index: str
+) -> None:
+    run(own_table(name, f"{TABLE}); {index}"))
+    assert_refused(sink)
+
+
+def test_a_surrogate_key_beside_a_unique_index_is_served(
+    make: Make, sink: SQLSink[Any], run: Callable[[str], None], name: str, place: str
+) -> None:
+    run(own_table(name, SURROGATE.replace("CREATE INDEX", "CREATE UNIQUE INDEX")))
+    sink.close()
+    sink.open()
+    for context in ("a", "b"):
+        sink.write(Batch([], [task(f"t{i:03}", context=context) for i in range(600)]))
+    found = read(name, place)["task"]
+    assert len(found) == 600
+    assert {row["context"] for row in found.values()} == {"b"}
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgres"], indirect=True)
+def test_a_key_dropped_meanwhile_is_noticed_by_a_write_of_any_size(
+    sink: SQLSink[Any], run: Callable[[str], None], name: str, place: str
+) -> None:
+    rows = [task(f"t{i:03}") for i in range(600)]
+    sink.write(Batch([], rows[:10]))
+    run(own_table(name, TABLE + ")"))
+    for some in (rows, rows[:10]):
+        with pytest.raises(SinkUnavailable) as caught:
+            sink.write(Batch([], some))
+        assert not caught.value.suspect
+    assert read(name, place)["task"] == {}
+
+
+# Opening
+
+
+def test_many_who_open_at_once_make_the_tables_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_TIMEOUT", 10)
+    monkeypatch.setitem(mysql._SESSION, "lock_wait_timeout", "30")
+    monkeypatch.setitem(postgres._SESSION, "lock_timeout", "30s")
+    errors: list[BaseException] = []
+    sinks = [make() for _ in range(6)]
+    barrier = threading.Barrier(len(sinks))
+
+    def open_it(sink: SQLSink[Any]) -> None:
+        barrier.wait()
+        try:
+            sink.open()
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=open_it, args=(sink,)) for sink in sinks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_without_create_tables_a_missing_table_is_named(make: Make) -> None:
+    with pytest.raises(SinkUnavailable, match="translation_sessions does not exist"):
+        make(create_tables=False).open()
+
+
+# Looking rows up
+
+
+def test_find_updated_tells_the_last_update_of_the_rows_that_are_there(sink: SQLSink[Any]) -> None:
+    sink.write(Batch([session("s", at=FIRST)], [task("a", at=FIRST), task("A", at=FIRST)]))
+    sink.write(Batch([], [task("a", at=LATER)]))
+    assert sink.find_updated("task", ["a", "A", "none"]) == {"a": LATER, "A": FIRST}
+    assert sink.find_updated("session", [*(f"s{n}" for n in range(1200)), "s"]) == {"s": FIRST}
+    assert sink.find_updated("session", []) == {}
+
+
+def test_a_sink_that_cannot_says_so() -> None:
+    with pytest.raises(NotImplementedError, match="cannot look rows up"):
+        Sink.find_updated(MemorySink(), "task", ["a"])
