@@ -16,8 +16,9 @@ from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.checkpoint import Checkpointer
 from tornado_persist.pipeline.deadletters import DeadLetters
 from tornado_persist.pipeline.flusher import Flusher
+from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import FindSessions, Ingest
-from tornado_persist.records.models import KINDS, Kind
+from tornado_persist.records.models import KINDS, Batch, Kind
 from tornado_persist.records.parser import Parser
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry.metrics import Metrics, Totals
@@ -68,6 +69,7 @@ class Rig:
             added=self.flusher.poke,
             find_sessions=find_sessions,
         )
+        self.health = Health(self.ingest, self.backlog, self.buffer, self.flusher, self.journal)
 
     async def switch(self, sink: FlakySink, timeout: float = 5) -> None:
         """Write to another sink, as a reload does."""
@@ -101,6 +103,19 @@ class Rig:
         for kind in KINDS:
             settled = totals.written[kind] + totals.merged[kind] + totals.rejected[kind]
             assert totals.accepted[kind] == settled + self.backlog.pending(kind), (kind, totals)
+
+
+class BreakingSink(FlakySink):
+    """Its ``number``-th write fails."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, batch: Batch) -> None:
+        if self.calls.count("write") == self.number - 1:
+            self.fail_next()
+        super().write(batch)
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "journal": {"journal", "telemetry", "records", "files"},
     "sinks": {"sinks", "telemetry", "records", "files"},
     "pipeline": {"pipeline", "journal", "sinks.runner", "telemetry", "records", "files"},
-    "web": {"web", "pipeline", "journal", "telemetry", "records"},
+    "web": {"web", "pipeline", "telemetry", "records"},
     "config": {"sinks.base", "sinks.registry", "telemetry"},
     "service": {"web", "pipeline", "journal", "sinks", "telemetry", "records", "files", "config"},
     "cli": {"cli", "service", "config", "journal", "pipeline.backoff", "telemetry", "records", "files"},

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from socket import socket
 from typing import Any
 
+from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
@@ -25,6 +27,7 @@ from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.checkpoint import Checkpointer
 from tornado_persist.pipeline.deadletters import DeadLetters
 from tornado_persist.pipeline.flusher import Flusher
+from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.records.models import KINDS
 from tornado_persist.records.parser import Parser
@@ -94,133 +97,169 @@ class Service:
         self._manager = ServiceManager()
         beat = PeriodicCallback(self._manager.beat, (self._manager.interval or FOR_EVER) * 1000)
         try:
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGTERM, self._stop.set)
-            loop.add_signal_handler(signal.SIGINT, self._stop.set)
-            loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+            self._listen_to_signals()
             data_dir.write_pid()
             beat.start()
             for offer in registry.shadowed():
                 logger.warning("a plugin's sink is passed over, its name is a built-in sink's", plugin=offer)
-            await self._serve(serving)
+            await self._run(serving)
         finally:
             data_dir.unlock()
             beat.stop()
             self._manager.close()
 
-    async def _serve(self, serving: Callable[[str], None]) -> None:
-        settings = self._settings
-        sink = make_sink(settings)
-        # The port is opened after the recovery, which may be long; that it is taken is better known before.
-        for probe in _bind(settings):
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGINT, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+
+    async def _run(self, serving: Callable[[str], None]) -> None:
+        sink = make_sink(self._settings)
+        # Found out before the recovery, which may take long, and bound after it.
+        for probe in _bind(self._settings):
             probe.close()
-        metrics = Metrics(datetime.now(UTC))
-        journal = self._journal = Journal(
+        checkpoint = await self._open_journal()
+        await self._recover(checkpoint)
+        sockets = _bind(self._settings)
+        self._start_pipeline(sink, checkpoint)
+        # So that the first answer of /health, and of a curl right after the start, is no guess.
+        await self._flusher.runner.healthy(wait=FIRST_LOOK)
+        server = self._listen(sockets)
+        self._announce(sockets, serving)
+        await self._serve()
+        server.stop()
+        await self._drain(self._settings.server.shutdown_timeout)
+        await server.close_all_connections()
+
+    # Open and recover.
+
+    async def _open_journal(self) -> Checkpoint:
+        settings = self._settings
+        self._metrics = Metrics(datetime.now(UTC))
+        self._journal = Journal(
             settings.path("journal"),
             settings.path("damaged"),
             sync=settings.journal.sync,
             segment_bytes=settings.journal.segment_bytes,
             max_bytes=settings.journal.max_bytes,
-            on_sync=metrics.fsync_seconds.observe,
+            on_sync=self._metrics.fsync_seconds.observe,
         )
         self._manager.status("Reading the journal")
-        checkpoint = await asyncio.to_thread(journal.open)
-        dead_letters = DeadLetters(settings.path("rejected.jsonl"))
-        if journal.found.records:  # else nothing will be refused again, and what somebody has added may stay
-            _cut_dead_letters(dead_letters, checkpoint.state)
-        metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
-        buffer = Buffer()
-        backlog = self._backlog = Backlog(journal, buffer, metrics, max_rows=settings.buffer.max_rows)
-        await self._recover(checkpoint)
-        sockets = _bind(settings)
-        journal.start()
-        self._runner = SinkRunner(sink, checkpoint.state.get("position"))
-        self._flusher = Flusher(
-            buffer,
-            backlog,
-            Checkpointer(journal, dead_letters, checkpoint),
-            self._runner,
-            metrics,
-            interval=settings.buffer.flush_interval,
-            capacity=settings.buffer.capacity,
-        )
-        self._ingest = Ingest(
-            Parser(max_batch=settings.server.max_batch, unknown_fields=settings.records.unknown_fields),
-            journal,
-            backlog,
-            buffer,
-            added=self._flusher.poke,
-            find_sessions=self._runner.find_sessions if settings.records.require_session else None,
-        )
-        self._api = Api(
-            self._ingest,
-            self._flusher,
-            journal,
-            metrics,
-            max_body_bytes=settings.server.max_body_bytes,
-            flush_timeout=settings.buffer.flush_timeout,
-            max_batch=settings.server.max_batch,
-            unknown_fields=settings.records.unknown_fields,
-        )
-        # So that the first answer of /health, and of a curl right after the start, is no guess.
-        await self._runner.healthy(wait=FIRST_LOOK)
-        server = make_server(self._api)
-        server.add_sockets(sockets)
-        _tune_interpreter()
-        self._flusher.poke()
-        watch = PeriodicCallback(self._watch, WATCH_INTERVAL * 1000)
-        watch.start()
-        history = PeriodicCallback(self._api.sampler.sample, INTERVAL * 1000)
-        history.start()
-
-        address = sockets[0].getsockname()
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        url = self._url = f"http://{host}:{address[1]}"
-        logger.info("serving", url=url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
-        serving(url)
-        self._manager.ready()
-        self._say_status()
-        reloads = asyncio.create_task(self._reload_when_asked())
-        await self._stop.wait()
-        logger.info("shutting down", waiting=self._pending())
-        self._manager.stopping()
-        self._manager.status(f"Shutting down, {self._pending()} rows wait")
-        watch.stop()
-        history.stop()
-        server.stop()
-        await self._drain(settings.server.shutdown_timeout)
-        await server.close_all_connections()
-        reloads.cancel()
-
-    async def _watch(self) -> None:
-        await self._flusher.sink_healthy()
-        self._say_status()
-
-    def _say_status(self) -> None:
-        if self._stop.is_set():
-            return
-        sink = "is up" if self._runner.up else f"is down: {self._runner.error}"
-        self._manager.status(f"Serving on {self._url}, {self._pending()} rows wait, {self._settings.sink} {sink}")
+        return await asyncio.to_thread(self._journal.open)
 
     async def _recover(self, checkpoint: Checkpoint) -> None:
+        """Fill the buffer with what was accepted and not released."""
         began = time.monotonic()
+        self._dead_letters = DeadLetters(self._settings.path("rejected.jsonl"))
+        if self._journal.found.records:  # else nothing will be refused again, and what somebody has added may stay
+            _cut_dead_letters(self._dead_letters, checkpoint.state)
+        self._metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
+        self._buffer = Buffer()
+        self._backlog = Backlog(self._journal, self._buffer, self._metrics, max_rows=self._settings.buffer.max_rows)
         await self._backlog.recover(checkpoint.seq)
         waiting = self._pending()
         if waiting:
             logger.info("recovered", rows=waiting, ms=round((time.monotonic() - began) * 1000))
 
+    def _start_pipeline(self, sink: Sink[Any], checkpoint: Checkpoint) -> None:
+        settings = self._settings
+        self._journal.start()
+        runner = SinkRunner(sink, checkpoint.state.get("position"))
+        self._flusher = Flusher(
+            self._buffer,
+            self._backlog,
+            Checkpointer(self._journal, self._dead_letters, checkpoint),
+            runner,
+            self._metrics,
+            interval=settings.buffer.flush_interval,
+            capacity=settings.buffer.capacity,
+        )
+        self._ingest = Ingest(
+            Parser(max_batch=settings.server.max_batch, unknown_fields=settings.records.unknown_fields),
+            self._journal,
+            self._backlog,
+            self._buffer,
+            added=self._flusher.poke,
+            find_sessions=runner.find_sessions if settings.records.require_session else None,
+        )
+        self._health = Health(self._ingest, self._backlog, self._buffer, self._flusher, self._journal)
+
+    # Serve.
+
+    def _listen(self, sockets: list[socket]) -> HTTPServer:
+        settings = self._settings
+        self._api = Api(
+            self._ingest,
+            self._flusher,
+            self._health,
+            self._metrics,
+            max_body_bytes=settings.server.max_body_bytes,
+            flush_timeout=settings.buffer.flush_timeout,
+            max_batch=settings.server.max_batch,
+            unknown_fields=settings.records.unknown_fields,
+        )
+        server = make_server(self._api)
+        server.add_sockets(sockets)
+        _tune_interpreter()
+        return server
+
+    def _announce(self, sockets: list[socket], serving: Callable[[str], None]) -> None:
+        settings, address = self._settings, sockets[0].getsockname()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        self._url = f"http://{host}:{address[1]}"
+        logger.info("serving", url=self._url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
+        serving(self._url)
+        self._manager.ready()
+        self._say_status()
+
+    async def _serve(self) -> None:
+        """Until a signal stops it."""
+        self._flusher.poke()  # rows were recovered, perhaps
+        timers = [
+            PeriodicCallback(self._watch, WATCH_INTERVAL * 1000),
+            PeriodicCallback(self._api.sampler.sample, INTERVAL * 1000),
+        ]
+        for timer in timers:
+            timer.start()
+        reloads = asyncio.create_task(self._reload_when_asked())
+        await self._stop.wait()
+        for timer in timers:
+            timer.stop()
+        reloads.cancel()
+
+    async def _watch(self) -> None:
+        await self._health.ping()
+        self._say_status()
+
+    def _say_status(self) -> None:
+        """What ``systemctl status`` shows."""
+        if self._stop.is_set():
+            return
+        health = self._health.snapshot()
+        sink = "is up" if health.sink.up else f"is down: {health.sink.error}"
+        refusing = "" if health.accepting else f", refusing batches: {health.problem}"
+        self._manager.status(
+            f"Serving on {self._url}, {health.waiting.rows} rows wait, {health.sink.name} {sink}{refusing}"
+        )
+
     def _pending(self) -> int:
         return sum(map(self._backlog.pending, KINDS))
+
+    # Drain.
 
     async def _drain(self, timeout: float) -> None:
         """Answer what is in flight, then flush; half of the time is for slow clients at most.
 
         What the sink does not take in time stays in the journal, for the next start.
         """
+        logger.info("shutting down", waiting=self._pending())
+        self._manager.stopping()
+        self._manager.status(f"Shutting down, {self._pending()} rows wait")
         deadline = time.monotonic() + timeout
         await self._api.finish_requests(timeout / 2)
         await self._flusher.drain(deadline - time.monotonic() - CLOSING_TIME)
-        await self._runner.close(max(0.0, deadline - time.monotonic()))
+        await self._flusher.runner.close(max(0.0, deadline - time.monotonic()))
         await self._flusher.finish(max(CLOSING_TIME, deadline - time.monotonic()))
         if not await asyncio.to_thread(self._journal.close, max(CLOSING_TIME, deadline - time.monotonic())):
             logger.error("the journal could not be closed in time")
@@ -294,7 +333,7 @@ class Service:
             return False
         timeout = settings.buffer.flush_timeout
         await self._flusher.flush(timeout)  # into the old sink; what it cannot take goes to the new one
-        old, self._runner, self._settings = self._runner, runner, settings
+        old, self._settings = self._flusher.runner, settings
         if settings.records.require_session:
             self._ingest.find_sessions = runner.find_sessions
         self._flusher.write_to(runner)
@@ -326,7 +365,7 @@ def _cut_dead_letters(dead_letters: DeadLetters, state: dict[str, Any]) -> None:
         logger.info("rejected rows that will be tried again cut off", file=str(dead_letters.path), bytes=surplus)
 
 
-def _bind(settings: Settings) -> list[Any]:
+def _bind(settings: Settings) -> list[socket]:
     host, port = settings.server.host, settings.server.port
     try:
         return list(bind_sockets(port, host or None))

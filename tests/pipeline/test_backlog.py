@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.rig import rig
+from tests.rig import rig, wait_until
 from tests.rows import body, task
-from tornado_persist.pipeline import backlog
-from tornado_persist.records.models import KINDS
+from tornado_persist.pipeline import backlog, flusher
+from tornado_persist.records.models import KINDS, Batch
 from tornado_persist.telemetry import log
+from tornado_persist.testing import FlakySink
 
 
 @pytest.mark.gen_test
@@ -136,3 +137,55 @@ async def test_a_flush_names_the_first_of_its_requests_once_and_few_are_kept(
             it.backlog._pending_request_ids.append((seq, f"r{seq}"))
         assert it.backlog.pop_request_ids(100_000) == ["r10", "r11"], "an outage keeps the latest"
         log.request_id.set("")
+
+
+class SecondWriteWaits(FlakySink):
+    """Takes one batch, and the next ones when it is released."""
+
+    def write(self, batch: Batch) -> None:
+        if len(self.batches) == 1:
+            self.hold()
+        super().write(batch)
+
+
+@pytest.mark.gen_test
+async def test_the_barrier_holds_for_rows_that_wait_in_the_journal_alone(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=3) as it:
+        it.sink.hold()
+        for key in "abcdefgh":
+            await it.add(key)
+        assert it.backlog.left_out()
+        it.sink.release()
+        flushed = await it.flusher.flush(10)
+        assert (flushed.error, it.pending()) == (None, 0)
+        assert it.stored() == list("abcdefgh")
+        assert max(len(batch) for batch in it.sink.batches) <= 3
+
+
+@pytest.mark.gen_test
+async def test_a_backlog_is_written_without_being_asked_for(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=3) as it:
+        it.sink.down = True
+        for key in "abcdefgh":
+            await it.add(key)
+        it.sink.down = False
+        await wait_until(lambda: it.stored() == list("abcdefgh"))
+
+
+@pytest.mark.gen_test
+async def test_room_that_written_rows_leave_is_filled_while_the_next_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher, "CHUNK_ROWS", 2)
+    async with rig(tmp_path, SecondWriteWaits(), max_rows=4) as it:
+        it.sink.down = True
+        for keys in ("ab", "cd", "ef", "gh"):
+            await it.add(*keys)
+        await it.flusher.flush_once()
+        it.sink.down = False
+        flushing = asyncio.create_task(it.flusher.flush(10))
+        await wait_until(lambda: it.stored() == ["a", "b"] and it.buffer.waiting() == 2)
+        assert len(it.buffer) == 4
+        it.sink.release()
+        assert (await flushing).error is None
+        assert it.stored() == list("abcdefgh")

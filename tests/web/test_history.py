@@ -38,7 +38,7 @@ def parts(io_loop: IOLoop, tmp_path: Path) -> Iterator[Rig]:
 
 @pytest.fixture
 def sampler(parts: Rig, clock: Clock) -> Sampler:
-    return Sampler(parts.ingest, parts.flusher, parts.journal, parts.metrics, clock=clock)
+    return Sampler(parts.health, parts.metrics, clock=clock)
 
 
 @pytest.mark.gen_test

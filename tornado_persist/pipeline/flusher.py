@@ -18,7 +18,7 @@ from tornado_persist.pipeline.backoff import Backoff
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.checkpoint import Checkpointer
 from tornado_persist.records.models import KINDS, Batch, Row
-from tornado_persist.sinks.runner import SinkRunner, SinkState
+from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Flush, Metrics
 
@@ -68,7 +68,8 @@ class Flusher:
         self._buffer = buffer
         self._backlog = backlog
         self._checkpointer = checkpointer
-        self._runner = runner
+        #: Changed by :meth:`write_to` alone.
+        self.runner = runner
         self._metrics = metrics
         self.capacity = capacity
         #: Every record up to this one is done: its rows are in the sink, or refused.
@@ -93,6 +94,18 @@ class Flusher:
         self._interval = timedelta(seconds=seconds)
         self._restart_timer(_now())
 
+    @property
+    def interval(self) -> float:
+        """Seconds from one flush to the next."""
+        return self._interval.total_seconds()
+
+    @property
+    def retry_in(self) -> float:
+        """Seconds until a flush that failed is tried again; 0 while none waits."""
+        if self._retry is None:
+            return 0.0
+        return max(0.0, self._retry.when() - asyncio.get_running_loop().time())
+
     def poke(self) -> None:
         """Rows were accepted: start a flush if they reach the capacity. While the sink fails only the backoff tries."""
         if self._due() and self._retry is None and not self._ending:
@@ -100,11 +113,16 @@ class Flusher:
 
     def write_to(self, runner: SinkRunner) -> None:
         """Write to another sink from the next flush on; what waits goes there now."""
-        self._runner = runner
+        self.runner = runner
         self._backoff.succeeded()
         self._set_retry(None)
         if any(map(self._backlog.pending, KINDS)):
             self._start()
+
+    def sink_is_up(self) -> None:
+        """The sink was found up: if the last failure is a while ago, try again now and not when the backoff would."""
+        if self._retry is not None and time.monotonic() - self._failed_at >= TRY_AGAIN_AFTER:
+            self._set_retry(0.0)
 
     def _due(self) -> bool:
         return self._buffer.waiting() >= self.capacity or self._backlog.left_out()
@@ -223,7 +241,7 @@ class Flusher:
             through, accepted = self._backlog.merged_through, dict(self._backlog.merged_rows)
             chunks = self._buffer.take().parts(CHUNK_ROWS)
             began, taken = time.monotonic(), sum(map(len, chunks))
-            runner = self._runner
+            runner = self.runner
             if chunks:
                 await self._checkpointer.record_position(runner)
             while chunks:
@@ -316,32 +334,6 @@ class Flusher:
         logger.warning(
             "flush failed", **figures, waiting=waiting, retry_in=round(delay, 2), error=str(error), code=code
         )
-
-    # What others ask.
-
-    @property
-    def sink(self) -> SinkState:
-        """The sink as far as is known now; asks nobody and never waits."""
-        return self._runner.state
-
-    @property
-    def interval(self) -> float:
-        """Seconds from one flush to the next."""
-        return self._interval.total_seconds()
-
-    @property
-    def retry_in(self) -> float:
-        """Seconds until a flush that failed is tried again; 0 while none waits."""
-        if self._retry is None:
-            return 0.0
-        return max(0.0, self._retry.when() - asyncio.get_running_loop().time())
-
-    async def sink_healthy(self) -> bool:
-        """Whether the sink answers; known within half a second. If it does again, a try that is far away comes now."""
-        healthy = await self._runner.healthy()
-        if healthy and self._retry is not None and time.monotonic() - self._failed_at >= TRY_AGAIN_AFTER:
-            self._set_retry(0.0)
-        return healthy
 
 
 def _free(rows: list[Row]) -> None:

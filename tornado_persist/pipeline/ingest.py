@@ -63,20 +63,6 @@ class Ingest:
         """No batch is to be accepted from now on but those let in before: see :attr:`problem`."""
         self._closed_because = reason
 
-    def pending(self, kind: Kind) -> int:
-        """Rows of this kind that are accepted and neither in the sink nor refused by it."""
-        return self._backlog.pending(kind)
-
-    @property
-    def in_memory(self) -> int:
-        """Rows that are held in memory; others wait in the journal alone."""
-        return len(self._buffer)
-
-    @property
-    def max_rows(self) -> int:
-        """Rows that may be held in memory."""
-        return self._backlog.max_rows
-
     @property
     def problem(self) -> str:
         """Why no new batch is accepted now, in a sentence; empty while all is well.

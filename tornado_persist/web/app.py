@@ -10,8 +10,8 @@ from typing import Literal
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
-from tornado_persist.journal import Journal
 from tornado_persist.pipeline.flusher import Flusher
+from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
@@ -56,7 +56,7 @@ class Api(Application):
         self,
         ingest: Ingest,
         flusher: Flusher,
-        journal: Journal,
+        health: Health,
         metrics: Metrics,
         *,
         max_body_bytes: int,
@@ -70,11 +70,11 @@ class Api(Application):
         """
         self.ingest = ingest
         self.flusher = flusher
-        self.journal = journal
+        self.health = health
         self.metrics = metrics
-        self.prometheus = prometheus.Exporter(ingest, flusher, journal, metrics)
+        self.prometheus = prometheus.Exporter(health, metrics)
         #: The service takes a sample every ``history.INTERVAL`` seconds.
-        self.sampler = history.Sampler(ingest, flusher, journal, metrics)
+        self.sampler = history.Sampler(health, metrics)
         self.max_body_bytes = max_body_bytes
         self.flush_timeout = flush_timeout
         self._max_batch = max_batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import ClassVar, cast
 
 from tornado_persist import __version__
@@ -26,19 +25,17 @@ class Health(GetHandler):
     """``GET /health``: whether the service and its database are healthy."""
 
     async def get(self) -> None:
-        ingest = self.application.ingest
-        database = await self.application.flusher.sink_healthy()
-        healthy = database and not ingest.problem
+        snapshot = await self.application.health.ping()
         health: schemas.Health = {
-            "status": "healthy" if healthy else "unhealthy",
-            "database": "healthy" if database else "unhealthy",
+            "status": "healthy" if snapshot.healthy else "unhealthy",
+            "database": "healthy" if snapshot.sink.up else "unhealthy",
             "buffer": {
-                "sessions_count": ingest.pending("session"),
-                "tasks_count": ingest.pending("task"),
+                "sessions_count": snapshot.waiting.sessions,
+                "tasks_count": snapshot.waiting.tasks,
                 "last_flush": shown(self.application.metrics.last_flush),
             },
         }
-        self.reply(health, 200 if healthy else 503)
+        self.reply(health, 200 if snapshot.healthy else 503)
 
 
 class Live(GetHandler):
@@ -53,7 +50,7 @@ class Ready(GetHandler):
     """``GET /health/ready``: whether a batch would be accepted, whether or not the database is up."""
 
     async def get(self) -> None:
-        problem = self.application.ingest.problem
+        problem = self.application.health.snapshot().problem
         if problem:
             raise NotAccepting(problem)
         ready: schemas.Ready = {"status": "ready"}
@@ -130,24 +127,22 @@ class Stats(GetHandler):
     """``GET …/stats``: what waits and what was done."""
 
     async def get(self) -> None:
-        self.reply(self._stats(datetime.now(UTC)))
+        self.reply(self._stats())
 
-    def _stats(self, now: datetime) -> schemas.Stats:
-        ingest, flusher, metrics = self.application.ingest, self.application.flusher, self.application.metrics
-        journal = self.application.journal.stats()
-        sessions, tasks = ingest.pending("session"), ingest.pending("task")
-        total = sessions + tasks
+    def _stats(self) -> schemas.Stats:
+        metrics, snapshot = self.application.metrics, self.application.health.snapshot()
+        now, waiting = snapshot.at, snapshot.waiting
         return {
             "buffer": {
-                "sessions_count": sessions,
-                "tasks_count": tasks,
-                "total_count": total,
-                "capacity": flusher.capacity,
-                "usage_percent": round(100 * total / flusher.capacity, 1),
+                "sessions_count": waiting.sessions,
+                "tasks_count": waiting.tasks,
+                "total_count": waiting.rows,
+                "capacity": waiting.capacity,
+                "usage_percent": round(100 * waiting.rows / waiting.capacity, 1),
             },
             "flush_info": {
                 "last_flush_time": shown(metrics.last_flush),
-                "next_flush_time": stamp(flusher.next_flush),
+                "next_flush_time": stamp(snapshot.next_flush),
                 "flush_count_today": metrics.flush_count_today(now),
                 "average_flush_duration_ms": metrics.average_flush_ms(),
             },
@@ -158,11 +153,11 @@ class Stats(GetHandler):
                 "average_batch_size": metrics.average_batch_size(),
                 "uptime_seconds": int((now - metrics.started).total_seconds()),
             },
-            "accounting": accounting(metrics.totals, total),
+            "accounting": accounting(metrics.totals, waiting.rows),
             "journal": {
-                "bytes": journal.bytes,
-                "records": journal.records,
-                "oldest_seconds": round(journal.age(now), 3),
-                "sync": cast(schemas.Sync, journal.sync),
+                "bytes": waiting.journal_bytes,
+                "records": waiting.journal_records,
+                "oldest_seconds": round(waiting.oldest_seconds, 3),
+                "sync": cast(schemas.Sync, snapshot.sync),
             },
         }

@@ -6,13 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import cast
 
 from tornado_persist import __version__
-from tornado_persist.journal import Journal
-from tornado_persist.pipeline.flusher import Flusher
-from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.pipeline.health import Health, HealthSnapshot
 from tornado_persist.records.models import KINDS
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry.metrics import Metrics, Reading
@@ -65,17 +62,13 @@ class Sampler:
 
     def __init__(
         self,
-        ingest: Ingest,
-        flusher: Flusher,
-        journal: Journal,
+        health: Health,
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``clock``: seconds that never go back."""
-        self._ingest = ingest
-        self._flusher = flusher
-        self._journal = journal
+        self._health = health
         self._metrics = metrics
         self._clock = clock
         self._samples: deque[Sample] = deque(maxlen=int(SPAN / INTERVAL))
@@ -91,6 +84,7 @@ class Sampler:
         self._mark = now
         accepted, written, merged, rejected = ((b - a) / seconds for a, b in zip(last.rows, now.rows, strict=True))
         answers = now.answers - last.answers
+        snapshot = self._health.snapshot()
         self._samples.append(
             Sample(
                 round(time.time(), 3),
@@ -98,16 +92,16 @@ class Sampler:
                 round(written, 2),
                 round(merged, 2),
                 round(rejected, 2),
-                sum(map(self._ingest.pending, KINDS)),
-                self._ingest.in_memory,
-                self._journal.stats().bytes,
+                snapshot.waiting.rows,
+                snapshot.waiting.in_memory,
+                snapshot.waiting.journal_bytes,
                 _ms((now.flushes - last.flushes).mean),
                 _ms(answers.quantile(0.5)),
                 _ms(answers.quantile(0.99)),
-                self._flusher.sink.up,
+                snapshot.sink.up,
             )
         )
-        self._note_problem()
+        self._note_problem(snapshot)
 
     def columns(self) -> schemas.Samples:
         """The samples, the oldest first, as one list a column."""
@@ -124,11 +118,11 @@ class Sampler:
             Reading.of(metrics.request_seconds, TIMED),
         )
 
-    def _note_problem(self) -> None:
+    def _note_problem(self, snapshot: HealthSnapshot) -> None:
         """Note among the incidents, once each time, that batches are refused."""
-        problem = self._ingest.problem
+        problem = snapshot.problem
         if problem and problem != self._problem:
-            self._metrics.incidents.add("intake", problem, datetime.now(UTC))
+            self._metrics.incidents.add("intake", problem, snapshot.at)
         self._problem = problem
 
 
@@ -141,40 +135,40 @@ class History(GetHandler):
 
     async def get(self) -> None:
         self.set_header("Cache-Control", "no-store")
-        self.reply(self._history(datetime.now(UTC)))
+        self.reply(self._history())
 
-    def _history(self, now: datetime) -> schemas.History:
+    def _history(self) -> schemas.History:
         app = self.application
-        journal, waiting = app.journal.stats(), sum(map(app.ingest.pending, KINDS))
-        sink, problem = app.flusher.sink, app.ingest.problem
+        snapshot = app.health.snapshot()
+        sink, waiting = snapshot.sink, snapshot.waiting
         return {
-            "now": now.timestamp(),
+            "now": snapshot.at.timestamp(),
             "version": __version__,
             "started": stamp(app.metrics.started),
             "interval_seconds": INTERVAL,
             "span_seconds": SPAN,
-            "intake": {"accepting": not problem, "problem": problem},
+            "intake": {"accepting": snapshot.accepting, "problem": snapshot.problem},
             "sink": {
                 "name": sink.name,
                 "description": sink.description,
                 "up": sink.up,
                 "since": shown(sink.since),
                 "error": sink.error,
-                "retry_in": round(app.flusher.retry_in, 1),
+                "retry_in": round(snapshot.retry_in, 1),
             },
             "waiting": {
-                "rows": waiting,
-                "in_memory": app.ingest.in_memory,
-                "max_rows": app.ingest.max_rows,
-                "capacity": app.flusher.capacity,
-                "journal_bytes": journal.bytes,
-                "journal_max_bytes": journal.max_bytes,
-                "journal_records": journal.records,
-                "oldest_seconds": journal.age(now),
-                "next_flush": stamp(app.flusher.next_flush),
+                "rows": waiting.rows,
+                "in_memory": waiting.in_memory,
+                "max_rows": waiting.max_rows,
+                "capacity": waiting.capacity,
+                "journal_bytes": waiting.journal_bytes,
+                "journal_max_bytes": waiting.journal_max_bytes,
+                "journal_records": waiting.journal_records,
+                "oldest_seconds": waiting.oldest_seconds,
+                "next_flush": stamp(snapshot.next_flush),
                 "flush_seconds": app.flusher.interval,
             },
-            "accounting": accounting(app.metrics.totals, waiting),
+            "accounting": accounting(app.metrics.totals, waiting.rows),
             "samples": app.sampler.columns(),
             "flushes": [
                 {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import (
@@ -19,9 +18,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from tornado_persist import __version__
-from tornado_persist.journal import Journal
-from tornado_persist.pipeline.flusher import Flusher
-from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.pipeline.health import Health, Waiting
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.telemetry import metrics as telemetry
 from tornado_persist.web.base import GetHandler
@@ -30,10 +27,8 @@ from tornado_persist.web.base import GetHandler
 class Exporter:
     """What ``GET /metrics`` shows; docs/metrics.rst explains each metric."""
 
-    def __init__(self, ingest: Ingest, flusher: Flusher, journal: Journal, metrics: telemetry.Metrics) -> None:
-        self._ingest = ingest
-        self._flusher = flusher
-        self._journal = journal
+    def __init__(self, health: Health, metrics: telemetry.Metrics) -> None:
+        self._health = health
         self._metrics = metrics
         self._interpreter = CollectorRegistry()
         ProcessCollector(registry=self._interpreter)
@@ -58,25 +53,23 @@ class Exporter:
 
     def families(self) -> Iterator[Metric]:
         """The metrics that are read from the parts, as they are now; the others are in ``Metrics.registry``."""
+        snapshot = self._health.snapshot()
         yield InfoMetricFamily(
             "persistd_build",
             "Version of the service and of its Python.",
             {"version": __version__, "python": platform.python_version()},
         )
-        yield from self._rows()
-        yield _gauge(
-            "persistd_accepting", "1 while batches are accepted, 0 while they get 503.", not self._ingest.problem
-        )
-        yield _gauge(
-            "persistd_flush_backoff_seconds",
-            "Seconds until a failed flush is tried again, else 0.",
-            self._flusher.retry_in,
-        )
-        yield from self._of_the_journal()
-        yield from self._of_the_sink()
+        yield from self._rows(snapshot.waiting)
+        yield _gauge("persistd_accepting", "1 while batches are accepted, 0 while they get 503.", snapshot.accepting)
+        backoff = "Seconds until a failed flush is tried again, else 0."
+        yield _gauge("persistd_flush_backoff_seconds", backoff, snapshot.retry_in)
+        yield from self._of_the_journal(snapshot.waiting)
+        up = GaugeMetricFamily("persistd_sink_up", "1 while the sink answers, else 0.", labels=["sink"])
+        up.add_metric([snapshot.sink.name], snapshot.sink.up)
+        yield up
 
-    def _rows(self) -> Iterator[Metric]:
-        metrics, pending = self._metrics, self._ingest.pending
+    def _rows(self, waiting: Waiting) -> Iterator[Metric]:
+        metrics, pending = self._metrics, {"session": waiting.sessions, "task": waiting.tasks}
         yield _by_kind("persistd_rows_accepted", "Rows accepted, durable in the journal.", metrics.accepted)
         yield _by_kind(
             "persistd_rows_recovered", "Rows found in the journal at the start.", metrics.recovered.__getitem__
@@ -85,7 +78,7 @@ class Exporter:
         yield _by_kind("persistd_rows_merged", "Rows that went into one of their key that waited.", metrics.merged)
         yield _by_kind("persistd_rows_rejected", "Rows that the sink refused, now in rejected.jsonl.", metrics.rejected)
         yield _by_kind("persistd_rows_lost", "Accepted rows lost to damage of the journal.", metrics.lost.__getitem__)
-        waiting = GaugeMetricFamily("persistd_rows_pending", "Accepted rows that wait for the sink.", labels=["kind"])
+        rows = GaugeMetricFamily("persistd_rows_pending", "Accepted rows that wait for the sink.", labels=["kind"])
         accounting = GaugeMetricFamily(
             "persistd_accounting_rows",
             "Rows since the data directory was made, by where they are; may go down after a crash.",
@@ -93,31 +86,24 @@ class Exporter:
         )
         totals = metrics.totals
         for kind in KINDS:
-            waiting.add_metric([kind], pending(kind))
+            rows.add_metric([kind], pending[kind])
             accounting.add_metric([kind, "accepted"], totals.accepted[kind])
             accounting.add_metric([kind, "written"], totals.written[kind])
             accounting.add_metric([kind, "merged"], totals.merged[kind])
             accounting.add_metric([kind, "rejected"], totals.rejected[kind])
-            accounting.add_metric([kind, "pending"], pending(kind))
-        yield waiting
+            accounting.add_metric([kind, "pending"], pending[kind])
+        yield rows
         yield accounting
-        yield _gauge("persistd_buffer_rows", "Rows held in memory.", self._ingest.in_memory)
-        yield _gauge("persistd_buffer_max_rows", "Rows that may be held in memory.", self._ingest.max_rows)
-        yield _gauge("persistd_buffer_capacity_rows", "Rows that start a flush.", self._flusher.capacity)
+        yield _gauge("persistd_buffer_rows", "Rows held in memory.", waiting.in_memory)
+        yield _gauge("persistd_buffer_max_rows", "Rows that may be held in memory.", waiting.max_rows)
+        yield _gauge("persistd_buffer_capacity_rows", "Rows that start a flush.", waiting.capacity)
 
-    def _of_the_journal(self) -> Iterator[Metric]:
-        stats = self._journal.stats()
-        age = stats.age(datetime.now(UTC))
-        yield _gauge("persistd_journal_bytes", "Bytes of the journal's files.", stats.bytes)
-        yield _gauge("persistd_journal_max_bytes", "Bytes past which batches are refused.", stats.max_bytes)
-        yield _gauge("persistd_journal_records", "Batches in the journal that are not released.", stats.records)
+    def _of_the_journal(self, waiting: Waiting) -> Iterator[Metric]:
+        records, age = waiting.journal_records, waiting.oldest_seconds
+        yield _gauge("persistd_journal_bytes", "Bytes of the journal's files.", waiting.journal_bytes)
+        yield _gauge("persistd_journal_max_bytes", "Bytes past which batches are refused.", waiting.journal_max_bytes)
+        yield _gauge("persistd_journal_records", "Batches in the journal that are not released.", records)
         yield _gauge("persistd_journal_oldest_age_seconds", "Age of the oldest of these batches, else 0.", age)
-
-    def _of_the_sink(self) -> Iterator[Metric]:
-        sink = self._flusher.sink
-        up = GaugeMetricFamily("persistd_sink_up", "1 while the sink answers, else 0.", labels=["sink"])
-        up.add_metric([sink.name], sink.up)
-        yield up
 
 
 class _Given(Collector):
