@@ -1,4 +1,4 @@
-"""What is asked of the file system where data have to last, in calls that either finish or raise ``OSError``."""
+"""Durable file operations that either finish or raise ``OSError``, and the data directory with its lock."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from tornado_persist.errors import ConfigError, StartError
 
-#: Buffers that one ``writev`` takes at most.
+#: The most buffers that one ``writev`` takes.
 IOV_MAX: int = os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 1024
 
-_BLOCK = 4096  # bytes: a disk loses no less than this at a time
-#: Stands for bytes that the disk does not give any more. It is not zero, which would look like a tail never written.
+_BLOCK = 4096  # bytes: a disk loses at least this much at a time
+#: Stands for bytes that the disk cannot read. Zeros would look like a tail that was never written.
 _UNREADABLE = b"\xee"
 
 
 def write_all(fd: int, buffers: list[bytes | memoryview]) -> None:
-    """Write every buffer, in as few calls as the system takes; the list is used up.
+    """Write every buffer, in as few calls as possible; the list may be changed.
 
     Raises:
         OSError: any part of it may have been written.
@@ -39,8 +39,8 @@ def write_all(fd: int, buffers: list[bytes | memoryview]) -> None:
 def read_at(fd: int, offset: int, size: int) -> bytes:
     """``size`` bytes from ``offset``, fewer only at the end of the file.
 
-    A block that the disk cannot read comes back filled with another byte: the checksum over it then fails, and it costs
-    the record it belongs to, as any other damage does.
+    A block that the disk cannot read comes back filled with another byte: the checksum over it fails, so it costs the
+    record it belongs to, as other damage does.
     """
     try:
         return _pread(fd, offset, size)
@@ -90,16 +90,16 @@ def fsync_directory(directory: Path) -> None:
 
 
 def reason(exc: OSError) -> str:
-    """What the operating system says, without the error's number."""
+    """The operating system's message, without the error's number."""
     return exc.strerror or str(exc)
 
 
 class DataDir:
     """A directory that is locked while a service runs on it.
 
-    The lock is on the directory itself, and the kernel lets go of it when the process ends, however it ends: unlike a
-    process id it cannot be stale, and unlike a lock file it cannot be deleted from under its holder. The pid file in it
-    only tells where to send signals.
+    The lock is on the directory itself, and the kernel releases it when the process ends, however it ends. Unlike a
+    process id it cannot be stale, and unlike a lock file it cannot be deleted while it is held. The pid file only says
+    where to send signals.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +109,7 @@ class DataDir:
         self._fd: int | None = None
 
     def make(self) -> None:
-        """Create the directory if it is missing, and try that files can be made in it.
+        """Create the directory if it is missing, and check that files can be created in it.
 
         Raises:
             ConfigError: it cannot be used.
@@ -122,10 +122,10 @@ class DataDir:
             raise ConfigError("data_dir", f"{self.path} cannot be written: {exc.strerror}") from None
 
     def lock(self) -> None:
-        """Take the directory for this process, until it ends or :meth:`unlock`.
+        """Lock the directory for this process, until it ends or calls :meth:`unlock`.
 
         Raises:
-            StartError: another process has it.
+            StartError: another process has locked it.
         """
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -136,25 +136,25 @@ class DataDir:
         self._fd = fd
 
     def unlock(self) -> None:
-        """Let the next one have the directory."""
+        """Release the directory."""
         if self._fd is not None:
             self.pid_file.unlink(missing_ok=True)
             os.close(self._fd)
             self._fd = None
 
     def write_pid(self) -> None:
-        """Say who has the directory; to be called with the lock, once signals are handled.
+        """Write this process's id; to be called with the lock, once signals are handled.
 
-        On a full disk nobody is told: the journal needs no new room to drain, so that must not end the start.
+        A full disk is ignored: the journal needs no new room to drain, so the start must not fail.
         """
         with contextlib.suppress(OSError):
             self.pid_file.write_text(f"{os.getpid()}\n")
 
     def locked(self) -> bool:
-        """Whether a service, another than this object's, has the directory.
+        """Whether a service, other than this object's, has the directory.
 
         Raises:
-            ConfigError: it cannot be looked at.
+            ConfigError: it cannot be read.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -181,7 +181,7 @@ class DataDir:
         return True
 
     def pid(self) -> int | None:
-        """The process that has the directory; None when nobody has it, or it has not said so yet."""
+        """The process that has the directory; None if there is none, or it has not written its id yet."""
         if not self.locked():
             return None
         with contextlib.suppress(OSError, ValueError):
@@ -189,10 +189,10 @@ class DataDir:
         return None
 
     def holder(self) -> int | None:
-        """The process that the pid file names, if there is one; for looking on alone.
+        """The process that the pid file names, if it is alive; for display only.
 
-        Unlike :meth:`pid` it takes no lock, not even for a moment, in which a start would be refused. It may be wrong
-        where a service was killed and another process has its number now, or where the disk had no room for the file.
+        Unlike :meth:`pid` it takes no lock, so it cannot get in the way of a start. It is wrong if a service was killed
+        and another process has its id now, or if the disk had no room for the file.
         """
         try:
             pid = int(self.pid_file.read_text())

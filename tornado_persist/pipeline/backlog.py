@@ -80,19 +80,22 @@ class Backlog:
         return named
 
     async def refill(self) -> None:
-        """Read batches back from the journal, in order, while there is room. Raises OSError when that cannot be."""
+        """Read batches back from the journal, in order, while there is room.
+
+        Raises OSError when the journal cannot be read.
+        """
         async with self._refilling:
             while self.left_out() and self._room(1):
-                accepted = self.accepted_through  # more may come while the journal is read
+                accepted = self.accepted_through  # it may grow during the read
                 records = await asyncio.to_thread(self._journal.read, self.merged_through, READ_BYTES)
-                if not records:  # the rest is damaged, and was reported
+                if not records:  # the journal has reported the rest as damaged
                     self.merged_through = accepted
                 for record in records:
                     if record.seq > self.accepted_through or not self._room(record.rows):
                         break
                     self._read_back(record)
                 else:
-                    await asyncio.sleep(0)  # requests go between
+                    await asyncio.sleep(0)  # let requests run
                     continue
                 break
             if not self.left_out():
@@ -114,7 +117,7 @@ class Backlog:
         try:
             rows = self._parser.parse(record.kind, record.body)
         except BatchRefused as exc:
-            # Only a journal of another version can hold such a one.
+            # Only a journal of another version can hold such a record.
             logger.error("a journal record cannot be read", seq=record.seq, rows=record.rows, error=str(exc))
             rows = []
         self._merge(record.seq, record.kind, rows, stamp(record.at))
