@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from tornado_persist.files import fsync_directory, read_at, write_all
 from tornado_persist.journal.scanner import WINDOW
@@ -25,29 +24,17 @@ def first_of(name: str) -> int | None:
     return int(match[1]) or None if match else None
 
 
-class Extent(NamedTuple):
-    """How far a segment can be read at one moment."""
-
-    path: Path
-    first: int
-    end: int
-    #: The first number of the next segment: this one and later ones are void here.
-    limit: int | None
-    #: The last number before ``end``, if all of that is acknowledged. Unknown for files, whose end may be torn.
-    last: int | None = None
-
-
 class Segment:
     """A segment and what is known of it. The writer changes it; others read it under the state's lock."""
 
-    def __init__(self, path: Path, first: int, end: int = 0, last: int | None = None) -> None:
-        """A file of ``end`` bytes, all durable, whose last good record is ``last``."""
+    def __init__(self, path: Path, first: int, end: int = 0) -> None:
+        """A file of ``end`` bytes, all durable."""
         self.path = path
         self.first = first
         #: Bytes of acknowledged records. What the file holds past it is being written, or must be cut off.
         self.end = end
         #: The last sequence number before ``end``; ``first - 1`` when there is none.
-        self.last = first - 1 if last is None else last
+        self.last = first - 1
         #: Bytes that are known to be on the disk, and the last sequence number in them.
         self.synced = end
         self.synced_last = self.last
@@ -65,8 +52,8 @@ class Segment:
     def create(cls, directory: Path, first: int) -> Segment:
         """A new, empty segment; it is durable with its first :meth:`sync`. Raises OSError."""
         segment = cls(segment_path(directory, first), first)
-        # A file of that name can hold nothing but refused records: a number once acknowledged is not given again.
-        segment._open(os.O_CREAT | os.O_TRUNC)
+        # A file of that name can only hold refused records: an acknowledged number is never given again.
+        segment._fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_TRUNC, 0o666)
         return segment
 
     def write(self, buffers: list[bytes | memoryview]) -> None:
@@ -78,7 +65,7 @@ class Segment:
         """Make the records written so far durable, and the first time the file's name too.
 
         Raises:
-            OSError: it failed; the pages may be gone, so do not trust a later sync of this file.
+            OSError: the pages may be gone; do not trust a later sync of this file.
         """
         try:
             if self.synced:
@@ -156,6 +143,3 @@ class Segment:
             with contextlib.suppress(OSError):  # everything that counts was synced before
                 os.close(self._fd)
             self._fd = -1
-
-    def _open(self, flags: int) -> None:
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)

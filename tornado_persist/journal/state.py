@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tornado_persist.journal.record import to_datetime
-from tornado_persist.journal.segment import Extent, Segment
+from tornado_persist.journal.scanner import Extent
+from tornado_persist.journal.segment import Segment
 
 #: Microseconds between the accept times that are remembered: the precision of ``oldest``.
 MARK_EVERY = 1_000_000

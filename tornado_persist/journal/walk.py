@@ -15,8 +15,8 @@ from typing import TypeAlias
 from tornado_persist.errors import InputError
 from tornado_persist.files import reason
 from tornado_persist.journal.cursor import Cursor
-from tornado_persist.journal.scanner import Damage, Entry, Scanner, Tail
-from tornado_persist.journal.segment import Extent, first_of, segment_path
+from tornado_persist.journal.scanner import Damage, Entry, Extent, Scanner, Tail
+from tornado_persist.journal.segment import first_of, segment_path
 from tornado_persist.journal.state import State
 
 #: A running service may be writing one half of the cursor while the other is being read.
@@ -89,14 +89,13 @@ class Walk:
             extent = self._source.following(first)
 
     def _read_segment(self, extent: Extent) -> Iterator[Item | None]:
-        scanner = self._scanner = Scanner(extent.path, extent.first)
+        scanner = self._scanner = Scanner(extent)
         yield Begin(extent.path, extent.first, extent.end)
         yield from self._account(extent.first)
         while True:
             place = scanner.offset, scanner.expected
-            torn_tail = extent.limit is None and extent.last is None
             try:
-                item = scanner.next(extent.end, extent.limit, torn_tail=torn_tail)
+                item = scanner.next(extent)
             except FileNotFoundError:
                 if self._source.extent(extent.first) is not None:
                     raise

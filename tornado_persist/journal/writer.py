@@ -340,8 +340,8 @@ class Writer:
         self._answer_refused(failure)
 
     def _answer_refused(self, failure: _Failure) -> None:
-        refused, failure.refused = failure.refused, []
-        self._refuse(refused, self._fault)
+        self._refuse(failure.refused, self._fault)
+        failure.refused = []
 
     def _resume(self, failure: _Failure) -> None:
         """Begin a new segment if there is room for one. It takes over acknowledged records that may not be on the disk.
@@ -438,9 +438,8 @@ class Writer:
     # Answers, given in the event loop.
 
     def _refuse(self, group: list[Append], message: str) -> None:
-        futures = [append.future for append in group]
-        if futures:
-            self._call(reject, futures, message)
+        if group:
+            self._call(reject, [append.future for append in group], message)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         if self._loop is not None:
