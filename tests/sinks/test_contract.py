@@ -53,7 +53,7 @@ class TestMemory(SinkContract):
     @contextmanager
     def fault(self, sink: MemorySink) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tornado_persist.testing.memory.merge", _refuse)
+            patch.setattr("tornado_persist.testing.sinks.merge", _refuse)
             yield
 
 

@@ -1,18 +1,83 @@
-"""Sinks in memory that go wrong on command."""
+"""Sinks in memory: one that works, and some that fail on command."""
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
-from tornado_persist.records.models import KEYS, KINDS, Batch
-from tornado_persist.sinks.base import SinkSettings
-from tornado_persist.testing.memory import MemorySink
-from tornado_persist.testing.stored import merge, nothing
+from tornado_persist.records.models import DEFAULTS, KEYS, KINDS, Batch, Fields, Kind, Row, Session, Task
+from tornado_persist.sinks.base import Sink, SinkSettings
+
+#: What a sink holds: its rows by kind and key.
+Stored: TypeAlias = dict[Kind, dict[str, Fields]]
+
+#: Every field that a stored row has.
+FIELDS: Mapping[Kind, tuple[str, ...]] = {
+    "session": (*Session.__annotations__, "created_at", "updated_at"),
+    "task": (*Task.__annotations__, "created_at", "updated_at"),
+}
+
+
+def complete(kind: Kind, row: Row | Fields) -> Fields:
+    """A row as it is stored when it is new: what it leaves out has its default."""
+    return {**dict.fromkeys(FIELDS[kind]), **DEFAULTS[kind], **row}
+
+
+def merge(stored: Stored, batch: Batch) -> None:
+    """What writing ``batch`` does to ``stored``: the merge rule, in its plainest form."""
+    for kind in KINDS:
+        for row in batch.rows(kind):
+            key = row[KEYS[kind]]
+            old = stored[kind].get(key)
+            stored[kind][key] = complete(kind, row) if old is None else {**old, **row, "created_at": old["created_at"]}
+
+
+def nothing() -> Stored:
+    """What an empty sink holds."""
+    return {kind: {} for kind in KINDS}
+
+
+class MemorySink(Sink[SinkSettings]):
+    """Keeps its rows in :attr:`stored`, also when it is closed and opened again."""
+
+    name: ClassVar[str] = "memory"
+    Settings: ClassVar[type[SinkSettings]] = SinkSettings
+
+    def __init__(self, settings: SinkSettings | None = None, data_dir: Path | None = None) -> None:
+        super().__init__(settings or SinkSettings(), data_dir or Path())
+        self.stored: Stored = nothing()
+        #: Every batch written, in order.
+        self.batches: list[Batch] = []
+        self.is_open = False
+
+    def open(self) -> None:
+        self.is_open = True
+
+    def write(self, batch: Batch) -> None:
+        self._need_open()
+        merge(self.stored, batch)
+        self.batches.append(Batch(list(map(copy.copy, batch.sessions)), list(map(copy.copy, batch.tasks))))
+
+    def ping(self) -> None:
+        self._need_open()
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def describe(self) -> str:
+        return "memory"
+
+    def find_sessions(self, session_ids: Collection[str]) -> set[str]:
+        self._need_open()
+        return self.stored["session"].keys() & set(session_ids)
+
+    def _need_open(self) -> None:
+        if not self.is_open:
+            raise SinkUnavailable("the memory sink is not open")
 
 
 class FlakySink(MemorySink):
