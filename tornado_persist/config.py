@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tornado_persist.errors import ConfigError
@@ -98,7 +98,9 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(
-        Path("data"), description="holds everything that has no path of its own; relative to the working directory"
+        Path("data"),
+        validate_default=True,
+        description="holds everything that has no path of its own; relative to the working directory",
     )
     sink: str = Field(
         "sqlite",
@@ -111,6 +113,15 @@ class Settings(BaseSettings):
     journal: Journal = Journal()
     log: Log = Log()
     sinks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="a table for each sink")
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        """Messages name the directory, wherever they are read; ``~`` is a home directory."""
+        try:
+            return path.expanduser().absolute()
+        except RuntimeError as exc:
+            raise ValueError(str(exc)) from None
 
     @classmethod
     def settings_customise_sources(

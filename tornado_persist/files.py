@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import re
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +17,13 @@ from tornado_persist.errors import ConfigError, StartError
 
 #: The most buffers that one ``writev`` takes.
 IOV_MAX: int = os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 1024
+
+#: Seconds for which a start waits for commands that look at the lock.
+_PROBED = 0.2
+#: Bytes of the text in the lock file.
+_HOLDER = 64
+#: A line of /proc/PID/fdinfo/FD.
+_EXCLUSIVE = re.compile(r"^lock:.*FLOCK.*WRITE", re.MULTILINE)
 
 _BLOCK = 4096  # bytes: a disk loses at least this much at a time
 #: Stands for bytes that the disk cannot read. Zeros would look like a tail that was never written.
@@ -97,16 +107,18 @@ def reason(exc: OSError) -> str:
 class DataDir:
     """A directory that is locked while a service runs on it.
 
-    The lock is on the directory itself, and the kernel releases it when the process ends, however it ends. Unlike a
-    process id it cannot be stale, and unlike a lock file it cannot be deleted while it is held. The pid file only says
-    where to send signals.
+    The lock is on a regular file that is open for writing, because network file systems pass only such locks on to
+    other hosts; and on the directory too, so that a deleted lock file does not let a second service of this host in.
+    The kernel releases both when the process ends, however it ends. What the file says about its holder is believed
+    only of a process that has the file open: the number alone may be another process's by now.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock_file = path / "lock"
         self.pid_file = path / "persistd.pid"
         self.log_file = path / "persistd.log"
-        self._fd: int | None = None
+        self._fds: list[int] = []
 
     def make(self) -> None:
         """Create the directory if it is missing, and check that files can be created in it.
@@ -125,22 +137,48 @@ class DataDir:
         """Lock the directory for this process, until it ends or calls :meth:`unlock`.
 
         Raises:
-            StartError: another process has locked it.
+            StartError: another process has locked it, or it cannot be locked.
         """
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        deadline = time.monotonic() + _PROBED
+        while not self._try_lock():
+            # Another command may just be looking whether a service runs.
+            if time.monotonic() > deadline:
+                pid = self.holder()
+                words = f" (pid {pid})" if pid else ""
+                raise StartError(f"data_dir {self.path} is in use by another persistd{words}")
+            time.sleep(0.02)
+        self._write_holder()
+
+    def _try_lock(self) -> bool:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise StartError(f"data_dir {self.path} is in use by another persistd{self._pid_words()}") from None
-        self._fd = fd
+            self._fds.append(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+            with contextlib.suppress(OSError):  # the file's lock decides where directories have none
+                if not _flock(self._fds[0], fcntl.LOCK_EX):
+                    return self._give_back()
+            while True:
+                fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._fds.append(fd)
+                if not _flock(fd, fcntl.LOCK_EX):
+                    return self._give_back()
+                # The file that was locked may have been deleted or replaced meanwhile.
+                if _same(os.fstat(fd), self.lock_file):
+                    return True
+                os.close(self._fds.pop())
+        except OSError as exc:
+            self._give_back()
+            raise StartError(f"data_dir {self.path} cannot be locked: {reason(exc)}") from None
+
+    def _give_back(self) -> bool:
+        while self._fds:
+            os.close(self._fds.pop())
+        return False
 
     def unlock(self) -> None:
         """Release the directory."""
-        if self._fd is not None:
-            self.pid_file.unlink(missing_ok=True)
-            os.close(self._fd)
-            self._fd = None
+        if self._fds:
+            with contextlib.suppress(OSError):
+                self.pid_file.unlink(missing_ok=True)
+            self._give_back()
 
     def write_pid(self) -> None:
         """Write this process's id; to be called with the lock, once signals are handled.
@@ -150,6 +188,12 @@ class DataDir:
         with contextlib.suppress(OSError):
             self.pid_file.write_text(f"{os.getpid()}\n")
 
+    def _write_holder(self) -> None:
+        # Always of one length, and over the old text: a full disk has room for that.
+        text = json.dumps({"pid": os.getpid()}).ljust(_HOLDER - 1) + "\n"
+        with contextlib.suppress(OSError):
+            os.pwrite(self._fds[-1], text.encode(), 0)
+
     def locked(self) -> bool:
         """Whether a service, other than this object's, has the directory.
 
@@ -157,17 +201,22 @@ class DataDir:
             ConfigError: it cannot be read.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._held(self.path) or self._held(self.lock_file)
+        except OSError as exc:
+            raise ConfigError("data_dir", f"{self.path} cannot be read: {reason(exc)}") from None
+
+    @staticmethod
+    def _held(path: Path) -> bool:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-        except OSError as exc:
-            raise ConfigError("data_dir", f"{self.path} cannot be read: {exc.strerror}") from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        else:
-            return False
+            return not _flock(fd, fcntl.LOCK_SH)
+        except OSError as exc:
+            if path.is_dir():  # the file's lock decides
+                return False
+            raise OSError(exc.errno, f"its lock: {reason(exc)}") from None
         finally:
             os.close(fd)
 
@@ -180,29 +229,71 @@ class DataDir:
             time.sleep(0.05)
         return True
 
-    def pid(self) -> int | None:
-        """The process that has the directory; None if there is none, or it has not written its id yet."""
-        if not self.locked():
-            return None
-        with contextlib.suppress(OSError, ValueError):
-            return int(self.pid_file.read_text())
-        return None
-
     def holder(self) -> int | None:
-        """The process that the pid file names, if it is alive; for display only.
+        """The process that has the directory, if it can be seen from here; takes no lock, not even for a moment.
 
-        Unlike :meth:`pid` it takes no lock, so it cannot get in the way of a start. It is wrong if a service was killed
-        and another process has its id now, or if the disk had no room for the file.
+        None when nobody has it, or when the holder is in another container, on another host, or another user's.
+        """
+        pid = self._said().get("pid")
+        if isinstance(pid, int) and pid > 0 and self._has_open(pid):
+            return pid
+        try:
+            pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+        except OSError:
+            return None
+        return next((pid for pid in pids if self._has_open(pid, locked=True)), None)
+
+    def _said(self) -> dict[str, object]:
+        try:
+            said = json.loads(self.lock_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    def _has_open(self, pid: int, *, locked: bool = False) -> bool:
+        """Whether a process has the lock file open (or, if the file was deleted, the directory); and has ``locked`` it.
+
+        Where the system has no /proc, a living process is believed.
         """
         try:
-            pid = int(self.pid_file.read_text())
-            os.kill(pid, 0)
-        except PermissionError as exc:
-            return pid if exc.filename is None else None
-        except (OSError, ValueError):
-            return None
-        return pid
+            fds = list(Path(f"/proc/{pid}/fd").iterdir())
+        except FileNotFoundError:
+            return not Path("/proc/self/fd").is_dir() and _alive(pid)
+        except OSError:
+            return False
+        for fd in fds:
+            try:
+                status = fd.stat()
+                if not (_same(status, self.lock_file) or _same(status, self.path)):
+                    continue
+                if not locked and stat.S_ISREG(status.st_mode):
+                    return True
+                if _EXCLUSIVE.search(Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text(encoding="ascii")):
+                    return True
+            except OSError:
+                continue
+        return False
 
-    def _pid_words(self) -> str:
-        pid = self.pid()
-        return f" (pid {pid})" if pid else ""
+
+def _flock(fd: int, kind: int) -> bool:
+    """Take a lock; False when another process has it. Raises OSError for all else."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same(status: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(status, path.stat())
+    except OSError:
+        return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as exc:
+        return exc.errno == errno.EPERM
+    return True

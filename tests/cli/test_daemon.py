@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     """A directory with a configuration; a daemon left in it is ended."""
     (tmp_path / "persistd.toml").write_text("[server]\nport = 0\n[buffer]\nflush_interval = 3600\n")
     yield tmp_path
-    pid = DataDir(tmp_path / "data").pid()
+    pid = DataDir(tmp_path / "data").holder()
     if pid:
         os.kill(pid, signal.SIGKILL)
 
@@ -34,7 +35,7 @@ def run(place: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
 
 
 def test_a_daemon_from_start_to_stop(place: Path) -> None:
-    assert run(place, "status") == (3, "persistd does not run\n", "")
+    assert run(place, "status") == (3, f"persistd does not run: no service has {place}/data\n", "")
     code, said, _ = run(place, "start")
     assert code == 0
     pid, url = re.fullmatch(r"persistd runs, pid (\d+), on (http://\S+)\n", said).groups()  # type: ignore[union-attr]
@@ -42,7 +43,7 @@ def test_a_daemon_from_start_to_stop(place: Path) -> None:
     assert httpx.get(f"{url}/health").json()["database"] == "healthy"
     httpx.post(f"{url}/api/v1/persistence/tasks/batch", content=body("task", task("a")))
 
-    assert run(place, "status")[:2] == (0, f"persistd runs, pid {pid}, data in data\n")
+    assert run(place, "status")[:2] == (0, f"persistd runs, pid {pid}, data in {place}/data\n")
     assert run(place, "start") == (1, "", f"persistd: it runs already, pid {pid}\n")
     log = place / "data" / "persistd.log"
     assert run(place, "reload")[0] == 0
@@ -55,8 +56,8 @@ def test_a_daemon_from_start_to_stop(place: Path) -> None:
 
 
 def test_stop_of_nothing_is_0_and_reload_of_nothing_1(place: Path) -> None:
-    assert run(place, "stop") == (0, "persistd does not run\n", "")
-    assert run(place, "reload") == (1, "", "persistd: it does not run\n")
+    assert run(place, "stop") == (0, f"persistd does not run: no service has {place}/data\n", "")
+    assert run(place, "reload") == (1, "", f"persistd: it does not run: no service has {place}/data\n")
 
 
 def test_a_pid_file_without_a_process_is_not_believed(place: Path) -> None:
@@ -66,10 +67,55 @@ def test_a_pid_file_without_a_process_is_not_believed(place: Path) -> None:
     assert run(place, "stop")[0] == 0
 
 
+@pytest.mark.parametrize("damage", ["empty", "missing", "forged", "negative", "no lock file"])
+def test_the_lock_tells_whom_to_stop_whatever_the_files_say(place: Path, damage: str) -> None:
+    code, said, _ = run(place, "start")
+    assert code == 0
+    pid = re.search(r"pid (\d+)", said)[1]  # type: ignore[index]
+    data = place / "data"
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        match damage:
+            case "empty":
+                (data / "persistd.pid").write_text("")
+                (data / "lock").write_text("")
+            case "missing":
+                (data / "persistd.pid").unlink()
+            case "no lock file":
+                (data / "lock").unlink()
+            case _:
+                wrong = stranger.pid if damage == "forged" else -1
+                (data / "persistd.pid").write_text(f"{wrong}\n")
+                (data / "lock").write_text(json.dumps({"pid": wrong}))
+        assert run(place, "status")[:2] == (0, f"persistd runs, pid {pid}, data in {data}\n")
+        assert run(place, "start") == (1, "", f"persistd: it runs already, pid {pid}\n")
+        assert "is in use by another persistd" in run(place, "run")[2]
+        assert run(place, "stop") == (0, "persistd stopped\n", "")
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_service_in_another_pid_namespace_is_never_signalled(place: Path) -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no pid namespaces can be made here")
+    assert run(place, "start")[0] == 0
+    done = subprocess.run(
+        [*apart, *COMMAND, "stop", "-c", str(place / "persistd.toml")],
+        cwd=place,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    words = "it runs, but its process cannot be seen from here (another container, host or user): nothing was signalled"
+    assert (done.returncode, done.stderr) == (1, f"persistd: {words}\n")
+    assert run(place, "stop")[0] == 0
+
+
 def test_after_kill_9_the_daemon_starts_again(place: Path) -> None:
     assert run(place, "start")[0] == 0
     data_dir = DataDir(place / "data")
-    pid = data_dir.pid()
+    pid = data_dir.holder()
     assert pid
     os.kill(pid, signal.SIGKILL)
     assert data_dir.wait_unlocked(10)
@@ -102,26 +148,27 @@ def test_a_data_directory_that_cannot_be_made_is_named(place: Path) -> None:
     (place / "file").write_text("")
     for command in ("run", "start", "check"):
         code, _, said = run(place, command, PERSISTD_DATA_DIR="file/data")
-        assert (code, said) == (2, "persistd: data_dir: file/data cannot be written: Not a directory\n")
+        assert (code, said) == (2, f"persistd: data_dir: {place}/file/data cannot be written: Not a directory\n")
 
 
 def test_a_data_directory_that_cannot_be_looked_at_is_named(place: Path) -> None:
     (place / "file").write_text("")
     for command in ("status", "stop", "reload"):
         code, _, said = run(place, command, PERSISTD_DATA_DIR="file/data")
-        assert (code, said) == (2, "persistd: data_dir: file/data cannot be read: Not a directory\n")
+        assert (code, said) == (2, f"persistd: data_dir: {place}/file/data cannot be read: Not a directory\n")
 
 
 def test_a_log_file_that_cannot_be_written_is_named(place: Path) -> None:
     code, _, said = run(place, "run", PERSISTD_LOG__FILE="missing/x.log")
-    assert (code, said) == (2, "persistd: log.file: data/missing/x.log cannot be written: No such file or directory\n")
+    problem = f"{place}/data/missing/x.log cannot be written: No such file or directory"
+    assert (code, said) == (2, f"persistd: log.file: {problem}\n")
 
 
 def test_check_says_what_it_found(place: Path) -> None:
     code, said, _ = run(place, "check")
     assert code == 0
     assert f"configuration  {place}/persistd.toml: valid\n" in said
-    assert "data_dir       data: writable\n" in said
+    assert f"data_dir       {place}/data: writable\n" in said
     assert re.search(r"sink           sqlite: SQLite 3\.\S+ at .*persist\.db\n", said)
 
 

@@ -188,7 +188,7 @@ def test_the_log_of_a_daemon_is_rotated_and_opened_again_with_what_it_prints_bes
         return {str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in (1, 2)}
 
     started = persistd("start", cwd=tmp_path, **variables)
-    pid = data_dir.pid()
+    pid = data_dir.holder()
     assert pid
     try:
         log, moved = data_dir.log_file, data_dir.path / "moved"

@@ -111,7 +111,7 @@ def look(settings: Settings, file: Path | None) -> Iterator[Finding]:
 
 def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
     path = data_dir.path
-    yield Finding("data_dir", f"{path}: {f'in use, pid {data_dir.pid()}' if running else 'writable'}")
+    yield Finding("data_dir", f"{path}: {f'in use, pid {data_dir.holder()}' if running else 'writable'}")
     status = path.stat()
     if status.st_mode & 0o002:
         yield Finding("data_dir", f"{path} can be written by everybody", "warning", f"chmod o-w {path}")

@@ -10,7 +10,7 @@ import sys
 
 from tornado_persist.cli.command import FAILED, NO_SERVICE, OK, Commands, Configuration, complain
 from tornado_persist.errors import ConfigError
-from tornado_persist.files import DataDir
+from tornado_persist.files import DataDir, reason
 
 #: Seconds that ``stop`` waits beyond ``server.shutdown_timeout``.
 STOP_GRACE = 10.0
@@ -63,7 +63,7 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(settings.data_dir)
     data_dir.make()
     if data_dir.locked():
-        complain(f"it runs already, pid {data_dir.pid()}")
+        complain(f"it runs already, {_who(data_dir)}")
         return FAILED
     command = [sys.executable, "-m", "tornado_persist", "run"]
     reader, writer = os.pipe()
@@ -92,11 +92,12 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
 def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
     settings = configuration.settings
     data_dir = DataDir(settings.data_dir)
-    pid = data_dir.pid()
-    if pid is None:
-        print("persistd does not run")
+    if not data_dir.locked():
+        print(f"persistd does not run: {_nobody(data_dir)}")
         return OK
-    os.kill(pid, signal.SIGTERM)
+    pid = _signal(data_dir, signal.SIGTERM)
+    if pid is None:
+        return FAILED
     timeout = settings.server.shutdown_timeout + STOP_GRACE
     if not data_dir.wait_unlocked(timeout):
         complain(f"pid {pid} has not ended after {timeout:g} seconds")
@@ -106,20 +107,40 @@ def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
 
 
 def _status(configuration: Configuration, options: argparse.Namespace) -> int:
-    settings = configuration.settings
-    data_dir = DataDir(settings.data_dir)
+    data_dir = DataDir(configuration.settings.data_dir)
     if not data_dir.locked():
-        print("persistd does not run")
+        print(f"persistd does not run: {_nobody(data_dir)}")
         return NO_SERVICE
-    print(f"persistd runs, pid {data_dir.pid()}, data in {settings.data_dir}")
+    print(f"persistd runs, {_who(data_dir)}, data in {data_dir.path}")
     return OK
 
 
 def _reload(configuration: Configuration, options: argparse.Namespace) -> int:
-    settings = configuration.settings
-    pid = DataDir(settings.data_dir).pid()
-    if pid is None:
-        complain("it does not run")
+    data_dir = DataDir(configuration.settings.data_dir)
+    if not data_dir.locked():
+        complain(f"it does not run: {_nobody(data_dir)}")
         return FAILED
-    os.kill(pid, signal.SIGHUP)
-    return OK
+    return FAILED if _signal(data_dir, signal.SIGHUP) is None else OK
+
+
+def _signal(data_dir: DataDir, number: signal.Signals) -> int | None:
+    """Signal the process that holds the lock, and no other. Returns its pid, or complains and returns None."""
+    pid = data_dir.holder()
+    if pid is None:
+        complain(f"it runs, {_who(data_dir)}: nothing was signalled")
+        return None
+    try:
+        os.kill(pid, number)
+    except OSError as exc:
+        complain(f"pid {pid} cannot be signalled: {reason(exc)}")
+        return None
+    return pid
+
+
+def _who(data_dir: DataDir) -> str:
+    pid = data_dir.holder()
+    return f"pid {pid}" if pid else "but its process cannot be seen from here (another container, host or user)"
+
+
+def _nobody(data_dir: DataDir) -> str:
+    return f"no service has {data_dir.path}"
