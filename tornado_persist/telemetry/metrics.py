@@ -1,4 +1,4 @@
-"""What the parts count, in one place: ``/stats``, ``/metrics`` and the dashboard all read this. Rows, seconds."""
+"""All counters: ``/stats``, ``/metrics`` and the dashboard read them here. Units are rows and seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 
 from tornado_persist.records.models import KINDS, Kind
 
-# Else every counter and histogram would come with a gauge of the time at which it was made.
+# Otherwise every counter and histogram has a gauge with the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
@@ -78,7 +78,7 @@ def zeros() -> dict[Kind, int]:
 
 @dataclass(slots=True)
 class Totals:
-    """Rows by kind since the data directory was made; what each term means stands in docs/accounting.rst."""
+    """Rows by kind since the data directory was made; docs/accounting.rst explains the terms."""
 
     accepted: dict[Kind, int] = field(default_factory=zeros)
     written: dict[Kind, int] = field(default_factory=zeros)
@@ -86,9 +86,9 @@ class Totals:
     rejected: dict[Kind, int] = field(default_factory=zeros)
 
     def settled(self, accepted: Mapping[Kind, int]) -> dict[str, dict[Kind, int]]:
-        """The totals at a moment when of these ``accepted`` rows none is pending, as the journal's cursor keeps them.
+        """The totals once none of these ``accepted`` rows is pending, as the journal's cursor keeps them.
 
-        ``merged`` is what is left: whatever was accepted, and is neither written nor rejected nor pending.
+        ``merged`` is the rest: accepted rows that were neither written nor rejected.
         """
         written, rejected = dict(self.written), dict(self.rejected)
         merged = {kind: accepted[kind] - written[kind] - rejected[kind] for kind in KINDS}
@@ -96,7 +96,7 @@ class Totals:
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Totals:
-        """From what :meth:`settled` gave; what is not there is 0."""
+        """From the result of :meth:`settled`; missing numbers are 0."""
         return cls(
             **{
                 name: {kind: int(kept.get(name, {}).get(kind, 0)) for kind in KINDS}
@@ -109,16 +109,16 @@ class Totals:
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"
 
-#: Of each, so many are remembered.
+#: Flushes and incidents kept.
 KEPT = 20
 
-#: What went wrong: a flush failed, rows were refused by the sink, rows were lost to damage, batches are turned away.
+#: What went wrong: a flush failed, the sink rejected rows, damage lost rows, batches are refused.
 What: TypeAlias = Literal["flush", "rejected", "lost", "intake"]
 
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """A flush that ended at ``at`` (UTC): rows written and refused, seconds, and what stopped it, if anything did."""
+    """A flush that ended at ``at`` (UTC): rows written and rejected, seconds, and the error that stopped it, if any."""
 
     at: datetime
     rows: int
@@ -140,13 +140,13 @@ class Incident:
 
 
 class Incidents:
-    """The last ``KEPT`` incidents. One that repeats itself stays one, or an outage would push out all else."""
+    """The last ``KEPT`` incidents. A repeated incident counts as one, or an outage would push out all others."""
 
     def __init__(self) -> None:
         self._kept: deque[Incident] = deque(maxlen=KEPT)
 
     def add(self, what: What, message: str, at: datetime, *, code: str = "", count: int = 1) -> None:
-        """``count``: how often at once; rows, where it is about rows."""
+        """``count``: how many at once, in rows where rows are concerned."""
         for incident in self._kept:
             if (incident.what, incident.message, incident.code) == (what, message, code):
                 incident.last, incident.count = at, incident.count + count
@@ -230,7 +230,7 @@ class Metrics:
         self._today_count = 0
 
     def resume(self, totals: Totals) -> None:
-        """Count on from where the last process got."""
+        """Continue from the totals of the last process."""
         self.totals = totals
         self._at_start = copy.deepcopy(totals)
 
@@ -240,7 +240,7 @@ class Metrics:
         self.recovered[kind] += rows
 
     def lose(self, kind: Kind, rows: int, at: datetime) -> None:
-        """Rows counted as accepted are not in the journal any more; they wait no longer, and nobody will write them."""
+        """Take back accepted rows that the journal has lost."""
         self.totals.accepted[kind] -= rows
         self.lost[kind] += rows
         self.incidents.add("lost", f"Accepted rows ({kind}) were lost to damage of the journal", at, count=rows)
@@ -255,11 +255,11 @@ class Metrics:
         return self.totals.written[kind] - self._at_start.written[kind]
 
     def merged(self, kind: Kind) -> int:
-        """Rows that went into another one since the process started."""
+        """Rows merged into another one since the process started."""
         return self.totals.merged[kind] - self._at_start.merged[kind]
 
     def rejected(self, kind: Kind) -> int:
-        """Rows that the sink has refused since the process started."""
+        """Rows that the sink has rejected since the process started."""
         return self.totals.rejected[kind] - self._at_start.rejected[kind]
 
     def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
@@ -277,9 +277,9 @@ class Metrics:
         self.last_flush = at
 
     def remember(self, flush: Flush) -> None:
-        """Keep it among the last flushes.
+        """Keep ``flush`` among the last ones.
 
-        One that failed just like the one before takes its place, or an outage would push out all others.
+        A failure like the one before replaces it, or an outage would push out all others.
         """
         if flush.error and not flush.rows and self.flushes and self.flushes[-1].error == flush.error:
             self.flushes.pop()

@@ -23,35 +23,35 @@ REFS = "#/components/schemas/"
 _NO_NUL = r"^[^\x00]*$"
 
 
-#: What a field that holds JSON may hold, besides the limit of its depth; and one that is passed over. In words: as a
-#: schema it would refer to itself, which generators of clients do not take.
+#: Values of a JSON field, apart from the limit on its depth; and values of an ignored field. In words: a schema would
+#: refer to itself, which generators of clients reject.
 _STORED: dict[str, Any] = {"description": "Any JSON without NUL characters, with numbers in the range of a double."}
 _IGNORED: dict[str, Any] = {
     "description": "A field that is not in the list is ignored; it must not hold a NUL character."
 }
 
-#: Parts of the types' patterns, and how the description has them.
+#: Parts of the types' patterns, and what the description says instead.
 _EXACT = {
-    # Not every reader of a schema knows Unicode's classes; Cc is these.
+    # Not every reader of a schema knows Unicode's classes; these are all of Cc.
     r"\p{Cc}": r"\x00-\x1f\x7f-\x9f",
-    # The types leave the rest to the calendar.
+    # The types leave ranges to the parser of times.
     r"-\d\d-\d\d[T ]\d\d:\d\d": r"-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[T ](?:[01]\d|2[0-3]):[0-5]\d",
     r"(?::\d\d": r"(?::[0-5]\d",
 }
 
-#: Of answers that are no JSON.
+#: Answers other than JSON.
 _TEXT, _PAGE = {"type": "string"}, ("text/html",)
 
 _INTRODUCTION = """\
-Batches of sessions and tasks come in, are made durable at once, and are written to a database later, merged by key.
+The service makes batches of sessions and tasks durable at once, and writes them to a database later, merged by key.
 
 **The merge rule.** Every update carries the required fields. An optional field that is left out keeps its stored value,
 an explicit `null` clears it, a value replaces it (an object as a whole). When a row is new, a counter left out is 0 and
 any other field is null.
 
-**Answers.** A batch is taken whole or, with any answer but 200, not at all. Every error is JSON with a `detail`: also
-404 for a path that is not here, 405 (with `Allow`) for a method that a path does not take, and 500, which is a bug.
-Every answer has an `X-Request-ID`.
+**Answers.** A batch is all or nothing: unless the answer is 200, nothing was stored. Every error is JSON with a
+`detail`: also 404 for an unknown path, 405 (with `Allow`) for a wrong method, and 500, which is a bug. Every answer has
+an `X-Request-ID`.
 """
 
 _EXAMPLES: dict[Kind, dict[str, Any]] = {
@@ -81,7 +81,7 @@ _EXAMPLES: dict[Kind, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the configuration says about requests."""
+    """The configured limits on requests."""
 
     max_batch: int
     max_body_bytes: int
@@ -99,7 +99,7 @@ class OpenAPI(GetHandler):
 
 @functools.lru_cache(maxsize=4)
 def _described(limits: Limits) -> str:
-    """The description as text; making it takes long enough to be kept away from the event loop."""
+    """The description as text; making it is too slow for the event loop."""
     return json.dumps(describe(limits), ensure_ascii=False) + "\n"
 
 
@@ -117,23 +117,23 @@ def describe(limits: Limits) -> dict[str, Any]:
         },
         "servers": [{"url": "."}],
         "tags": [
-            {"name": "batches", "description": "What back ends send."},
-            {"name": "buffer", "description": "What waits."},
+            {"name": "batches", "description": "For back ends."},
+            {"name": "buffer", "description": "Rows that wait for the sink."},
             {"name": "health", "description": "For monitors and orchestrators."},
-            {"name": "watching", "description": "For Prometheus, and for people."},
-            {"name": "description", "description": "This."},
+            {"name": "watching", "description": "For Prometheus and for people."},
+            {"name": "description", "description": "This description."},
         ],
         "paths": _paths(schemas, limits),
         "components": {
             "schemas": schemas.definitions(),
             "headers": {
                 "RequestID": {
-                    "description": "The request's own, or one that was made; it stands in the log.",
+                    "description": "The request's own id, or a new one; the log has it too.",
                     "required": True,
                     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
                 },
                 "RetryAfter": {
-                    "description": "Seconds until it is worth trying again.",
+                    "description": "Seconds to wait before trying again.",
                     "required": True,
                     "schema": {"type": "integer", "minimum": 1},
                 },
@@ -151,7 +151,7 @@ def describe(limits: Limits) -> dict[str, Any]:
 
 
 class _Schemas:
-    """The types, as schemas with names."""
+    """Types as named schemas."""
 
     def __init__(self, limits: Limits) -> None:
         config = ConfigDict(extra="forbid" if limits.unknown_fields == "reject" else "ignore")
@@ -171,7 +171,7 @@ class _Schemas:
         }
 
     def ref(self, type: Any) -> dict[str, str]:
-        """A reference to the schema of a type, which becomes part of the document."""
+        """A reference to the schema of a type, which it adds to the document."""
         self._types[type.__name__] = TypeAdapter(type)
         return {"$ref": f"{REFS}{type.__name__}"}
 
@@ -189,12 +189,12 @@ class _Schemas:
         for kind in KINDS:
             name = kind.capitalize()
             for field, default in DEFAULTS[kind].items():
-                found[name]["properties"][field]["description"] = f"{default} when it is left out of a new row."
+                found[name]["properties"][field]["description"] = f"{default} if a new row leaves it out."
             found[name]["examples"] = [_EXAMPLES[kind]]
         return {name: _without_titles(schema) for name, schema in sorted(found.items())}
 
     def _complete_request(self, schema: dict[str, Any]) -> None:
-        """Say what the types themselves do not: what the parser looks at besides."""
+        """Add what the types do not say but the parser checks."""
         schema["additionalProperties"] = False if self._closed else _IGNORED
         if not self._closed:
             schema["propertyNames"] = {"pattern": _NO_NUL}
@@ -218,7 +218,7 @@ class _Schemas:
 
 
 def _without_titles(schema: Any) -> Any:
-    """pydantic's titles are the names once more."""
+    """pydantic's titles only repeat the names."""
     if isinstance(schema, dict):
         return {
             key: _without_titles(value) for key, value in schema.items() if key != "title" or isinstance(value, dict)
@@ -229,14 +229,14 @@ def _without_titles(schema: Any) -> Any:
 def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
     ref = schemas.ref
     schemas.ref(answers.Error)
-    unwell = "The sink is away, the journal is full or cannot be written, or the service is shutting down."
+    unhealthy = "The sink is unavailable, the journal is full or cannot be written, or the service is shutting down."
     return {
-        "/": _get("root", "Who answers", "health", {200: ("It runs.", ref(answers.Running))}),
+        "/": _get("root", "Name and version", "health", {200: ("It runs.", ref(answers.Running))}),
         "/health": _get(
             "health",
-            "Whether the service and its database are well",
+            "Whether the service and its database are healthy",
             "health",
-            {200: ("Both are.", ref(answers.Health)), 503: (unwell, ref(answers.Health))},
+            {200: ("Both are.", ref(answers.Health)), 503: (unhealthy, ref(answers.Health))},
             "Answers within half a second, whatever the database does.",
         ),
         "/health/live": _get("live", "Whether the process answers", "health", {200: ("It does.", ref(answers.Alive))}),
@@ -257,7 +257,7 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
                 "buffer",
                 _responses(
                     {
-                        200: ("Everything accepted before the call is settled.", ref(answers.Flushed)),
+                        200: ("Every row accepted before the call is in the sink, or rejected.", ref(answers.Flushed)),
                         503: ("The sink failed or took too long; nothing is lost.", ref(answers.FlushError)),
                     },
                     retry=True,
@@ -269,7 +269,9 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
             "stats", "What waits and what was done", "buffer", {200: ("The numbers.", ref(answers.Stats))}
         ),
         **_watching(schemas),
-        "/openapi.json": _get("openapi", "This description", "description", {200: ("It.", {"type": "object"})}),
+        "/openapi.json": _get(
+            "openapi", "This description", "description", {200: ("The description.", {"type": "object"})}
+        ),
         "/docs": _get("docs", "This description as a page", "description", {200: ("The page.", _TEXT)}, media=_PAGE),
     }
 
@@ -286,9 +288,9 @@ def _watching(schemas: _Schemas) -> dict[str, Any]:
         ),
         "/dashboard": _get(
             "dashboard",
-            "How the service is, as a page",
+            "The state of the service, as a page",
             "watching",
-            {200: ("The page.", _TEXT), 304: ("The browser has it (`If-None-Match`).", None)},
+            {200: ("The page.", _TEXT), 304: ("Not modified (`If-None-Match`).", None)},
             "In English or Chinese, as the browser prefers.",
             media=_PAGE,
         ),
@@ -296,7 +298,7 @@ def _watching(schemas: _Schemas) -> dict[str, Any]:
             "history",
             "What the dashboard shows",
             "watching",
-            {200: ("The last quarter of an hour, and how it is now.", schemas.ref(answers.History))},
+            {200: ("The last quarter of an hour, and the state now.", schemas.ref(answers.History))},
             "Its shape may change from one version to the next.",
         ),
     }
@@ -312,11 +314,11 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
         _responses(
             {
                 200: ("The batch is durable.", schemas.ref(answers.Accepted)),
-                400: ("The body is not a JSON object, or not the gzip stream that it should be.", rejected),
+                400: ("The body is not a JSON object, or not valid gzip.", rejected),
                 413: (f"The body is over {limits.max_body_bytes} bytes, as sent or decompressed.", rejected),
-                415: ("By its headers the body is not JSON, or is compressed in another way than gzip.", rejected),
+                415: ("The headers name a content type other than JSON, or a compression other than gzip.", rejected),
                 422: (f"A field is missing or wrong, or there are more than {limits.max_batch} rows.", rejected),
-                503: ("Not now: shutting down, or the journal is full or cannot be written.", rejected),
+                503: ("The service is shutting down, or the journal is full or cannot be written.", rejected),
             },
             retry=True,
         ),
@@ -327,7 +329,7 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
     return {**described, "requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-#: By status: what it says, and the schema of the answer's body; None where it has none.
+#: By status: its description, and the schema of the answer's body; None where it has none.
 Statuses: TypeAlias = Mapping[int, tuple[str, dict[str, Any] | None]]
 
 _JSON_ONLY = ("application/json",)
@@ -368,7 +370,7 @@ def _operation(name: str, summary: str, tag: str, responses: dict[str, Any], des
 def _responses(
     statuses: Statuses, *, retry: bool = False, bodies: bool = True, media: tuple[str, ...] = _JSON_ONLY
 ) -> dict[str, Any]:
-    """The answers of an operation, and the 500 that each may have. ``retry``: a 503 says when to try again."""
+    """The answers of an operation, a 500 included. ``retry``: a 503 says when to try again."""
 
     def headers(status: int) -> Iterable[tuple[str, dict[str, str]]]:
         yield "X-Request-ID", {"$ref": "#/components/headers/RequestID"}
@@ -380,7 +382,7 @@ def _responses(
             return {}
         return {"content": {kind: {"schema": schema} for kind in (media if status == 200 else _JSON_ONLY)}}
 
-    # In the shape that the handler gives its other errors; /health has no error of its own, it says how things are.
+    # A 500 has the shape of the handler's other errors; the 503 of /health is no error.
     shapes = [schema for status, (_, schema) in statuses.items() if status >= 400 and schema != _HEALTH]
     bug = ("A bug; its traceback is in the log.", shapes[-1] if shapes else {"$ref": f"{REFS}Error"})
     return {

@@ -1,4 +1,4 @@
-"""The pages for people, ``/dashboard`` and ``/docs``, and what they load: below ``assets`` each has a directory."""
+"""The pages ``/dashboard`` and ``/docs``, and the files that they load; each page has a directory in ``assets``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-#: Nothing comes from another host, and nothing that a database or a client has said can run as a script.
+#: Nothing loads from another host, and no text from a database or a client can run as a script.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self'{images}; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-#: What else may be used: Swagger UI writes styles into its elements, and images into its styles.
+#: What Swagger UI needs besides: inline styles, and images in them.
 _ALLOWED = {"dashboard": {"styles": "", "images": ""}, "docs": {"styles": " 'unsafe-inline'", "images": " data:"}}
-#: Bytes below which it does not pay to compress.
+#: Bytes below which compression does not pay.
 _SMALL = 1024
 
 
@@ -39,7 +39,7 @@ class _File(NamedTuple):
 
 
 class Asset(GetHandler):
-    """``GET /dashboard/…`` and ``GET /docs/…``: what a page loads. A browser that has it is told so."""
+    """``GET /dashboard/…`` and ``GET /docs/…``: what a page loads. A browser that has it gets 304."""
 
     async def get(self) -> None:
         page, slash, name = self.request.path.removeprefix("/").partition("/")
@@ -69,7 +69,7 @@ class Page(Asset):
 
 
 def _find(name: str) -> _File | None:
-    """The file of this path below ``assets``, if it is one of those that are there: nothing else is handed out."""
+    """The file at this path below ``assets``; None unless it is one of the files there."""
     path = _paths().get(name)
     return None if path is None else _read(path)
 
@@ -81,9 +81,9 @@ def _paths() -> dict[str, Path]:
 
 @functools.cache
 def _read(path: Path) -> _File:
-    """A file, kept from the first time that somebody asks for it: those of ``/docs`` are two megabytes."""
+    """A file, cached at its first use: those of ``/docs`` are two megabytes."""
     content = path.read_bytes()
     content_type = _TYPES.get(path.suffix, "text/plain; charset=utf-8")
-    # One tag for both forms, and so a weak one.
+    # One tag for the plain and the compressed form, hence a weak one.
     etag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
     return _File(content_type, content, gzip.compress(content, mtime=0) if len(content) >= _SMALL else None, etag)

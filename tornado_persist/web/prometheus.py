@@ -44,7 +44,7 @@ class Exporter:
         registry = CollectorRegistry()
         for collector in (_Given(families), self._metrics.registry, self._interpreter):
             registry.register(collector)
-        # prometheus_client's own choice stumbles over versions that are none.
+        # prometheus_client's own choice fails on malformed versions in the header.
         encode: Callable[[Collector], bytes]
         encode, content_type = generate_latest, CONTENT_TYPE_LATEST
         if "application/openmetrics-text" in accept:

@@ -19,7 +19,7 @@ _closed = with_config(ConfigDict(extra="forbid"))
 
 @_closed
 class Running(TypedDict):
-    """Who answers."""
+    """Name and version of the service."""
 
     service: Literal["Persistence Service"]
     status: Literal["running"]
@@ -37,7 +37,7 @@ class Waiting(TypedDict):
 
 @_closed
 class Health(TypedDict):
-    """How the service and its sink are."""
+    """Health of the service and its sink."""
 
     status: Literal["healthy", "unhealthy"]
     database: Literal["healthy", "unhealthy"]
@@ -53,7 +53,7 @@ class Alive(TypedDict):
 
 @_closed
 class Ready(TypedDict):
-    """Batches are made durable."""
+    """Batches can be made durable."""
 
     status: Literal["ready"]
 
@@ -85,7 +85,7 @@ class WrongField(TypedDict):
 
 @_closed
 class Rejected(TypedDict):
-    """Nothing of the batch was taken."""
+    """Nothing of the batch was stored."""
 
     detail: Annotated[str, Field(description="one sentence")]
     status: Literal["rejected"]
@@ -95,12 +95,12 @@ class Rejected(TypedDict):
 
 @_closed
 class Flushed(TypedDict):
-    """Every row that was accepted before the call is in the sink, or was refused by it and put aside."""
+    """Every row accepted before the call is in the sink, or was rejected by it and set aside."""
 
     status: Literal["flushed"]
     sessions_written: Number
     tasks_written: Number
-    rows_rejected: Annotated[int, Field(ge=0, description="refused by the sink, now in rejected.jsonl")]
+    rows_rejected: Annotated[int, Field(ge=0, description="rejected by the sink, now in rejected.jsonl")]
     duration_ms: Number
 
 
@@ -124,7 +124,7 @@ class BufferStats(TypedDict):
     tasks_count: Number
     total_count: Number
     capacity: Annotated[int, Field(ge=1, description="rows at which a flush starts")]
-    usage_percent: Annotated[float, Field(ge=0, description="of the capacity; over 100 while the sink is away")]
+    usage_percent: Annotated[float, Field(ge=0, description="of the capacity; over 100 while the sink is unavailable")]
 
 
 @_closed
@@ -161,7 +161,7 @@ class Accounting(TypedDict):
 
 @_closed
 class JournalStats(TypedDict):
-    """What is accepted and not settled."""
+    """Batches accepted whose rows wait for the sink."""
 
     bytes: Number
     records: Number
@@ -182,7 +182,7 @@ class Stats(TypedDict):
 
 @_closed
 class Intake(TypedDict):
-    """Whether batches are taken."""
+    """Whether batches are accepted."""
 
     accepting: bool
     problem: Annotated[str, Field(description="why not, in a sentence; empty while all is well")]
@@ -190,19 +190,19 @@ class Intake(TypedDict):
 
 @_closed
 class Sink(TypedDict):
-    """The sink as far as is known; it is not asked."""
+    """The last known state of the sink; it is not asked."""
 
     name: str
     description: str
     up: bool
     since: Time | None
     error: Annotated[str, Field(description="why it is down; empty while it is up")]
-    retry_in: Annotated[float, Field(ge=0, description="seconds until a failed flush is tried again; 0: none waits")]
+    retry_in: Annotated[float, Field(ge=0, description="seconds until a failed flush is retried; 0: none waits")]
 
 
 @_closed
 class Pending(TypedDict):
-    """What waits, against its limits."""
+    """Rows that wait, and their limits."""
 
     rows: Number
     in_memory: Number
@@ -236,7 +236,7 @@ class Samples(TypedDict):
 
 @_closed
 class PastFlush(TypedDict):
-    """A flush that is over."""
+    """A finished flush."""
 
     at: Time
     rows: Number
@@ -259,7 +259,7 @@ class Incident(TypedDict):
 
 @_closed
 class History(TypedDict):
-    """The last quarter of an hour, and how it is now."""
+    """The last quarter of an hour, and the state now."""
 
     now: Annotated[float, Field(description="seconds since 1970")]
     version: str
