@@ -12,9 +12,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import ValidationError
+from sqlalchemy import make_url
 
+from tests.servers import MariaDB, Postgres, Server, database_of
 from tests.sinks import readers
-from tornado_persist.errors import SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks import mysql, postgres, registry, sqlite
 from tornado_persist.sinks.base import Sink
@@ -22,6 +25,9 @@ from tornado_persist.sinks.sql import SQLSink
 from tornado_persist.testing import MemorySink, Stored, session, task
 
 Make = Callable[..., SQLSink[Any]]
+
+#: For a test of what only a database server has.
+servers = pytest.mark.parametrize("name", ["postgres", "mysql"], indirect=True)
 
 FIRST = datetime(2026, 1, 1, 12, 30, 0, 123456, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, tzinfo=UTC)
@@ -85,6 +91,105 @@ def run(name: str, place: str) -> Iterator[Callable[[str], None]]:
 
 def read(name: str, place: str) -> Stored:
     return readers.read_sqlite(Path(place)) if name == "sqlite" else getattr(readers, f"read_{name}")(place)
+
+
+# The URL of a server
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        *(("postgres", scheme) for scheme in ("postgresql", "postgres", "postgresql+psycopg")),
+        *(("mysql", scheme) for scheme in ("mysql", "mariadb", "mysql+pymysql", "mariadb+pymysql")),
+    ],
+    indirect=["name"],
+)
+def test_the_usual_schemes_are_taken(make: Make, place: str, scheme: str) -> None:
+    sink = make(url=f"{scheme}:{place.partition(':')[2]}")
+    sink.open()
+    sink.ping()
+
+
+SECRET = "hush"
+
+
+@pytest.mark.parametrize(
+    ("sink_name", "url"),
+    [
+        ("mysql", f"{SECRET}"),
+        ("mysql", f"postgresql://u:{SECRET}@h/d"),
+        ("mysql", f"mysql+mysqldb://u:{SECRET}@h/d"),
+        ("mysql", f"mysql://u:{SECRET}@h:port/d"),
+        ("mysql", f"mysql://u:{SECRET}@h"),
+        ("mysql", f"mysql://u:{SECRET}@h/"),
+        ("mysql", f"mysql://u:{SECRET}/d"),
+        ("mysql", f"mysql://u:x@{SECRET}@h/d"),
+        ("mysql", f"mysql://u:{SECRET}@h/d?sslmode=require"),
+        ("mysql", f"mysql://u:{SECRET}@h/d?read_timeout={SECRET}"),
+        ("postgres", f"{SECRET}"),
+        ("postgres", ""),
+        ("postgres", f"postgresql:{SECRET}"),
+        ("postgres", f"mysql://u:{SECRET}@h/d"),
+        ("postgres", f"postgresql+psycopg2://u:{SECRET}@h/d"),
+        ("postgres", f"postgresql://u:{SECRET}@h:port/d"),
+        ("postgres", f"postgresql://u:{SECRET}/d"),
+        ("postgres", f"postgresql://u:{SECRET}@h:0/d"),
+        ("postgres", f"postgresql://u:{SECRET}@h:65536/d"),
+        ("postgres", f"postgresql://u:x@{SECRET}@h/d"),
+        ("postgres", f"postgresql://u:x@y/{SECRET}@h/d"),
+        ("postgres", f"postgresql://u:x@y:{SECRET}@h/d"),
+        ("postgres", f"postgresql://u:{SECRET}@h/d?{SECRET}=1"),
+        ("postgres", f"postgresql://u:{SECRET}@h/d?ssl_mode={SECRET}"),
+    ],
+)
+def test_a_malformed_url_is_refused_without_showing_the_password(sink_name: str, url: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        registry.find(sink_name).Settings.model_validate({"url": url})
+    (error,) = caught.value.errors(include_input=False)
+    assert error["loc"] == ("url",)
+    assert SECRET not in str(caught.value) + str(error)
+
+
+@servers
+def test_the_password_is_in_no_text_of_the_sink(sink: SQLSink[Any], place: str) -> None:
+    password = make_url(place).password
+    assert password
+    for text in (sink.describe(), repr(sink.settings), str(sink.settings), repr(sink._engine), vars(sink)):
+        assert password not in str(text)
+
+
+@servers
+def test_a_database_that_does_not_exist_is_an_outage(make: Make, place: str) -> None:
+    with pytest.raises(SinkUnavailable, match="no_such"):
+        make(url=place.replace(database_of(place), "no_such")).open()
+
+
+@servers
+def test_a_server_that_is_gone_is_an_outage_and_a_wrong_password_too(
+    make: Make, name: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: Server
+    with MariaDB() if name == "mysql" else Postgres() as server:
+        sink = make(url=server.fresh_database())
+        sink.open()
+        server.kill()
+        with pytest.raises(SinkUnavailable) as lost:
+            sink.write(Batch([session("s")]))
+        assert type(lost.value) is SinkUnavailable
+        assert not lost.value.suspect
+        sink.close()
+        with pytest.raises(SinkUnavailable, match="refused"):
+            sink.open()
+        server.start()
+        sink.open()
+        sink.write(Batch([session("s")]))
+        sink.close()
+    with pytest.raises(SinkUnavailable, match=r"password authentication failed|Access denied") as caught:
+        make(url=place.replace(":secret@", ":wrong-one@")).open()
+    assert caught.value.code == ("1045" if name == "mysql" else "")
+    assert "wrong-one" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caplog.records == []
 
 
 # Tables whose key is not unique by itself
@@ -225,6 +330,16 @@ def test_many_who_open_at_once_make_the_tables_once(make: Make, monkeypatch: pyt
 def test_without_create_tables_a_missing_table_is_named(make: Make) -> None:
     with pytest.raises(SinkUnavailable, match="translation_sessions does not exist"):
         make(create_tables=False).open()
+
+
+# Rows
+
+
+def test_null_in_a_required_field_is_the_rows_fault(sink: SQLSink[Any], name: str) -> None:
+    with pytest.raises(BatchRejected) as caught:
+        sink.write(Batch([], [task("a", status=None)]))
+    codes = {"sqlite": "SQLITE_CONSTRAINT_NOTNULL", "postgres": "23502", "mysql": "1048"}
+    assert caught.value.code == codes[name]
 
 
 # Looking rows up

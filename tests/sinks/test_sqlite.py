@@ -184,12 +184,6 @@ def test_a_violated_constraint_is_the_rows_fault(sink: SQLiteSink) -> None:
     assert error.code == "SQLITE_CONSTRAINT_UNIQUE"
 
 
-def test_null_in_a_required_field_is_the_rows_fault(sink: SQLiteSink) -> None:
-    error = failure(sink, Batch(tasks=[task("a", status=None)]))
-    assert isinstance(error, BatchRejected)
-    assert error.code == "SQLITE_CONSTRAINT_NOTNULL"
-
-
 def test_a_value_too_long_for_the_database_is_the_rows_fault(sink: SQLiteSink) -> None:
     assert sink._connection is not None
     sqlite._driver(sink._connection).setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
