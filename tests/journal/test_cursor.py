@@ -73,7 +73,7 @@ def test_a_state_larger_than_a_half_is_kept_and_so_is_its_room(cursor: Cursor) -
 
 
 @given(written=st.lists(st.booleans(), min_size=SECTORS, max_size=SECTORS), torn=st.integers(0, SECTOR))
-def test_a_crash_amid_a_write_leaves_the_old_one_or_the_new_one(
+def test_a_crash_during_a_write_leaves_the_old_one_or_the_new_one(
     tmp_path_factory: pytest.TempPathFactory, written: list[bool], torn: int
 ) -> None:
     """Of the half that was written some sectors may be on the disk, and others in part."""
@@ -109,7 +109,7 @@ def test_a_flipped_bit_anywhere_in_a_half_is_noticed(cursor: Cursor, spoilt: int
         flip(cursor.path, start + offset, 4)
         found = again(cursor)
         assert (found.read(left.seq + 1), found.torn) == (left, True)
-        # What followed it is gone, so it was not the last one; or nobody knows.
+        # What followed it is gone, so it was not the last one, or that is unknown.
         for oldest in (left.seq + 2, NONE):
             with pytest.raises(CursorDamaged, match="a half of it"):
                 found.read(oldest)

@@ -1,4 +1,4 @@
-"""A disk that is full or broken: nothing refused comes back, nothing acknowledged is lost, and it goes on by itself."""
+"""A disk that is full or broken: nothing refused comes back, nothing acknowledged is lost, and it recovers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_sync_that_fails_leaves_nothing_and_its_file_is_not_written_again(
         disk.fail("fsync" if first else "fdatasync", error=number)
         refused = driver.send(b"12345")
         if first:
-            # The cut needs a sync as well: until it is durable nobody is told.
+            # The cut needs a sync as well: until it is durable there is no answer.
             wait_until(lambda: driver.journal.problem != "")
             tries = disk.count["fsync"]
             wait_until(lambda: disk.count["fsync"] > tries + 3)
@@ -121,7 +121,7 @@ def test_a_group_is_refused_whole(tmp_path: Path, disk: Disk, events: Events) ->
         assert driver.bodies() == [b"a"]
 
 
-def test_while_it_cannot_be_cut_nobody_is_answered(tmp_path: Path, disk: Disk, events: Events) -> None:
+def test_while_it_cannot_be_cut_there_is_no_answer(tmp_path: Path, disk: Disk, events: Events) -> None:
     with Driver(tmp_path / "one") as driver:
         driver.append(b"a")
         disk.fail("fdatasync", "ftruncate")
@@ -141,7 +141,7 @@ def test_while_it_cannot_be_cut_nobody_is_answered(tmp_path: Path, disk: Disk, e
 
 
 def void(driver: Driver, disk: Disk, events: Events) -> None:
-    """Have two batches refused that cannot be cut off their segment, so that only an empty one makes them void."""
+    """Two batches are refused and cannot be cut off their segment, so only an empty segment makes them void."""
     segment = driver.segments()[-1]
     inode, size = segment.stat().st_ino, segment.stat().st_size
     disk.fail("writev", written=10**6)
@@ -235,7 +235,7 @@ def test_a_segment_that_is_still_to_be_cut_is_not_given_up(tmp_path: Path, disk:
         disk.heal()
         driver.wait(future)
         recovered(driver, events)
-        wait_until(lambda: driver.journal.stats().bytes == 0)  # nobody has to release it again
+        wait_until(lambda: driver.journal.stats().bytes == 0)  # without another release
         assert driver.append(b"c") == [2]
         assert driver.bodies() == [b"c"]
 
@@ -295,7 +295,7 @@ def test_a_bug_is_told_with_its_traceback_and_refuses(
 # sync = "interval": what was acknowledged may still be on its way when the disk fails
 
 
-def test_with_interval_a_failed_sync_has_the_records_written_anew(
+def test_with_interval_a_failed_sync_writes_the_records_again(
     tmp_path: Path, disk: Disk, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "SYNC_EVERY", 0.01)
@@ -307,7 +307,7 @@ def test_with_interval_a_failed_sync_has_the_records_written_anew(
             driver.append(b"b", b"c")
         wait_until(lambda: driver.journal.problem != "")
         assert driver.bodies() == [b"a", b"b", b"c"]
-        recovered(driver, events)  # writing anew takes the room, so there is no probe
+        recovered(driver, events)  # writing again takes the room, so there is no probe
         assert [path.name for path in driver.segments()] == [f"{first:020}.seg" for first in (1, 2)]
         assert driver.journal.stats().bytes == 3 * (HEADER_SIZE + 1)
         # The old pages are lost: nothing of it matters.

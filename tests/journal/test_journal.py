@@ -463,7 +463,7 @@ def test_with_interval_the_answer_does_not_wait_and_an_idle_journal_is_synced(
         driver.append(b"first")
         with disk.hold():
             assert driver.append(b"a") == [2]
-            assert disk.held.wait(30)  # nobody asks for it
+            assert disk.held.wait(30)  # without another batch
             assert driver.bodies() == [b"first", b"a"]
         segment = driver.journal._state.segments[0]
         wait_until(lambda: segment.synced == segment.end)

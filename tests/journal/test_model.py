@@ -188,7 +188,7 @@ class Machine(RuleBasedStateMachine):
         self.no_damage_is_new()
 
     @rule(sizes=sizes, syncs=st.integers(0, 3), how=anywhere)
-    def crash_amid_a_group(self, sizes: list[int], syncs: int, how: float) -> None:
+    def crash_during_a_group(self, sizes: list[int], syncs: int, how: float) -> None:
         taken: list[Picture] = []
         self.disk.picture, self.disk.picture_after = lambda: taken.append(self.picture()), syncs
         bodies = self.make(sizes)

@@ -186,7 +186,7 @@ def test_a_whole_segment_of_other_bytes_costs_that_segment(
     quiet_start(tmp_path, [*without(*lost), b"next"])
 
 
-def test_zeros_amid_a_segment_are_damage(tmp_path: Path, segments: list[Path], events: Events) -> None:
+def test_zeros_inside_a_segment_are_damage(tmp_path: Path, segments: list[Path], events: Events) -> None:
     segment, offset, size = where(segments, 7)
     data = segment.read_bytes()
     segment.write_bytes(data[:offset] + bytes(size) + data[offset + size :])
@@ -213,7 +213,7 @@ def test_bytes_lost_from_the_last_body_but_one_do_not_look_torn(
     segment, offset, _ = where(segments, 8)
     body = b"y" * 500
     head = encode(10, 2, to_microseconds(T0), 1, body)
-    # Its length reaches past the end of the file, and the header of the next record is amid it.
+    # Its length reaches past the end of the file, and the header of the next record is inside it.
     data = segment.read_bytes()
     segment.write_bytes(data[:offset] + head + body[:20] + encode(11, 2, to_microseconds(T0), 1, b"z") + b"z")
     with Driver(tmp_path) as driver:
@@ -663,7 +663,7 @@ def test_damage_that_cannot_be_copied_is_said_and_its_segment_is_kept_whole(
     assert [path.read_bytes() for path in damaged(tmp_path)] == [content]
 
 
-def test_a_journal_that_began_anew_does_not_overwrite_an_older_copy(tmp_path: Path, events: Events) -> None:
+def test_a_new_journal_does_not_overwrite_an_older_copy(tmp_path: Path, events: Events) -> None:
     for letter in (b"a", b"b"):
         (segment,) = fill(tmp_path, letter * 10, b"c")
         flip(segment, HEADER_SIZE)

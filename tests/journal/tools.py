@@ -177,7 +177,7 @@ class Disk:
             self.failing[call] = (error, written)
 
     def heal(self, *calls: str) -> None:
-        """Have these succeed again; all, when none is named."""
+        """Let these succeed again, or all of them."""
         for call in calls or self.CALLS:
             self.failing.pop(call, None)
 

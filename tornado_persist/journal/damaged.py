@@ -90,7 +90,7 @@ class DamagedDirectory:
             os.close(source)
 
     def _names(self, stem: str) -> Iterator[Path]:
-        """``stem.bin``, then ``stem.1.bin``...: a journal that began anew may come to the same segment and offset."""
+        """``stem.bin``, then ``stem.1.bin``...: a new journal may reach the same segment and offset."""
         return (self.path / (f"{stem}.{n}.bin" if n else f"{stem}.bin") for n in itertools.count())
 
 

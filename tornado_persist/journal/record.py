@@ -101,5 +101,5 @@ def decode(data: bytes, start: int) -> Header | None:
 def intact(data: bytes, start: int, header: Header) -> bool:
     """Whether the body that follows the header at ``start`` is the one it was written for."""
     body = start + HEADER_SIZE
-    head_crc = crc32(data[start + _FIELDS_SIZE : body - _CRC.size], header.header_crc)  # goes on from a known one
+    head_crc = crc32(data[start + _FIELDS_SIZE : body - _CRC.size], header.header_crc)  # continues a known checksum
     return crc32(memoryview(data)[body : body + header.length], head_crc) == header.crc
