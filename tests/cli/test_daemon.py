@@ -217,3 +217,36 @@ def test_the_version_and_the_help_are_there(place: Path) -> None:
     for command in (*commands, "stats", "flush", "journal", "rejected", "import", "completion"):
         assert re.search(rf"^    {command} ", help_text, re.MULTILINE)
     assert run(place, "dance")[0] == 2
+
+
+def test_start_without_standard_streams_returns_and_the_service_runs(place: Path) -> None:
+    words = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND]
+    variables = environment(PERSISTD_CONFIG=str(place / "persistd.toml"))
+    assert subprocess.run([*words, "start"], cwd=place, env=variables, timeout=30, check=False).returncode == 0
+    assert subprocess.run([*words, "status"], cwd=place, env=variables, timeout=30, check=False).returncode == 0
+    assert run(place, "stop")[0] == 0
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["status"], ["check"], ["completion", "bash"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_output_is_one_line_and_1(place: Path, words: list[str], unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *words],
+            cwd=place,
+            env=environment(PERSISTD_CONFIG=str(place / "persistd.toml"), PYTHONUNBUFFERED=unbuffered),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    problem = "persistd: standard output cannot be written: No space left on device\n"
+    silent = unbuffered and words[0].startswith("--")  # argparse itself passes over the error
+    assert (done.returncode, done.stderr) == ((0, "") if silent else (1, problem))
+
+
+def test_an_unknown_option_names_the_nearest_one_of_its_command(place: Path) -> None:
+    code, _, said = run(place, "rejected", "ls", "--jsno")
+    assert code == 2
+    assert said.startswith("usage: persistd rejected ls ")
+    assert said.endswith("unrecognized arguments: --jsno (did you mean --json?)\n")

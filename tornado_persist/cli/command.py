@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -43,6 +45,18 @@ class Configuration:
 Function: TypeAlias = Callable[[Configuration, argparse.Namespace], int]
 
 
+class Parser(argparse.ArgumentParser):
+    """Refuses an unknown option with the usage of the command that it was given to, and names the nearest one."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
+
+
 class Commands:
     """The commands below ``persistd``, or below one of its commands."""
 
@@ -75,4 +89,5 @@ def completes_files(action: argparse.Action, what: Literal["files", "directories
 
 def complain(problem: object) -> None:
     """One line on standard error about what went wrong."""
-    print(f"persistd: {mask(str(problem))}", file=sys.stderr)
+    with suppress(OSError):  # there is nowhere else to say it
+        print(f"persistd: {mask(str(problem))}", file=sys.stderr)

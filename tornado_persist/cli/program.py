@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -19,6 +20,7 @@ from tornado_persist.cli.command import (
     Commands,
     Configuration,
     Function,
+    Parser,
     complain,
     completes_files,
 )
@@ -34,6 +36,8 @@ _MODULES = {
     "importing": ("import",),
 }
 SHELLS = ("bash", "zsh")
+#: Errors of a standard output that takes no more.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.EIO)
 
 _EPILOG = """\
 exit codes:
@@ -50,7 +54,34 @@ persistd completion zsh > a directory of $fpath, as _persistd."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser(arguments).parse_args(arguments)
+    _open_standard_streams()
+    try:
+        return _run_command(arguments)
+    except OSError as exc:
+        if exc.filename is not None or exc.errno not in _NOT_WRITTEN:
+            raise  # a bug
+        # Python must not complain again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        complain(f"standard output cannot be written: {exc.strerror}")
+        return FAILED
+
+
+def _open_standard_streams() -> None:
+    """Give closed standard streams /dev/null: the next file that is opened would take their place."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    try:
+        options = parser(arguments).parse_args(arguments)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know no Chinese
     try:
@@ -77,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The command line: all of it, or as much as these arguments need."""
-    it = argparse.ArgumentParser(
+    it = Parser(
         prog="persistd",
         description="A durable write buffer over HTTP.",
         epilog=_EPILOG,
