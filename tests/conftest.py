@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.servers import MariaDB, Postgres
+from tests.servers import MariaDB, Postgres, Server
 from tests.tools import describe
 
 hypothesis.settings.register_profile(
@@ -131,14 +131,23 @@ def mariadb_server() -> Iterator[MariaDB]:
 @pytest.fixture
 def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """A fresh, empty PostgreSQL database."""
-    url = postgres_server.fresh_database()
-    yield url
-    postgres_server.drop(url)
+    yield from fresh(postgres_server)
 
 
 @pytest.fixture
 def mysql_url(mariadb_server: MariaDB) -> Iterator[str]:
     """A fresh, empty MariaDB database."""
-    url = mariadb_server.fresh_database()
+    yield from fresh(mariadb_server)
+
+
+@pytest.fixture
+def url(server: Server) -> Iterator[str]:
+    """A fresh, empty database on the ``server`` of the module or package that asks."""
+    yield from fresh(server)
+
+
+def fresh(server: Server) -> Iterator[str]:
+    """An empty database, dropped after the test."""
+    url = server.fresh_database()
     yield url
-    mariadb_server.drop(url)
+    server.drop(url)

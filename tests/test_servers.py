@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,6 @@ def server(request: pytest.FixtureRequest) -> Server:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Server)
     return found
-
-
-@pytest.fixture
-def url(server: Server) -> Iterator[str]:
-    url = server.fresh_database()
-    yield url
-    server.drop(url)
 
 
 def test_fresh_databases_are_empty_and_apart(server: Server) -> None:

@@ -15,11 +15,3 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     started: Server = request.param()
     with started:
         yield started
-
-
-@pytest.fixture
-def url(server: Server) -> Iterator[str]:
-    """A fresh, empty database on it."""
-    url = server.fresh_database()
-    yield url
-    server.drop(url)

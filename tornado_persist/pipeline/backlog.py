@@ -1,4 +1,4 @@
-"""What is accepted and not in the sink: in memory as far as that may grow, and the rest in the journal alone.
+"""What is accepted and not in the sink: in memory up to a limit, the rest in the journal alone.
 
 The journal holds every accepted batch until it is released. The buffer holds, merged, those up to some sequence number;
 past ``max_rows`` rows in the buffer later batches only count here, and are read back in order once there is room. A
@@ -31,7 +31,7 @@ REQUEST_IDS_NAMED = 20
 
 
 class Backlog:
-    """The way from the journal into the buffer."""
+    """Fills the buffer, from requests while there is room, else from the journal."""
 
     def __init__(self, journal: Journal, buffer: Buffer, metrics: Metrics, *, max_rows: int) -> None:
         """``max_rows``: rows in memory at most."""
@@ -55,7 +55,7 @@ class Backlog:
         return self.merged_through < self.accepted_through
 
     def pending(self, kind: Kind) -> int:
-        """Accepted rows that are not settled: merged ones in memory, and those in the journal alone."""
+        """Accepted rows that are neither in the sink nor refused: those in memory, and those in the journal alone."""
         outside = self._metrics.totals.accepted[kind] - self.merged_rows[kind]
         return outside + self._buffer.count(kind)
 
@@ -128,7 +128,7 @@ class Backlog:
         self.merged_through = seq
 
     def _forget_lost(self) -> None:
-        """Rows of records that the disk has damaged since they were accepted wait no more, nor were they merged."""
+        """Stop counting rows whose records the disk has damaged since they were accepted."""
         for kind, accepted in self._metrics.totals.accepted.items():
             lost = accepted - self.merged_rows[kind]
             if lost:

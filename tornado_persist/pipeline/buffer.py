@@ -55,8 +55,8 @@ class Buffer:
         for kind in KINDS:
             taken = self._taken[kind]
             rows = batch.rows(kind)
-            if len(rows) == len(taken):
-                self._taken[kind] = {}  # as it mostly is
+            if len(rows) == len(taken):  # the usual case
+                self._taken[kind] = {}
                 continue
             for key in map(_KEY[kind], rows):
                 del taken[key]
@@ -69,7 +69,7 @@ class Buffer:
         merged = dict.fromkeys(KINDS, 0)
         for kind in KINDS:
             rows = self._taken[kind]
-            if not rows:  # as it mostly is; what waits may be many
+            if not rows:  # the usual case; many rows may wait
                 continue
             for key, newer in self._waiting[kind].items():
                 older = rows.setdefault(key, newer)

@@ -32,7 +32,7 @@ class Accepted:
 
 
 class Ingest:
-    """Takes batches whole or refuses them whole; the order of the journal is the order of merging."""
+    """A batch is all or nothing; the order of the journal is the order of merging."""
 
     def __init__(
         self,

@@ -27,15 +27,13 @@ STALLED_AFTER = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SinkState:
-    """What is known of a sink: its name, what it says of itself, whether it answers, since when (UTC; None before it
-    was first heard of), and why it does not.
-    """
+    """A sink as far as is known without asking it."""
 
     name: str
-    description: str
+    description: str  #: by itself, without secrets
     up: bool
-    since: datetime | None
-    error: str
+    since: datetime | None  #: when it came up or went down (UTC); None before its first answer
+    error: str  #: why it is down; empty while it is up
 
 
 class SinkRunner:
@@ -94,7 +92,7 @@ class SinkRunner:
     async def healthy(self, *, wait: float = 0.4, max_age: float = 1.0) -> bool:
         """Whether the sink answers, as far as is known within ``wait`` seconds.
 
-        An idle sink is pinged, unless it was heard of in the last ``max_age`` seconds. A busy one is well until its
+        An idle sink is pinged, unless a call ended in the last ``max_age`` seconds. A busy one counts as up until its
         call takes ``STALLED_AFTER`` seconds.
         """
         if self._busy_since is None and time.monotonic() - self._checked_at > max_age and not self._closed:
@@ -112,7 +110,7 @@ class SinkRunner:
 
     @property
     def state(self) -> SinkState:
-        """How it is, without asking."""
+        """What is known now; asks nobody and never waits."""
         error = self.error or (f"it has not answered for {STALLED_AFTER:g} seconds" if self._stalled else "")
         return SinkState(self.sink.name, self.description, self.up, self._since, error)
 
@@ -122,7 +120,7 @@ class SinkRunner:
         return busy_since is not None and time.monotonic() - busy_since > STALLED_AFTER
 
     async def close(self, timeout: float) -> None:
-        """Close the sink; after ``timeout`` seconds leave a call that hangs to itself. Never raises.
+        """Close the sink; after ``timeout`` seconds abandon a call that hangs. Never raises.
 
         Every call that still waits then ends with ``SinkUnavailable``.
         """
@@ -135,7 +133,7 @@ class SinkRunner:
         for future in self._waiting - {closing}:
             if not future.done():
                 future.set_exception(SinkUnavailable("the sink was closed"))
-                future.exception()  # whoever waits gets it; nobody else needs the "never retrieved" message
+                future.exception()  # marks it as retrieved, in case nobody waits for it
 
     async def _ping_quietly(self) -> None:
         with contextlib.suppress(SinkUnavailable):
@@ -192,7 +190,7 @@ class SinkRunner:
             del call, function, args  # rows that are written are not held until the next call
             try:
                 self._loop.call_soon_threadsafe(_settle, future, result, error)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed
                 return
 
     def _guarded(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
@@ -206,7 +204,7 @@ class SinkRunner:
                 self.description = self.sink.describe()
             return function(*args)
         except SinkError as exc:
-            # The driver's words go to the log, into answers and into the file of rejected rows.
+            # The driver's message goes to the log, into answers and to the dead letters.
             exc.args = (redaction.mask(str(exc)),)
             if isinstance(exc, SinkUnavailable) and not isinstance(exc, SinkConflict):
                 self._close_sink()
