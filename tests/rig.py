@@ -136,6 +136,7 @@ def answers(metrics: Metrics) -> dict[tuple[str, str, int], int]:
         (sample.labels["handler"], sample.labels["method"], int(sample.labels["status"])): int(sample.value)
         for metric in metrics.requests.collect()
         for sample in metric.samples
+        if sample.value  # some series exist before their first answer
     }
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from tests.process import Persistd
 from tests.tools import require
+from tornado_persist.web.app import ROUTES
 
 ALERTS = Path(__file__).resolve().parent.parent / "conf" / "prometheus-alerts.yaml"
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
@@ -105,13 +106,23 @@ def test_every_alert_is_tested_here_and_says_what_to_do() -> None:
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
-def test_the_alerts_name_metrics_that_a_fresh_service_has(tmp_path: Path) -> None:
+def test_a_fresh_service_has_every_metric_that_the_alerts_name_and_counters_at_0(tmp_path: Path) -> None:
     with Persistd(tmp_path) as service:
-        shown = set(re.findall(r"^(persistd_\w+)", service.http.get("/metrics").text, re.MULTILINE))
+        text = service.http.get("/metrics").text
+    shown = set(re.findall(r"^(persistd_\w+)", text, re.MULTILINE))
     for rule in RULES:
         named = set(re.findall(r"persistd_\w+", rule["expr"]))
         assert named
-        assert named <= shown | {"persistd_http_requests_total"}, rule["alert"]
+        assert named <= shown, rule["alert"]
+    # The first of anything has to be an increase: a series that appears with it is none.
+    for counter in ("rows_rejected_total", "rows_lost_total", "flush_failures_total"):
+        values = re.findall(rf"^persistd_{counter}\{{.*\}} (.*)$", text, re.MULTILINE)
+        assert values
+        assert set(values) == {"0.0"}, counter
+    series = r'^persistd_http_requests_total\{handler="(\w+)",method="(\w+)",status="500"\} 0\.0$'
+    failures = set(re.findall(series, text, re.MULTILINE))
+    assert {("TasksBatch", "POST"), ("SessionsBatch", "POST"), ("Flush", "POST"), ("Health", "HEAD")} < failures
+    assert {handler for handler, _ in failures} == {handler.__name__ for _, handler in ROUTES}
 
 
 def test_promtool_takes_the_alerts() -> None:

@@ -16,7 +16,7 @@ from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
 from tornado_persist.web import handlers, history, openapi, pages, prometheus
-from tornado_persist.web.base import Handler, NotFound
+from tornado_persist.web.base import GetHandler, Handler, NotFound
 
 PREFIX = openapi.PREFIX
 
@@ -82,6 +82,10 @@ class Api(Application):
         #: The requests in progress, from their headers to the end of the answer.
         self.requests: set[Handler] = set()
         super().__init__(list(ROUTES), default_handler_class=NotFound)
+        # From the start: to Prometheus, a series that appears with its first 500 has not increased.
+        for _, answers in ROUTES:
+            for method in ("GET", "HEAD") if issubclass(answers, GetHandler) else ("POST",):
+                metrics.requests.labels(answers.__name__, method, 500)
 
     @property
     def limits(self) -> openapi.Limits:
