@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -196,6 +198,34 @@ def load(file: Path | None) -> Settings:
         values = [value for _, value in settings.sink_settings(name)]
         redaction.hide(value.get_secret_value() for value in values if isinstance(value, SecretStr))
     return settings
+
+
+def find_data_dir(file: Path | None) -> Path:
+    """``data_dir`` alone, for commands that must work whatever else is wrong in the configuration.
+
+    Raises:
+        ConfigError: the file cannot be read, or it is ``data_dir`` that is wrong.
+    """
+    found: Any = _environ("data_dir")
+    if found is None and file:
+        try:
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as exc:
+            raise ConfigError(str(file), f"cannot be read: {exc.strerror}") from None
+        top = itertools.takewhile(lambda line: not line.lstrip().startswith("["), lines)
+        line = next((line for line in top if re.match(r"\s*data_dir\s*=", line)), "")
+        try:
+            found = tomllib.loads(line).get("data_dir")
+        except tomllib.TOMLDecodeError as exc:
+            raise ConfigError(str(file), f"is not valid TOML: {exc}") from None
+    if found is not None and not isinstance(found, str):
+        raise ConfigError("data_dir", "it is no text")
+    return Path("data" if found is None else found).expanduser().absolute()
+
+
+def _environ(key: str) -> str | None:
+    variable = _variable_of(os.environ, (key,))
+    return os.environ[variable] if variable else None
 
 
 def _read(file: Path) -> dict[str, Any]:

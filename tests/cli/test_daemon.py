@@ -138,7 +138,7 @@ def test_the_daemons_log_goes_to_the_file_that_the_configuration_names(place: Pa
     assert (place / "data" / "persistd.log").read_text() == ""
 
 
-@pytest.mark.parametrize("command", ["run", "start", "stop", "status", "reload", "check"])
+@pytest.mark.parametrize("command", ["run", "start", "check"])
 def test_a_bad_configuration_is_one_line_and_exit_code_2(place: Path, command: str) -> None:
     (place / "persistd.toml").write_text("[server]\nprot = 1\n")
     assert run(place, command) == (2, "", "persistd: server.prot: this key is not known\n")
@@ -250,3 +250,12 @@ def test_an_unknown_option_names_the_nearest_one_of_its_command(place: Path) -> 
     assert code == 2
     assert said.startswith("usage: persistd rejected ls ")
     assert said.endswith("unrecognized arguments: --jsno (did you mean --json?)\n")
+
+
+@pytest.mark.parametrize("mistake", ["[server]\nprot = 1\n", "[server\n", "[journal]\nsync = 3\n"])
+def test_a_mistake_in_the_configuration_keeps_nobody_from_the_running_service(place: Path, mistake: str) -> None:
+    assert run(place, "start")[0] == 0
+    (place / "persistd.toml").write_text(mistake)
+    assert run(place, "rejected", "ls")[0] == 0
+    assert run(place, "status")[0] == 0
+    assert run(place, "stop") == (0, "persistd stopped\n", "")

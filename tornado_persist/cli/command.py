@@ -34,6 +34,13 @@ class Configuration:
         return config.find_file(self._named)
 
     @cached_property
+    def data_dir(self) -> Path:
+        """Where the data are; also where something else in the configuration is wrong. Raises ConfigError."""
+        from tornado_persist import config
+
+        return config.find_data_dir(self.file)
+
+    @cached_property
     def settings(self) -> Settings:
         """Everything, checked. Raises ConfigError."""
         from tornado_persist import config

@@ -14,6 +14,8 @@ from tornado_persist.files import DataDir, reason
 
 #: Seconds that ``stop`` waits beyond ``server.shutdown_timeout``.
 STOP_GRACE = 10.0
+#: Seconds for the drain where the configuration does not say: the default of ``server.shutdown_timeout``.
+DRAIN = 10.0
 
 
 def add(commands: Commands) -> None:
@@ -90,15 +92,17 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
 
 
 def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
-    settings = configuration.settings
-    data_dir = DataDir(settings.data_dir)
+    data_dir = DataDir(configuration.data_dir)
     if not data_dir.locked():
         print(f"persistd does not run: {_nobody(data_dir)}")
         return OK
     pid = _signal(data_dir, signal.SIGTERM)
     if pid is None:
         return FAILED
-    timeout = settings.server.shutdown_timeout + STOP_GRACE
+    try:
+        timeout = configuration.settings.server.shutdown_timeout + STOP_GRACE
+    except ConfigError:  # the service runs with an earlier one
+        timeout = DRAIN + STOP_GRACE
     if not data_dir.wait_unlocked(timeout):
         complain(f"pid {pid} has not ended after {timeout:g} seconds")
         return FAILED
@@ -107,7 +111,7 @@ def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
 
 
 def _status(configuration: Configuration, options: argparse.Namespace) -> int:
-    data_dir = DataDir(configuration.settings.data_dir)
+    data_dir = DataDir(configuration.data_dir)
     if not data_dir.locked():
         print(f"persistd does not run: {_nobody(data_dir)}")
         return NO_SERVICE
@@ -116,7 +120,7 @@ def _status(configuration: Configuration, options: argparse.Namespace) -> int:
 
 
 def _reload(configuration: Configuration, options: argparse.Namespace) -> int:
-    data_dir = DataDir(configuration.settings.data_dir)
+    data_dir = DataDir(configuration.data_dir)
     if not data_dir.locked():
         complain(f"it does not run: {_nobody(data_dir)}")
         return FAILED

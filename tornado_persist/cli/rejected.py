@@ -296,8 +296,7 @@ def add(commands: Commands) -> None:
 
 
 def _ls(configuration: Configuration, options: argparse.Namespace) -> int:
-    settings = configuration.settings
-    rejections = Rejections(settings.path("rejected.jsonl"))
+    rejections = Rejections(configuration.data_dir / "rejected.jsonl")
     everything = rejections.entries()
     entries = chosen(everything, options)
     shown = [entry for entry in entries if options.all or entry.state in ("open", "sending")]
