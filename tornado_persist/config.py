@@ -177,8 +177,8 @@ def editor() -> str:
     return os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
 
 
-def load(file: Path | None) -> Settings:
-    """Read and check the configuration file (if any) and the environment.
+def load(file: Path | None, *, sinks: bool = True) -> Settings:
+    """Read and check the configuration file (if any) and the environment; without ``sinks`` none of them is imported.
 
     Raises:
         ConfigError: something in them is wrong; its message is one line that names the key.
@@ -194,7 +194,7 @@ def load(file: Path | None) -> Settings:
     # Before they are looked at more closely: what is wrong with one must not show it either.
     for table in settings.sinks.values():
         redaction.hide(value for value in table.values() if isinstance(value, str) and "://" in value)
-    for name in sorted({settings.sink, *settings.sinks}):
+    for name in sorted({settings.sink, *settings.sinks}) if sinks else ():
         values = [value for _, value in settings.sink_settings(name)]
         redaction.hide(value.get_secret_value() for value in values if isinstance(value, SecretStr))
     return settings

@@ -16,7 +16,7 @@ from tornado_persist.errors import ConfigError, FieldError, NoAnswer, PersistErr
 
 if TYPE_CHECKING:
     from tornado_persist.cli.command import Configuration
-    from tornado_persist.config import Settings
+    from tornado_persist.config import Server
     from tornado_persist.records.models import Fields, Kind
 
 #: Seconds that one answer may take.
@@ -149,13 +149,13 @@ def connect(configuration: Configuration, options: argparse.Namespace, timeout: 
         ConfigError: it is not known where the service is.
     """
     try:
-        return Client(options.url or _url(configuration.settings), timeout)
+        return Client(options.url or _url(configuration.server()), timeout)
     except ValueError as exc:
         raise ConfigError("--url", str(exc)) from None
 
 
-def _url(settings: Settings) -> str:
-    host, port = settings.server.host, settings.server.port
+def _url(server: Server) -> str:
+    host, port = server.host, server.port
     if port == 0:
         raise ConfigError("server.port", "0 does not say where the service is; give --url (its log has it)")
     host = _EVERYWHERE.get(host, host)

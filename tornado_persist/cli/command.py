@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tornado_persist.telemetry.redaction import mask
 
 if TYPE_CHECKING:
-    from tornado_persist.config import Settings
+    from tornado_persist.config import Server, Settings
 
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -39,6 +39,12 @@ class Configuration:
         from tornado_persist import config
 
         return config.find_data_dir(self.file)
+
+    def server(self) -> Server:
+        """Where the service listens; its sinks are not looked at. Raises ConfigError."""
+        from tornado_persist import config
+
+        return config.load(self.file, sinks=False).server
 
     @cached_property
     def settings(self) -> Settings:
