@@ -249,7 +249,8 @@ def test_the_service_writes_to_the_sink_of_the_documentation(tmp_path: Path, ins
         with closing(sqlite3.connect(running.data_dir / "here.kv")) as store:
             ((value,),) = store.execute("SELECT value FROM rows WHERE kind = 'task' AND key = 't'").fetchall()
         assert json.loads(value)["target_text"] == "x"
-        assert not [line for line in running.log() if line["level"] in ("warning", "error")]
+        worse = [line["event"] for line in running.log() if line["level"] in ("warning", "error")]
+        assert worse == ["batch refused"]
         done = persistd("check", "-c", str(running.file), cwd=tmp_path, PYTHONPATH=str(installed))
         assert re.search(r"^sink +keyvalue: a key-value store at \S+here\.kv$", done.stdout, re.MULTILINE), done
         assert "tables" not in done.stdout  # it has none

@@ -74,6 +74,8 @@ class InvalidBatch(BatchRefused):
     def __init__(self, message: str, errors: Iterable[FieldError] = ()) -> None:
         super().__init__(message)
         self.errors = list(islice(errors, self.MAX_ERRORS))
+        #: Rows of the batch; None where they were not counted.
+        self.rows: int | None = None
 
 
 class NotAccepting(BatchRefused):

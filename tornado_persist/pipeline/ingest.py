@@ -12,7 +12,7 @@ from tornado_persist.journal import Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.records.models import Kind, Row
-from tornado_persist.records.parser import Parser
+from tornado_persist.records.parser import Parser, count_rows
 from tornado_persist.records.times import stamp
 
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
@@ -82,7 +82,11 @@ class Ingest:
         if len(body) >= LARGE:
             await self._large_body.acquire()
             asyncio.get_running_loop().call_soon(self._large_body.release)  # in the next round: one of them in each
-        rows = self._parser.parse(kind, body)
+        try:
+            rows = self._parser.parse(kind, body)
+        except InvalidBatch as exc:
+            exc.rows = count_rows(kind, body)
+            raise
         if self.find_sessions is not None:
             await self._require_sessions(kind, rows, self.find_sessions)
         now = datetime.now(UTC)
@@ -104,7 +108,7 @@ class Ingest:
                 except SinkUnavailable as exc:
                     raise NotAccepting(f"The sink cannot be asked whether it has the tasks' sessions: {exc}") from exc
             if unknown:
-                raise InvalidBatch(
+                refused = InvalidBatch(
                     "Session ID not found or invalid task data",
                     [
                         {"loc": ["tasks", index, "session_id"], "msg": "No session with this ID was accepted"}
@@ -112,6 +116,8 @@ class Ingest:
                         if row["session_id"] in unknown
                     ],
                 )
+                refused.rows = len(rows)
+                raise refused
         for session_id in wanted:
             self._known_sessions.pop(session_id, None)
             self._known_sessions[session_id] = None

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from tornado_persist.records.models import KINDS, Kind
+from tornado_persist.telemetry.refusals import Refusals
 
 # Otherwise every counter and histogram has a gauge with the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -112,8 +113,8 @@ OTHER = "other"
 #: Flushes and incidents kept.
 KEPT = 20
 
-#: What went wrong: a flush failed, the sink rejected rows, damage lost rows, batches are refused.
-What: TypeAlias = Literal["flush", "rejected", "lost", "intake"]
+#: What went wrong: a flush failed, the sink rejected rows, damage lost rows, no batch is accepted, a batch was refused.
+What: TypeAlias = Literal["flush", "rejected", "lost", "intake", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,7 @@ class Metrics:
         #: The last flushes, the latest last.
         self.flushes: deque[Flush] = deque(maxlen=KEPT)
         self.incidents = Incidents()
+        self.refusals = Refusals(lambda message, at: self.incidents.add("refused", message, at))
         self._at_start = Totals()
         self._today: date | None = None
         self._today_count = 0

@@ -10,11 +10,11 @@ import secrets
 import sys
 import zlib
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from email.message import Message
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler, stream_request_body
@@ -24,6 +24,7 @@ from tornado_persist.errors import BatchRefused, FieldError, InvalidBatch, NotAc
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Totals
+from tornado_persist.telemetry.refusals import REASONS, Refusal, Refusals, RefusedKind, printable
 from tornado_persist.web import schemas
 
 if TYPE_CHECKING:
@@ -48,20 +49,34 @@ _numbers = itertools.count(1)
 _SERVER = f"persistd/{__version__}"
 
 
-class TooLarge(HTTPError):
+class Refused(HTTPError):
+    """A batch that the HTTP interface refuses by itself. ``why`` is one of ``refusals.REASONS``."""
+
+    def __init__(self, why: str, detail: str) -> None:
+        super().__init__(REASONS[why])
+        self.why = why
+        self.detail = detail
+
+
+class TooLarge(Refused):
     """413"""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(413, reason=None)
-        self.detail = f"The request body is larger than {limit} bytes"
+        super().__init__("too_large", f"The request body is larger than {limit} bytes")
 
 
-class Unsupported(HTTPError):
+class Unsupported(Refused):
     """415"""
 
     def __init__(self, detail: str) -> None:
-        super().__init__(415)
-        self.detail = detail
+        super().__init__("content_type", detail)
+
+
+class NotCompressed(Refused):
+    """400"""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("compression", detail)
 
 
 @stream_request_body
@@ -70,6 +85,8 @@ class Handler(RequestHandler):
 
     #: Whether the request body is kept for :meth:`body`; otherwise it is thrown away as it arrives.
     takes_body = False
+    #: The kind of the rows that a request brings; None: it brings no batch.
+    batch_kind: ClassVar[RefusedKind | None] = None
     application: Api
 
     def initialize(self) -> None:
@@ -106,7 +123,7 @@ class Handler(RequestHandler):
         Raises:
             Unsupported: by its headers it is not JSON, or is compressed in another way than gzip.
             TooLarge: it is over ``server.max_body_bytes``, as sent or decompressed.
-            NotJSON: it is not the gzip stream that its header says it is.
+            NotCompressed: it is not the gzip stream that its header says it is.
         """
         limit = self.application.max_body_bytes
         if self._received > limit:
@@ -146,13 +163,40 @@ class Handler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """``{"detail": ...}`` for every error, whatever raised it."""
         exc_info = kwargs.get("exc_info")
-        status, detail, errors = _explain(status_code, exc_info[1] if exc_info else None)
+        exc = exc_info[1] if exc_info else None
+        status, why, detail, errors = _explain(status_code, exc)
+        self._count_refusal(status, why, detail, exc)
         if status == 503:
             self.set_header("Retry-After", str(RETRY_AFTER))
         if status == 405:
             allowed = [m for m in self.SUPPORTED_METHODS if getattr(type(self), m.lower()) is not _UNIMPLEMENTED]
             self.set_header("Allow", ", ".join(allowed))
         self.reply(self.error_payload(detail, errors), status)
+
+    def _count_refusal(self, status: int, why: str, detail: str, exc: BaseException | None) -> None:
+        """Tell of the error if it refuses a batch, or what somebody may have meant to be one."""
+        kind, request = self.batch_kind, self.request
+        if kind is None:
+            if status not in (404, 405) or not _is_meant_as_batch(request.path):
+                return
+            kind = "none"
+        errors, rows = (exc.errors, exc.rows) if isinstance(exc, InvalidBatch) else ([], None)
+        self.application.metrics.refusals.add(
+            Refusal(
+                at=datetime.now(UTC),
+                kind=kind,
+                status=status,
+                reason=why,
+                detail=detail,
+                client=request.remote_ip or "",
+                user_agent=request.headers.get("User-Agent", ""),
+                request_id=self.request_id,
+                path=request.path,
+                rows=rows,
+                loc=tuple(errors[0]["loc"]) if errors else (),
+                msg=errors[0]["msg"] if errors else "",
+            )
+        )
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> Mapping[str, Any]:
         """The body of an error's answer; a handler may have another :class:`schemas.Error`."""
@@ -222,25 +266,49 @@ def accounting(totals: Totals, pending: int) -> schemas.Accounting:
     }
 
 
-def _explain(status: int, exc: BaseException | None) -> tuple[int, str, list[FieldError]]:
-    """Status, sentence and wrong fields for what was raised."""
+def refused(refusals: Refusals) -> schemas.Refused:
+    """Refused batches, and the last of them."""
+    rows = sum(refusals.rows.values())
+    return {"batches": refusals.batches, "rows": rows, "last": _last(refusals.last) if refusals.last else None}
+
+
+def _last(refusal: Refusal) -> schemas.LastRefused:
+    return {
+        "at": stamp(refusal.at),
+        "kind": refusal.kind,
+        "status": refusal.status,
+        "reason": refusal.reason,
+        "detail": printable(refusal.detail),
+        "client": refusal.client,
+        "user_agent": printable(refusal.user_agent),
+        "request_id": refusal.request_id,
+    }
+
+
+def _is_meant_as_batch(path: str) -> bool:
+    """Whether a request to a path that takes none may have brought a batch."""
+    return path.startswith("/api/v1/persistence") or path.endswith("/batch")
+
+
+def _explain(status: int, exc: BaseException | None) -> tuple[int, str, str, list[FieldError]]:
+    """Status, reason in a word, sentence and wrong fields for what was raised."""
     match exc:
         case InvalidBatch():
-            return 422, str(exc), exc.errors
+            return 422, "invalid", str(exc), exc.errors
         case NotJSON():
-            return 400, str(exc), []
+            return 400, "not_json", str(exc), []
         case NotAccepting():
-            return 503, str(exc), []
-        case TooLarge() | Unsupported():
-            return exc.status_code, exc.detail, []
+            return 503, "not_accepting", str(exc), []
+        case Refused():
+            return exc.status_code, exc.why, exc.detail, []
     match status:
         case 404:
-            return status, "There is nothing at this path", []
+            return status, "path", "There is nothing at this path", []
         case 405:
-            return status, "This path does not take this method", []
+            return status, "method", "This path does not take this method", []
         case 500:
-            return status, "Internal server error; the service's log has the details", []
-    return status, HTTPStatus(status).phrase, []
+            return status, "bug", "Internal server error; the service's log has the details", []
+    return status, "malformed", HTTPStatus(status).phrase, []
 
 
 def _require_json(content_type: str) -> None:
@@ -268,9 +336,9 @@ def _gunzip(data: bytes, limit: int) -> bytes:
             if size > limit:
                 raise TooLarge(limit)
             if not member.eof:
-                raise NotJSON("The request body is a gzip stream that was cut")
+                raise NotCompressed("The request body is a gzip stream that was cut")
             parts.append(part)
             data = member.unused_data
     except zlib.error as exc:
-        raise NotJSON(f"The request body is not valid gzip ({exc})") from exc
+        raise NotCompressed(f"The request body is not valid gzip ({exc})") from exc
     return b"".join(parts)

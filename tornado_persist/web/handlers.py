@@ -10,7 +10,7 @@ from tornado_persist.pipeline.flusher import Flushed
 from tornado_persist.records.models import Kind
 from tornado_persist.records.times import stamp
 from tornado_persist.web import schemas
-from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accounting, shown
+from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accounting, refused, shown
 
 
 class Root(GetHandler):
@@ -85,13 +85,13 @@ class BatchHandler(Handler):
 class SessionsBatch(BatchHandler):
     """``POST …/sessions/batch``."""
 
-    kind = "session"
+    kind = batch_kind = "session"
 
 
 class TasksBatch(BatchHandler):
     """``POST …/tasks/batch``."""
 
-    kind = "task"
+    kind = batch_kind = "task"
 
 
 class Flush(Handler):
@@ -160,4 +160,5 @@ class Stats(GetHandler):
                 "oldest_seconds": round(waiting.oldest_seconds, 3),
                 "sync": cast(schemas.Sync, snapshot.sync),
             },
+            "refused": refused(metrics.refusals),
         }

@@ -14,7 +14,7 @@ from tornado_persist.records.models import KINDS
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry.metrics import Metrics, Reading
 from tornado_persist.web import schemas
-from tornado_persist.web.base import GetHandler, accounting, shown
+from tornado_persist.web.base import GetHandler, accounting, refused, shown
 
 #: Seconds between samples, and seconds that all samples span.
 INTERVAL = 5.0
@@ -27,7 +27,7 @@ TIMED = ("SessionsBatch", "TasksBatch")
 class Sample:
     """The state at ``at`` (seconds since 1970), and what happened in the interval that ended then.
 
-    Rows a second; rows; bytes; milliseconds, None where nothing was timed.
+    Rows a second; refused batches; rows; bytes; milliseconds, None where nothing was timed.
     """
 
     at: float
@@ -35,6 +35,7 @@ class Sample:
     written: float
     merged: float
     rejected: float
+    refused: int
     pending: int
     in_memory: int
     journal_bytes: int
@@ -53,6 +54,7 @@ class _Mark:
 
     clock: float
     rows: tuple[int, ...]
+    refused: int
     flushes: Reading
     answers: Reading
 
@@ -92,6 +94,7 @@ class Sampler:
                 round(written, 2),
                 round(merged, 2),
                 round(rejected, 2),
+                now.refused - last.refused,
                 snapshot.waiting.rows,
                 snapshot.waiting.in_memory,
                 snapshot.waiting.journal_bytes,
@@ -114,6 +117,7 @@ class Sampler:
         return _Mark(
             self._clock(),
             tuple(sum(map(rows, KINDS)) for rows in terms),
+            metrics.refusals.batches,
             Reading.of(metrics.flush_seconds),
             Reading.of(metrics.request_seconds, TIMED),
         )
@@ -169,6 +173,7 @@ class History(GetHandler):
                 "flush_seconds": app.flusher.interval,
             },
             "accounting": accounting(app.metrics.totals, waiting.rows),
+            "refused": refused(app.metrics.refusals),
             "samples": app.sampler.columns(),
             "flushes": [
                 {

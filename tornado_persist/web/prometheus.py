@@ -61,6 +61,7 @@ class Exporter:
         )
         yield from self._rows(snapshot.waiting)
         yield _gauge("persistd_accepting", "1 while batches are accepted, 0 while they get 503.", snapshot.accepting)
+        yield from self._refused()
         backoff = "Seconds until a failed flush is tried again, else 0."
         yield _gauge("persistd_flush_backoff_seconds", backoff, snapshot.retry_in)
         yield from self._of_the_journal(snapshot.waiting)
@@ -97,6 +98,16 @@ class Exporter:
         yield _gauge("persistd_buffer_rows", "Rows held in memory.", waiting.in_memory)
         yield _gauge("persistd_buffer_max_rows", "Rows that may be held in memory.", waiting.max_rows)
         yield _gauge("persistd_buffer_capacity_rows", "Rows that start a flush.", waiting.capacity)
+
+    def _refused(self) -> Iterator[Metric]:
+        refusals = self._metrics.refusals
+        text = "Refused batches, by the kind of their rows, the status of the answer, and why."
+        batches = CounterMetricFamily("persistd_batches_refused", text, labels=["kind", "status", "reason"])
+        for (kind, status, reason), count in refusals.by_reason.items():
+            batches.add_metric([kind, str(status), reason], count)
+        yield batches
+        text = "Rows of refused batches whose rows could be counted."
+        yield _by_kind("persistd_rows_refused", text, refusals.rows.__getitem__)
 
     def _of_the_journal(self, waiting: Waiting) -> Iterator[Metric]:
         records, age = waiting.journal_records, waiting.oldest_seconds

@@ -170,6 +170,29 @@ class JournalStats(TypedDict):
 
 
 @_closed
+class LastRefused(TypedDict):
+    """The batch that was refused last."""
+
+    at: Time
+    kind: Literal["session", "task", "none"]
+    status: Annotated[int, Field(ge=400, le=599)]
+    reason: Annotated[str, Field(description="why, in a word, as in the metrics")]
+    detail: Annotated[str, Field(description="the sentence that the client got")]
+    client: Annotated[str, Field(description="its address")]
+    user_agent: str
+    request_id: str
+
+
+@_closed
+class Refused(TypedDict):
+    """Refused batches since the process started."""
+
+    batches: Number
+    rows: Annotated[int, Field(ge=0, description="of those whose rows could be counted")]
+    last: LastRefused | None
+
+
+@_closed
 class Stats(TypedDict):
     """What waits, and what was done."""
 
@@ -178,6 +201,7 @@ class Stats(TypedDict):
     performance: Performance
     accounting: Accounting
     journal: JournalStats
+    refused: Refused
 
 
 @_closed
@@ -218,13 +242,17 @@ class Pending(TypedDict):
 
 @_closed
 class Samples(TypedDict):
-    """One list a column, the oldest first: rows a second, rows, bytes, milliseconds (null: nothing was timed)."""
+    """One list a column, the oldest first: rows a second, rows, bytes, milliseconds (null: nothing was timed).
+
+    ``refused`` is batches in the interval.
+    """
 
     at: Annotated[list[float], Field(description="seconds since 1970")]
     accepted: list[float]
     written: list[float]
     merged: list[float]
     rejected: list[float]
+    refused: list[Number]
     pending: list[Number]
     in_memory: list[Number]
     journal_bytes: list[Number]
@@ -251,7 +279,7 @@ class Incident(TypedDict):
 
     first: Time
     last: Time
-    what: Literal["flush", "rejected", "lost", "intake"]
+    what: Literal["flush", "rejected", "lost", "intake", "refused"]
     message: str
     code: str
     count: Number
@@ -270,6 +298,7 @@ class History(TypedDict):
     sink: Sink
     waiting: Pending
     accounting: Accounting
+    refused: Refused
     samples: Samples
     flushes: Annotated[list[PastFlush], Field(description="the latest first")]
     incidents: Annotated[list[Incident], Field(description="the latest first")]
