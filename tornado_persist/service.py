@@ -194,6 +194,7 @@ class Service:
             self._flusher,
             self._health,
             self._metrics,
+            data_dir=settings.data_dir,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
             max_batch=settings.server.max_batch,
@@ -207,7 +208,7 @@ class Service:
     def _announce(self, sockets: list[socket], serving: Callable[[str], None]) -> None:
         settings, address = self._settings, sockets[0].getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        self._url = f"http://{host}:{address[1]}"
+        self._url = self._api.instance["url"] = f"http://{host}:{address[1]}"
         logger.info("serving", url=self._url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
         serving(self._url)
         self._manager.ready()

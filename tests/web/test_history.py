@@ -79,8 +79,26 @@ async def test_answer_times_are_those_of_the_batches_in_the_interval(
     p50, p99 = sampler.columns()["answer_p50_ms"], sampler.columns()["answer_p99_ms"]
     assert p50[0] is not None
     assert p99[0] is not None
-    assert 0.5 < p50[0] <= p99[0] <= 1
+    assert p50[0] == p99[0] == 1, "the upper bound of their bucket"
     assert p50[1] is None, "nobody was answered in the second interval"
+
+
+@pytest.mark.gen_test
+async def test_answers_by_status_and_their_times_in_the_last_minute(parts: Rig, sampler: Sampler, clock: Clock) -> None:
+    for seconds in (0.0009, 0.0009, 11):
+        parts.metrics.answered("TasksBatch", "POST", 200, seconds)
+    parts.metrics.answered("SessionsBatch", "POST", 422, 0.0009)
+    parts.metrics.answered("Stats", "GET", 200, 0.0009)
+    answers = sampler.answers()
+    assert answers["statuses"] == [{"status": 200, "total": 3, "recent": 3}, {"status": 422, "total": 1, "recent": 1}]
+    assert (answers["p50_ms"], answers["p99_ms"]) == (1, 2 * answers["limit_ms"]), "over the last bound"
+    for _ in range(int(SPAN / INTERVAL) + 1):
+        clock.now += INTERVAL
+        sampler.sample()
+    parts.metrics.answered("TasksBatch", "POST", 200, 0.04)
+    answers = sampler.answers()
+    assert answers["statuses"] == [{"status": 200, "total": 4, "recent": 1}, {"status": 422, "total": 1, "recent": 0}]
+    assert answers["p50_ms"] == answers["p99_ms"] == 50
 
 
 @pytest.mark.gen_test

@@ -58,18 +58,13 @@ class Reading:
         gained = {bound: count - earlier.at_most.get(bound, 0) for bound, count in self.at_most.items()}
         return Reading(gained, self.sum - earlier.sum)
 
-    def quantile(self, q: float) -> float | None:
-        """The value that a share of ``q`` of the observations does not pass; None where nothing was observed.
+    def bound(self, q: float) -> float | None:
+        """The least bound that a share of ``q`` of the observations does not pass; None where nothing was observed.
 
-        Within a bucket values count as spread evenly; a value above the last finite bound counts as that bound.
+        That is all that buckets tell about a quantile. Infinite if it is above the last finite bound.
         """
         rank = q * self.count
-        low, below = 0.0, 0.0
-        for bound, count in self.at_most.items():
-            if count > below and count >= rank:
-                return low if bound == math.inf else low + (bound - low) * max(0.0, rank - below) / (count - below)
-            low, below = bound, count
-        return None
+        return next((bound for bound, count in self.at_most.items() if count and count >= rank), None)
 
 
 def zeros() -> dict[Kind, int]:
@@ -269,6 +264,15 @@ class Metrics:
         method = method if method in METHODS else OTHER
         self.requests.labels(handler, method, status).inc()
         self.request_seconds.labels(handler, method).observe(seconds)
+
+    def answers(self, handlers: Collection[str]) -> dict[int, int]:
+        """Answers of these handlers so far, by status."""
+        counts: dict[int, int] = {}
+        for sample in (sample for metric in self.requests.collect() for sample in metric.samples):
+            if sample.labels["handler"] in handlers and sample.value:  # some series exist before their first answer
+                status = int(sample.labels["status"])
+                counts[status] = counts.get(status, 0) + int(sample.value)
+        return counts
 
     def flushed(self, seconds: float, at: datetime, rows: int) -> None:
         """Count one flush that wrote rows and ended at ``at`` (UTC)."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,22 +13,27 @@ from tornado_persist import __version__
 from tornado_persist.pipeline.health import Health, HealthSnapshot
 from tornado_persist.records.models import KINDS
 from tornado_persist.records.times import stamp
-from tornado_persist.telemetry.metrics import Metrics, Reading
+from tornado_persist.telemetry.metrics import REQUEST_SECONDS, Metrics, Reading
 from tornado_persist.web import schemas
 from tornado_persist.web.base import GetHandler, accounting, refused, shown
 
 #: Seconds between samples, and seconds that all samples span.
 INTERVAL = 5.0
 SPAN = 900.0
-#: Handlers whose answer times are shown. A flush is slow by nature.
-TIMED = ("SessionsBatch", "TasksBatch")
+#: Seconds that the answer times beside the charts span.
+LATELY = 60.0
+#: Handlers whose answers are counted and timed. A flush is slow by nature.
+BATCHES = ("SessionsBatch", "TasksBatch")
+#: Milliseconds; all that is known of a longer answer is that it was longer.
+LIMIT_MS = REQUEST_SECONDS[-1] * 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The state at ``at`` (seconds since 1970), and what happened in the interval that ended then.
 
-    Rows a second; refused batches; rows; bytes; milliseconds, None where nothing was timed.
+    Rows a second; refused batches; rows; bytes; milliseconds, None where nothing was timed. Answer times are the upper
+    bounds of buckets, twice ``LIMIT_MS`` above the last one.
     """
 
     at: float
@@ -57,6 +63,7 @@ class _Mark:
     refused: int
     flushes: Reading
     answers: Reading
+    statuses: Mapping[int, int]
 
 
 class Sampler:
@@ -74,16 +81,16 @@ class Sampler:
         self._metrics = metrics
         self._clock = clock
         self._samples: deque[Sample] = deque(maxlen=int(SPAN / INTERVAL))
-        self._mark = self._counters()
+        self._marks: deque[_Mark] = deque([self._counters()], maxlen=int(SPAN / INTERVAL) + 1)
         self._problem = ""
 
     def sample(self) -> None:
         """Take a sample; call this every ``INTERVAL`` seconds. It does not ask the sink."""
-        last, now = self._mark, self._counters()
+        last, now = self._marks[-1], self._counters()
         seconds = now.clock - last.clock
         if seconds <= 0:
             return
-        self._mark = now
+        self._marks.append(now)
         accepted, written, merged, rejected = ((b - a) / seconds for a, b in zip(last.rows, now.rows, strict=True))
         answers = now.answers - last.answers
         snapshot = self._health.snapshot()
@@ -99,8 +106,8 @@ class Sampler:
                 snapshot.waiting.in_memory,
                 snapshot.waiting.journal_bytes,
                 _ms((now.flushes - last.flushes).mean),
-                _ms(answers.quantile(0.5)),
-                _ms(answers.quantile(0.99)),
+                _bound_ms(answers, 0.5),
+                _bound_ms(answers, 0.99),
                 snapshot.sink.up,
             )
         )
@@ -111,6 +118,21 @@ class Sampler:
         columns = {name: [getattr(sample, name) for sample in self._samples] for name in COLUMNS}
         return cast(schemas.Samples, columns)
 
+    def answers(self) -> schemas.Answers:
+        """Answers to batches, up to this moment."""
+        now, first = self._counters(), self._marks[0]
+        earlier = next((mark for mark in self._marks if mark.clock >= now.clock - LATELY), self._marks[-1])
+        lately = now.answers - earlier.answers
+        return {
+            "p50_ms": _bound_ms(lately, 0.5),
+            "p99_ms": _bound_ms(lately, 0.99),
+            "limit_ms": LIMIT_MS,
+            "statuses": [
+                {"status": status, "total": count, "recent": count - first.statuses.get(status, 0)}
+                for status, count in sorted(now.statuses.items())
+            ],
+        }
+
     def _counters(self) -> _Mark:
         metrics = self._metrics
         terms = metrics.accepted, metrics.written, metrics.merged, metrics.rejected
@@ -119,7 +141,8 @@ class Sampler:
             tuple(sum(map(rows, KINDS)) for rows in terms),
             metrics.refusals.batches,
             Reading.of(metrics.flush_seconds),
-            Reading.of(metrics.request_seconds, TIMED),
+            Reading.of(metrics.request_seconds, BATCHES),
+            metrics.answers(BATCHES),
         )
 
     def _note_problem(self, snapshot: HealthSnapshot) -> None:
@@ -132,6 +155,11 @@ class Sampler:
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _bound_ms(answers: Reading, q: float) -> float | None:
+    bound = answers.bound(q)
+    return 2 * LIMIT_MS if bound == math.inf else _ms(bound)
 
 
 class History(GetHandler):
@@ -149,6 +177,7 @@ class History(GetHandler):
             "now": snapshot.at.timestamp(),
             "version": __version__,
             "started": stamp(app.metrics.started),
+            "instance": app.instance,
             "interval_seconds": INTERVAL,
             "span_seconds": SPAN,
             "intake": {"accepting": snapshot.accepting, "problem": snapshot.problem},
@@ -174,6 +203,7 @@ class History(GetHandler):
             },
             "accounting": accounting(app.metrics.totals, waiting.rows),
             "refused": refused(app.metrics.refusals),
+            "answers": app.sampler.answers(),
             "samples": app.sampler.columns(),
             "flushes": [
                 {

@@ -205,6 +205,16 @@ class Stats(TypedDict):
 
 
 @_closed
+class Instance(TypedDict):
+    """Which service this is."""
+
+    host: Annotated[str, Field(description="the name of its machine")]
+    pid: Number
+    url: Annotated[str, Field(description="where it listens; empty if that is not known")]
+    data_dir: str
+
+
+@_closed
 class Intake(TypedDict):
     """Whether batches are accepted."""
 
@@ -241,6 +251,25 @@ class Pending(TypedDict):
 
 
 @_closed
+class StatusCount(TypedDict):
+    """Answers with one status."""
+
+    status: Annotated[int, Field(ge=100, le=599)]
+    total: Annotated[int, Field(ge=0, description="since the process started")]
+    recent: Annotated[int, Field(ge=0, description="in the last quarter of an hour")]
+
+
+@_closed
+class Answers(TypedDict):
+    """Answers to batches. Times are upper bounds of buckets, of the last minute; null: nothing was timed."""
+
+    p50_ms: float | None
+    p99_ms: float | None
+    limit_ms: Annotated[float, Field(description="a time over this is not known any closer")]
+    statuses: list[StatusCount]
+
+
+@_closed
 class Samples(TypedDict):
     """One list a column, the oldest first: rows a second, rows, bytes, milliseconds (null: nothing was timed).
 
@@ -257,7 +286,7 @@ class Samples(TypedDict):
     in_memory: list[Number]
     journal_bytes: list[Number]
     flush_ms: list[float | None]
-    answer_p50_ms: list[float | None]
+    answer_p50_ms: Annotated[list[float | None], Field(description="the upper bound of the bucket that holds it")]
     answer_p99_ms: list[float | None]
     sink_up: list[bool]
 
@@ -292,6 +321,7 @@ class History(TypedDict):
     now: Annotated[float, Field(description="seconds since 1970")]
     version: str
     started: Time
+    instance: Instance
     interval_seconds: Annotated[float, Field(description="from one sample to the next")]
     span_seconds: float
     intake: Intake
@@ -299,6 +329,7 @@ class History(TypedDict):
     waiting: Pending
     accounting: Accounting
     refused: Refused
+    answers: Answers
     samples: Samples
     flushes: Annotated[list[PastFlush], Field(description="the latest first")]
     incidents: Annotated[list[Incident], Field(description="the latest first")]

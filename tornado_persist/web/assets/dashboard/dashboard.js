@@ -1,7 +1,7 @@
 // Asks the service how it is, every few seconds, and shows it.
 
 import { makeCharts } from "./charts.js";
-import { NONE, bytes, duration, milliseconds, moment, number, percent } from "./format.js";
+import { NONE, bounded, bytes, duration, milliseconds, moment, number, percent } from "./format.js";
 import { language, text } from "./text.js";
 
 const EVERY = 3000;
@@ -41,8 +41,8 @@ function judge(now) {
     return ["warning", text.behind, text.behindDetail(duration(waiting.oldest_seconds)), now.flushes[0]?.error ?? ""];
   }
   if (now.samples.rejected.some((rows) => rows > 0)) {
-    const refusal = now.incidents.find(({ what }) => what === "rejected");
-    return ["warning", text.refusing, text.refusingDetail, refusal?.message ?? ""];
+    const rejection = now.incidents.find(({ what }) => what === "rejected");
+    return ["warning", text.rejecting, text.rejectingDetail, rejection?.message ?? ""];
   }
   return ["good", text.well, text.wellDetail(short(sink.description)), ""];
 }
@@ -68,13 +68,11 @@ function lately(samples, column, seconds, now) {
   return recent.length ? recent.reduce((sum, value) => sum + value, 0) / recent.length : null;
 }
 
-function tiles({ now, samples, waiting }) {
+function tiles({ now, answers, samples, waiting }) {
   for (const name of ["accepted", "written", "merged"]) write(`tile-${name}`, number(lately(samples, name, 60, now)));
   write("tile-waiting", number(waiting.rows));
   write("tile-oldest", waiting.rows ? text.oldest(duration(waiting.oldest_seconds)) : text.nothingWaits);
-  write("tile-p50", milliseconds(lately(samples, "answer_p50_ms", 60, now)));
-  const slowest = samples.answer_p99_ms.filter((value, index) => value !== null && samples.at[index] > now - 60);
-  write("tile-p99", milliseconds(slowest.length ? Math.max(...slowest) : null));
+  for (const name of ["p50", "p99"]) write(`tile-${name}`, bounded(answers.limit_ms)(answers[`${name}_ms`]));
 }
 
 function meter(id, part, words) {
@@ -131,6 +129,20 @@ function accounting({ accounting: rows }) {
   ]);
 }
 
+// Which service this is.
+function instance({ now, instance: { host, url, data_dir, pid }, started }) {
+  const uptime = duration(now - Date.parse(started) / 1000);
+  list("instance", [[text.host, host], [text.address, url || NONE], [text.dataDir, data_dir], [text.process, `${pid}`], [text.uptime, uptime]]);
+}
+
+function answer(row, { status, total, recent }) {
+  const level = status < 400 ? "good" : status < 500 ? "warning" : "bad";
+  const meaning = text.statuses[status];
+  cell(row, meaning ? `${status} ${meaning}` : `${status}`, { level: recent ? level : "" });
+  cell(row, number(recent), { name: "number" });
+  cell(row, number(total), { name: "number" });
+}
+
 function cell(row, words, { label = "", level = "", name = "" } = {}) {
   const made = row.insertCell();
   made.textContent = words;
@@ -181,13 +193,15 @@ function show(now) {
   write("version", now.version);
   fresh(true, text.live(moment(now.now * 1000)));
   state(...judge(now));
+  instance(now);
   tiles(now);
   limits(now);
   sink(now);
   accounting(now);
+  table("answers", now.answers.statuses, answer);
   table("flushes", now.flushes.slice(0, 10), flush);
   table("errors", now.incidents.slice(0, 10), incident);
-  charts.forEach((chart) => chart.show(now.samples, now.now, now.span_seconds));
+  charts.forEach((chart) => chart.show(now));
 }
 
 async function look() {

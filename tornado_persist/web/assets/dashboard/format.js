@@ -41,6 +41,14 @@ export function milliseconds(value) {
   return `${fine.format(value)} ${text.units.ms}`;
 }
 
+// A time that is only known to be under a bound; past the greatest bound, ``limit``, only that it is over it.
+export function bounded(limit) {
+  return (value) => {
+    if (value === null || value === undefined) return NONE;
+    return value > limit ? `> ${milliseconds(limit)}` : `< ${milliseconds(value)}`;
+  };
+}
+
 // The two greatest units of a time in seconds.
 export function duration(seconds) {
   const { d, h, min, s } = text.units;
