@@ -23,11 +23,15 @@ def fill(service: Persistd) -> Path:
     return service.data_dir / "journal" / "00000000000000000001.seg"
 
 
-def test_of_a_running_service_ls_tells_records_rows_and_that_it_runs(service: Persistd, command: Command) -> None:
+def test_of_a_running_service_ls_tells_records_rows_and_that_it_runs(
+    service: Persistd, command: Command, tmp_path: Path
+) -> None:
     fill(service)
     code, said, complaint = command("journal", "ls")
     assert (code, complaint) == (0, "")
-    assert said.startswith(f"data/journal: the service runs, pid {service.process.pid}; released up to 0\n\nsegment")
+    assert said.startswith(
+        f"{tmp_path}/data/journal: the service runs, pid {service.process.pid}; released up to 0\n\nsegment"
+    )
     row = re.search(r"^0{19}1\.seg +1 +3 +3 +0 +1 +3 +\d+ B +\d\.\d s$", said, re.MULTILINE)
     assert row, said
     facts = json.loads(command("journal", "ls", "--json").out)
@@ -39,7 +43,7 @@ def test_of_a_running_service_ls_tells_records_rows_and_that_it_runs(service: Pe
     assert "released up to 3" in command("journal", "ls").out
 
 
-def test_show_prints_records_with_their_rows(service: Persistd, command: Command) -> None:
+def test_show_prints_records_with_their_rows(service: Persistd, command: Command, tmp_path: Path) -> None:
     fill(service)
     code, said, _ = command("journal", "show", "2")
     assert code == 0
@@ -52,10 +56,10 @@ def test_show_prints_records_with_their_rows(service: Persistd, command: Command
         (3, "task", 1, False),
     ]
     assert lines[0]["body"]["tasks"][1] == task("b", source_text="你好")
-    assert command("journal", "show", "9") == (1, "", "persistd: data/journal: there is no record 9\n")
+    assert command("journal", "show", "9") == (1, "", f"persistd: {tmp_path}/data/journal: there is no record 9\n")
 
 
-def test_verify_names_each_damage_with_file_and_offset(service: Persistd, command: Command) -> None:
+def test_verify_names_each_damage_with_file_and_offset(service: Persistd, command: Command, tmp_path: Path) -> None:
     segment = fill(service)
     service.kill()
     assert command("journal", "verify")[::2] == (0, "")
@@ -64,17 +68,17 @@ def test_verify_names_each_damage_with_file_and_offset(service: Persistd, comman
     code, said, complaint = command("journal", "verify")
     assert code == 1
     problem = f"{size} B damaged: the checksum does not hold (record 1, 1 session)"
-    assert complaint == f"persistd: data/journal/{segment.name}, offset 0: {problem}\n"
-    assert re.fullmatch(r"data/journal: 1 segment, 2 good records, \d+ B, 1 problem\n", said)
+    assert complaint == f"persistd: {tmp_path}/data/journal/{segment.name}, offset 0: {problem}\n"
+    assert re.fullmatch(rf"{tmp_path}/data/journal: 1 segment, 2 good records, \d+ B, 1 problem\n", said)
 
     service.start()
     service.wait_for_log("journal record damaged")
-    saved = "data/damaged/00000000000000000001-0.bin"
+    saved = f"{tmp_path}/data/damaged/00000000000000000001-0.bin"
     assert f"(record 1, 1 session, known, a copy is in {saved})" in command("journal", "verify").err
 
 
 def test_a_torn_end_is_no_damage_and_of_a_stopped_service_what_a_start_will_cut(
-    service: Persistd, command: Command
+    service: Persistd, command: Command, tmp_path: Path
 ) -> None:
     segment = fill(service)
     offset = json.loads(command("journal", "show", "3", "--json").out)["offset"]
@@ -82,22 +86,22 @@ def test_a_torn_end_is_no_damage_and_of_a_stopped_service_what_a_start_will_cut(
     segment.write_bytes(segment.read_bytes()[:-10])
     code, said, complaint = command("journal", "verify")
     assert (code, said[-12:]) == (0, " 0 problems\n")
-    place = f"persistd: data/journal/{segment.name}, offset {offset}: the last "
+    place = f"persistd: {tmp_path}/data/journal/{segment.name}, offset {offset}: the last "
     assert complaint.startswith(place)
     assert complaint.endswith("not whole, as a crash leaves them, and never acknowledged; a start cuts them off\n")
 
 
-def test_a_cursor_that_cannot_be_believed_is_a_problem(service: Persistd, command: Command) -> None:
+def test_a_cursor_that_cannot_be_believed_is_a_problem(service: Persistd, command: Command, tmp_path: Path) -> None:
     fill(service)
     assert service.stop() == 0
     (service.data_dir / "journal" / "cursor").write_text("persistd")
     code, _, complaint = command("journal", "verify")
     words = "it is no cursor; a start takes all records for not released"
-    assert (code, complaint) == (1, f"persistd: data/journal/cursor: {words}\n")
+    assert (code, complaint) == (1, f"persistd: {tmp_path}/data/journal/cursor: {words}\n")
 
 
 def test_a_half_of_the_cursor_that_a_crash_has_torn_is_no_damage_and_a_start_mends_it(
-    service: Persistd, command: Command
+    service: Persistd, command: Command, tmp_path: Path
 ) -> None:
     fill(service)
     service.kill()
@@ -107,7 +111,7 @@ def test_a_half_of_the_cursor_that_a_crash_has_torn_is_no_damage_and_a_start_men
     code, said, complaint = command("journal", "verify")
     assert (code, said[-12:]) == (0, " 0 problems\n")
     words = "a half is not whole, as a crash leaves it, and the other one holds; a start mends it"
-    assert complaint == f"persistd: data/journal/cursor: {words}\n"
+    assert complaint == f"persistd: {tmp_path}/data/journal/cursor: {words}\n"
 
     service.start()
     service.wait_for_log("journal cursor torn by a crash")
@@ -138,9 +142,9 @@ def test_export_leaves_released_records_out_unless_asked_for_all(service: Persis
     assert [json.loads(line)["row"]["task_id"] for line in command("journal", "export").out.splitlines()] == ["d"]
 
 
-def test_a_data_directory_without_a_journal_is_named(command: Command) -> None:
+def test_a_data_directory_without_a_journal_is_named(command: Command, tmp_path: Path) -> None:
     code, _, complaint = command("journal", "ls")
-    assert (code, complaint) == (1, "persistd: data/journal: cannot be read: No such file or directory\n")
+    assert (code, complaint) == (1, f"persistd: {tmp_path}/data/journal: cannot be read: No such file or directory\n")
 
 
 @pytest.mark.parametrize("words", [("journal",), ("journal", "dance"), ("journal", "show", "x")])

@@ -111,7 +111,9 @@ def test_a_row_fixed_and_sent_again_ends_in_postgres_and_the_accounting_balances
         assert balances(service) == after
 
 
-def test_ls_shows_rows_by_reason_filters_them_and_gives_whole_json(refusing: Persistd, command: Command) -> None:
+def test_ls_shows_rows_by_reason_filters_them_and_gives_whole_json(
+    refusing: Persistd, command: Command, tmp_path: Path
+) -> None:
     refuse(refusing, "a", "b")
     code, said, complaint = command("rejected", "ls")
     assert (code, complaint) == (0, "")
@@ -119,7 +121,7 @@ def test_ls_shows_rows_by_reason_filters_them_and_gives_whole_json(refusing: Per
     assert head.split() == ["line", "kind", "key", "code", "refused", "message"]
     assert first.split()[:4] == ["1", "task", "a", "SQLITE_CONSTRAINT_TRIGGER"]
     assert second.endswith("no bad text here")
-    assert last == "data/rejected.jsonl: 2 rows (2 tasks with code SQLITE_CONSTRAINT_TRIGGER)"
+    assert last == f"{tmp_path}/data/rejected.jsonl: 2 rows (2 tasks with code SQLITE_CONSTRAINT_TRIGGER)"
     (line,) = command("rejected", "ls", "--json", "--key", "b").out.splitlines()
     entry = json.loads(line)
     assert (entry["line"], entry["state"], entry["row"]) == (2, "open", task("b", source_text="bad b"))
@@ -128,31 +130,33 @@ def test_ls_shows_rows_by_reason_filters_them_and_gives_whole_json(refusing: Per
 
 
 def test_nothing_was_ever_refused(command: Command, tmp_path: Path) -> None:
-    assert command("rejected", "ls") == (1, "", "persistd: data: there is no such directory\n")
+    assert command("rejected", "ls") == (1, "", f"persistd: {tmp_path}/data: there is no such directory\n")
     (tmp_path / "data").mkdir()
-    assert command("rejected", "ls") == (0, "data/rejected.jsonl: 0 rows\n", "")
+    assert command("rejected", "ls") == (0, f"{tmp_path}/data/rejected.jsonl: 0 rows\n", "")
 
 
 def test_a_retry_that_is_refused_again_is_named_and_is_an_entry_of_its_own(
-    refusing: Persistd, command: Command
+    refusing: Persistd, command: Command, tmp_path: Path
 ) -> None:
     refuse(refusing, "a")
     code, said, complaint = command("rejected", "retry", "1", "--url", refusing.url)
     assert (code, said) == (1, "1 row sent\n")
-    assert complaint == "persistd: data/rejected.jsonl, line 2: task a was refused again: no bad text here\n"
+    assert (
+        complaint == f"persistd: {tmp_path}/data/rejected.jsonl, line 2: task a was refused again: no bad text here\n"
+    )
     assert [json.loads(line)["line"] for line in command("rejected", "ls", "--json").out.splitlines()] == [2]
     assert balances(refusing)["rejected"] == 2
 
 
 def test_a_row_that_was_updated_since_is_left_out_unless_told_to_overwrite(
-    refusing: Persistd, command: Command
+    refusing: Persistd, command: Command, tmp_path: Path
 ) -> None:
     refuse(refusing, "a", "b")
     forgive(refusing)
     refusing.post("task", task("a", source_text="newer"))  # not even flushed yet
     code, said, complaint = command("rejected", "retry", "--all", "--url", refusing.url)
     assert (code, said) == (1, "1 row sent\nflushed: the sink has them\n")
-    assert complaint.startswith("persistd: data/rejected.jsonl, line 1: task a is of ")
+    assert complaint.startswith(f"persistd: {tmp_path}/data/rejected.jsonl, line 1: task a is of ")
     assert complaint.endswith(": not sent (--overwrite sends it all the same)\n")
     assert stored(refusing) == {"first": "Hello", "a": "newer", "b": "bad b"}
     assert command("rejected", "retry", "1", "--overwrite", "--url", refusing.url).code == 0
@@ -209,12 +213,12 @@ def test_an_editor_that_changes_nothing_or_fails_sends_nothing(
     assert balances(refusing)["accepted"] == 2
 
 
-def test_drop_keeps_a_note_with_the_reason(refusing: Persistd, command: Command) -> None:
+def test_drop_keeps_a_note_with_the_reason(refusing: Persistd, command: Command, tmp_path: Path) -> None:
     refuse(refusing, "a", "b")
     before = (refusing.data_dir / "rejected.jsonl").read_bytes()
     assert command("rejected", "drop", "2", "--reason", "a test") == (
         0,
-        "1 row dropped, as data/rejected.settled.jsonl says\n",
+        f"1 row dropped, as {tmp_path}/data/rejected.settled.jsonl says\n",
         "",
     )
     (note,) = notes(refusing)
@@ -236,16 +240,20 @@ def test_which_rows_has_to_be_said(refusing: Persistd, command: Command) -> None
         assert command("rejected", *name, "7")[::2] == (2, "persistd: there is no line 7\n")
 
 
-def test_a_broken_line_is_named_costs_itself_alone_and_can_be_dropped(refusing: Persistd, command: Command) -> None:
+def test_a_broken_line_is_named_costs_itself_alone_and_can_be_dropped(
+    refusing: Persistd, command: Command, tmp_path: Path
+) -> None:
     refuse(refusing, "a", "b")
     forgive(refusing)
     file = refusing.data_dir / "rejected.jsonl"
     first, second = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(first.replace(b'"row"', b'"row') + second)
-    problem = "persistd: data/rejected.jsonl, line 1: it is no JSON (Expecting ':' delimiter at character 38)\n"
+    problem = (
+        f"persistd: {tmp_path}/data/rejected.jsonl, line 1: it is no JSON (Expecting ':' delimiter at character 38)\n"
+    )
     code, said, complaint = command("rejected", "ls")
     assert code == 1
-    assert complaint.startswith("persistd: data/rejected.jsonl, line 1: it is no JSON (")
+    assert complaint.startswith(f"persistd: {tmp_path}/data/rejected.jsonl, line 1: it is no JSON (")
     assert " b " in said
     code, said, complaint = command("rejected", "retry", "--all", "--url", refusing.url)
     assert (code, said) == (1, "1 row sent\nflushed: the sink has them\n")
@@ -289,7 +297,9 @@ def test_a_note_follows_its_line_when_the_file_is_shortened_by_hand(refusing: Pe
     assert entry["row"]["task_id"] == "c"
 
 
-def test_a_retry_that_was_killed_says_that_a_row_may_be_sent_twice(refusing: Persistd, command: Command) -> None:
+def test_a_retry_that_was_killed_says_that_a_row_may_be_sent_twice(
+    refusing: Persistd, command: Command, tmp_path: Path
+) -> None:
     refuse(refusing, "a")
     forgive(refusing)
     entry = json.loads(command("rejected", "ls", "--json").out)
@@ -303,7 +313,7 @@ def test_a_retry_that_was_killed_says_that_a_row_may_be_sent_twice(refusing: Per
     (refusing.data_dir / "rejected.settled.jsonl").write_text("{}\n")
     assert command("rejected", "ls")[::2] == (
         1,
-        "persistd: data/rejected.settled.jsonl, line 1: this is no note of a retry or drop\n",
+        f"persistd: {tmp_path}/data/rejected.settled.jsonl, line 1: this is no note of a retry or drop\n",
     )
 
 
