@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from tests.process import persistd
 from tornado_persist import config
 from tornado_persist.config import Settings
 from tornado_persist.errors import ConfigError
@@ -134,7 +135,7 @@ def test_a_wrong_variable_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError) as caught:
         config.load(None)
-    assert str(caught.value).startswith((variable, "sink:"))
+    assert str(caught.value).startswith(variable)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -157,3 +158,124 @@ def test_a_relative_path_lies_below_data_dir_and_an_absolute_one_stays() -> None
     settings = config.load(None)
     assert settings.path("x.log") == Path.cwd() / "data" / "x.log"
     assert settings.path("/var/log/x.log") == Path("/var/log/x.log")
+
+
+def mistakes(file: Path | None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    return caught.value.mistakes
+
+
+def test_each_mistake_is_a_line_with_its_place_and_the_key_that_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(
+        tmp_path / "c.toml",
+        """
+port = 9001
+sink = "postgre"
+[server]
+prot = 9001
+max_batch = 0
+[bufer]
+capacity = 1
+[buffer]
+flush_intervall = 5
+[sinks.sqlite]
+paht = "x"
+[sinks.postgres]
+url = "postgresql://me:secret@h:x/db"
+""",
+    )
+    monkeypatch.setenv("PERSISTD_SERVER__HOTS", "x")
+    monkeypatch.setenv("PERSISTD_SERVER_PORT", "9001")
+    monkeypatch.setenv("PERSISTD_SINKS__MYSQL", '{"ulr": 1}')
+    unknown = "this key is not known"
+    lines = mistakes(file)
+    assert lines[-1].startswith(f"{file}, line 14: sinks.postgres.url: ")
+    assert "secret" not in lines[-1]
+    assert sorted(lines[:-1]) == sorted(
+        [
+            "PERSISTD_SERVER_PORT: this environment variable names no setting (did you mean PERSISTD_SERVER__PORT?)",
+            f"PERSISTD_SERVER__HOTS: {unknown} (did you mean PERSISTD_SERVER__HOST?)",
+            f"PERSISTD_SINKS__MYSQL: sinks.mysql.ulr: {unknown} (did you mean url?)",
+            f"{file}, line 2: port: {unknown} (did you mean server.port?)",
+            f"{file}, line 3: sink: there is no sink 'postgre'; known: jsonl, mysql, postgres, sqlite",
+            f"{file}, line 5: server.prot: {unknown} (did you mean port?)",
+            f"{file}, line 6: server.max_batch: Input should be greater than or equal to 1",
+            f"{file}, line 7: bufer: {unknown} (did you mean buffer?)",
+            f"{file}, line 10: buffer.flush_intervall: {unknown} (did you mean flush_interval?)",
+            f"{file}, line 12: sinks.sqlite.paht: {unknown} (did you mean path?)",
+        ]
+    )
+    done = persistd("check", "-c", str(file), cwd=tmp_path, PERSISTD_SERVER__HOTS="x")
+    said = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, len(said)) == (2, "", 9)
+    assert all(line.startswith("persistd: ") for line in said)
+    assert persistd("run", "-c", str(file), cwd=tmp_path, PERSISTD_SERVER__HOTS="x").stderr == done.stderr
+    assert persistd("start", "-c", str(file), cwd=tmp_path, PERSISTD_SERVER__HOTS="x").stderr == done.stderr
+
+
+def test_a_table_in_a_variable_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSISTD_BUFFER", "{capacity")
+    assert mistakes(None) == ["PERSISTD_BUFFER: is not valid JSON"]
+
+
+def test_what_kubernetes_says_of_a_service_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = {
+        "PERSISTD_SERVICE_HOST": "10.0.0.11",
+        "PERSISTD_SERVICE_PORT": "8001",
+        "PERSISTD_SERVICE_PORT_HTTP": "8001",
+        "PERSISTD_PORT": "tcp://10.0.0.11:8001",
+        "PERSISTD_PORT_8001_TCP": "tcp://10.0.0.11:8001",
+        "PERSISTD_PORT_8001_TCP_PROTO": "tcp",
+        "PERSISTD_PORT_8001_TCP_PORT": "8001",
+        "PERSISTD_PORT_8001_TCP_ADDR": "10.0.0.11",
+        "PERSISTD_SERVER_PORT": "tcp://10.0.0.12:80",  # of a Service called persistd-server
+    }
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    assert config.load(None).server.port == 8001
+    monkeypatch.setenv("PERSISTD_PORT", "9001")
+    monkeypatch.setenv("PERSISTD_SERVER_PORT", "9001")
+    assert [line.partition(":")[0] for line in mistakes(None)] == ["PERSISTD_PORT", "PERSISTD_SERVER_PORT"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8GiB", 8 << 30),
+        ("64MB", 64_000_000),
+        ("64 mib", 64 << 20),
+        ("4096", 4096),
+        ("4.5KiB", 4608),
+        ("70000B", 70_000),
+    ],
+)
+def test_a_size_may_have_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    assert config.load(write(tmp_path / "c.toml", f"[journal]\nmax_bytes = '{text}'")).journal.max_bytes == size
+    monkeypatch.setenv("PERSISTD_JOURNAL__MAX_BYTES", text)
+    assert config.load(None).journal.max_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30.0), ("500ms", 0.5), ("5m", 300.0), ("1.5 h", 5400.0), ("1d", 86_400.0), ("2", 2.0), ("0.25", 0.25)],
+)
+def test_a_duration_may_have_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
+    file = write(tmp_path / "c.toml", f"[buffer]\nflush_interval = '{text}'")
+    assert config.load(file).buffer.flush_interval == seconds
+    monkeypatch.setenv("PERSISTD_BUFFER__FLUSH_INTERVAL", text)
+    assert config.load(None).buffer.flush_interval == seconds
+
+
+@pytest.mark.parametrize("text", ["'5 weeks'", "'s'", "''", "'-1s'", "'1ms'", "'2d'", "'nan'", "nan", "inf", "true"])
+def test_a_wrong_duration_is_named(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path / "c.toml", f"[buffer]\nflush_interval = {text}")
+    assert mistakes(file)[0].startswith(f"{file}, line 2: buffer.flush_interval: ")
+
+
+@pytest.mark.parametrize("text", ["'8 GiBs'", "'MiB'", "''", "'-1'", "'1KiB'", "8.5", "true"])
+def test_a_wrong_size_is_named(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path / "c.toml", f"[journal]\nmax_bytes = {text}")
+    assert mistakes(file)[0].startswith(f"{file}, line 2: journal.max_bytes: ")

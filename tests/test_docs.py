@@ -259,4 +259,5 @@ def test_the_service_writes_to_the_sink_of_the_documentation(tmp_path: Path, ins
 def test_a_mistake_in_the_table_of_the_documented_sink_is_named(tmp_path: Path, installed: Path) -> None:
     (tmp_path / "c.toml").write_text('sink = "keyvalue"\n[sinks.keyvalue]\npaht = "x"\n')
     done = persistd("check", "-c", "c.toml", cwd=tmp_path, PYTHONPATH=str(installed))
-    assert (done.returncode, done.stderr) == (2, "persistd: sinks.keyvalue.paht: this key is not known\n")
+    problem = "sinks.keyvalue.paht: this key is not known (did you mean path?)"
+    assert (done.returncode, done.stderr) == (2, f"persistd: c.toml, line 3: {problem}\n")

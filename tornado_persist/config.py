@@ -6,12 +6,32 @@ import itertools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
@@ -21,6 +41,56 @@ from tornado_persist.telemetry import redaction
 ENV_PREFIX = "PERSISTD_"
 ENV_CONFIG = "PERSISTD_CONFIG"
 SYSTEM_FILE = Path("/etc/persistd/persistd.toml")
+
+#: Names and values of the variables by which Kubernetes announces a Service to the containers of its namespace.
+_SERVICE_LINKS = [
+    (re.compile(ENV_PREFIX + name), re.compile(value))
+    for name, value in (
+        (r"(\w+_)?SERVICE_HOST", r""),
+        (r"(\w+_)?SERVICE_PORT(_\w+)?", r"\d+$"),
+        (r"(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?", r"(tcp|udp|sctp)://"),
+        (r"(\w+_)?PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)", r""),
+    )
+]
+
+
+_SIZE = TypeAdapter(ByteSize)
+_NO_SIZE = 'should be a number of bytes, or one with a unit, such as "64MiB"'
+_NO_DURATION = 'should be a number of seconds, or one with a unit: "500ms", "30s", "5m", "2h", "1d"'
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+
+
+def read_size(value: object) -> object:
+    """Bytes from a text with a unit; anything else unchanged."""
+    if isinstance(value, bool):
+        raise ValueError(_NO_SIZE)  # noqa: TRY004 - what pydantic asks for
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(_SIZE.validate_python(value.strip()))
+    except ValidationError:
+        raise ValueError(_NO_SIZE) from None
+
+
+def read_seconds(value: object) -> object:
+    """Seconds from a text with a unit; anything else unchanged."""
+    if isinstance(value, bool):
+        raise ValueError(_NO_DURATION)  # noqa: TRY004 - what pydantic asks for
+    if not isinstance(value, str):
+        return value
+    with suppress(ValueError):
+        return float(value)
+    found = _DURATION.fullmatch(value.strip().lower())
+    if not found:
+        raise ValueError(_NO_DURATION)
+    return float(found[1]) * _UNITS[found[2]]
+
+
+#: A number of bytes, in the file also as a text with a unit.
+Bytes: TypeAlias = Annotated[int, BeforeValidator(read_size)]
+#: A number of seconds, in the file also as a text with a unit.
+Seconds: TypeAlias = Annotated[float, BeforeValidator(read_seconds), AllowInfNan(False)]
 
 
 class _Table(BaseModel):
@@ -36,21 +106,21 @@ class Server(_Table):
     )
     port: int = Field(8001, ge=0, le=65535, description="TCP port; 0: any free one, named in the log")
     max_batch: int = Field(1000, ge=1, description="rows in a request at most")
-    max_body_bytes: int = Field(
+    max_body_bytes: Bytes = Field(
         10_485_760, ge=1024, description="bytes of a request body at most, also once decompressed"
     )
-    shutdown_timeout: float = Field(10.0, gt=0, le=3600, description="seconds that a stop may take to write what waits")
+    shutdown_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a stop may take to flush")
 
 
 class Buffer(_Table):
     """When rows are flushed."""
 
     capacity: int = Field(1000, ge=1, description="rows; reaching it starts a flush")
-    flush_interval: float = Field(30.0, ge=0.05, le=86_400, description="seconds from one flush to the next")
+    flush_interval: Seconds = Field(30.0, ge=0.05, le=86_400, description="seconds from one flush to the next")
     max_rows: int = Field(
         100_000, ge=1, description="rows held in memory at most; past it batches wait in the journal alone"
     )
-    flush_timeout: float = Field(8.0, gt=0, le=3600, description="seconds that POST /flush waits at most")
+    flush_timeout: Seconds = Field(8.0, gt=0, le=3600, description="seconds that POST /flush waits at most")
 
 
 class Journal(_Table):
@@ -60,8 +130,8 @@ class Journal(_Table):
         "always",
         description="``always`` syncs before the answer, ``interval`` every 500 ms, ``off`` when the system likes",
     )
-    segment_bytes: int = Field(67_108_864, ge=4096, description="bytes after which a new segment file begins")
-    max_bytes: int = Field(8_589_934_592, ge=4096, description="bytes of the whole journal; past it batches get 503")
+    segment_bytes: Bytes = Field(67_108_864, ge=4096, description="bytes after which a new segment file begins")
+    max_bytes: Bytes = Field(8_589_934_592, ge=4096, description="bytes of the whole journal; past it batches get 503")
 
 
 class Records(_Table):
@@ -86,7 +156,7 @@ class Log(_Table):
         description="``console`` is for people, ``json`` for machines; ``auto``: console on a terminal, else JSON",
     )
     file: str = Field("", description="a path below ``data_dir``; empty: standard error; ``-``: standard output")
-    max_bytes: int = Field(
+    max_bytes: Bytes = Field(
         104_857_600, ge=0, description="bytes of the file at which it is rotated; 0: never, for logrotate"
     )
     backups: int = Field(5, ge=1, le=1000, description="rotated files that are kept, ``.1`` the newest")
@@ -145,15 +215,9 @@ class Settings(BaseSettings):
         """
         name = name or self.sink
         try:
-            model = registry.find(name).Settings
-        except ConfigError as exc:
-            if name == self.sink:
-                raise
-            raise ConfigError(f"sinks.{name}", str(exc).removeprefix("sink: ")) from None
-        try:
-            return model.model_validate(self.sinks.get(name, {}))
+            return _sink_model(name, self.sink).model_validate(self.sinks.get(name, {}))
         except ValidationError as exc:
-            raise _config_error(exc, ("sinks", name)) from None
+            raise ConfigError.of([mistake.error() for mistake in _mistakes(exc, ("sinks", name))]) from None
 
     def path(self, relative: str) -> Path:
         """A path of the configuration: absolute, or below ``data_dir``."""
@@ -181,22 +245,35 @@ def load(file: Path | None, *, sinks: bool = True) -> Settings:
     """Read and check the configuration file (if any) and the environment; without ``sinks`` none of them is imported.
 
     Raises:
-        ConfigError: something in them is wrong; its message is one line that names the key.
+        ConfigError: something in them is wrong. It has a line for each mistake, with file and line or the variable,
+            the key, and for an unknown key the one that was perhaps meant.
     """
     content = _read(file) if file else {}
-    _refuse_unknown_variables()
-    try:
-        settings = Settings(**content)
-    except ValidationError as exc:
-        raise _config_error(exc) from None
-    except ValueError as exc:  # pydantic-settings: a variable for a whole table that is no JSON
-        raise ConfigError("", str(exc).splitlines()[0]) from None
-    # Before they are looked at more closely: what is wrong with one must not show it either.
-    for table in settings.sinks.values():
-        redaction.hide(value for value in table.values() if isinstance(value, str) and "://" in value)
-    for name in sorted({settings.sink, *settings.sinks}) if sinks else ():
-        values = [value for _, value in settings.sink_settings(name)]
-        redaction.hide(value.get_secret_value() for value in values if isinstance(value, SecretStr))
+    wrong = list(_unknown_variables())
+    settings, found = _validate(content)
+    wrong += found
+    # Before the sinks look at them more closely: what is wrong with one must not show it either.
+    merged = _merged(content)
+    tables = merged["sinks"] if isinstance(merged.get("sinks"), dict) else {}
+    for table in tables.values():
+        values = table.values() if isinstance(table, dict) else [table]
+        redaction.hide(value for value in values if isinstance(value, str) and "://" in value)
+    selected = merged.get("sink", Settings.model_fields["sink"].default)
+    for name in sorted({selected, *tables} if isinstance(selected, str) else tables) if sinks else ():
+        if not isinstance(tables.get(name, {}), dict):
+            continue  # among the mistakes already
+        try:
+            model = _sink_model(name, selected).model_validate(tables.get(name, {}))
+        except ConfigError as exc:
+            wrong.append(_Mistake(tuple(exc.key.split(".")), str(exc).removeprefix(f"{exc.key}: ")))
+        except ValidationError as exc:
+            wrong += _mistakes(exc, ("sinks", name))
+        else:
+            redaction.hide(value.get_secret_value() for _, value in model if isinstance(value, SecretStr))
+    if settings is None or wrong:
+        text = file.read_text(encoding="utf-8", errors="replace") if file else ""
+        wrong.sort(key=lambda mistake: _line_of(mistake.path, text) or 0)
+        raise ConfigError.of([mistake.error(file, text) for mistake in wrong])
     return settings
 
 
@@ -224,7 +301,7 @@ def find_data_dir(file: Path | None) -> Path:
 
 
 def _environ(key: str) -> str | None:
-    variable = _variable_of(os.environ, (key,))
+    variable = _variable_of((key,))
     return os.environ[variable] if variable else None
 
 
@@ -238,24 +315,153 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(str(file), f"is not valid TOML: {exc}") from None
 
 
-def _refuse_unknown_variables() -> None:
+@dataclass(frozen=True, slots=True)
+class _Mistake:
+    """What is wrong with a key; ``near`` is a known key that was perhaps meant, ``variable`` the one that is wrong."""
+
+    path: tuple[str, ...]
+    problem: str
+    near: tuple[str, ...] = ()
+    variable: str = ""
+
+    def error(self, file: Path | None = None, text: str = "") -> ConfigError:
+        """For people, with the place: the environment variable, or the line in the file with this text."""
+        # A variable overrides the file. The last step may be pydantic's name of a union's branch rather than a key.
+        if variable := self.variable or _variable_of(self.path):
+            return ConfigError(variable, self.problem + self._hint(_variable(self.near)))
+        near = self.near[-1] if self.near and self.near[:-1] == self.path[:-1] else ".".join(self.near)
+        number = _line_of(self.path, text)
+        if number is None and (variable := next(filter(None, map(_variable_of, _parents(self.path))), "")):
+            place = variable  # the whole table as JSON
+        else:
+            place = f"{file}, line {number}" if number else str(file or "")
+        return ConfigError(".".join(self.path), self.problem + self._hint(near), place=place)
+
+    @staticmethod
+    def _hint(near: str) -> str:
+        return f" (did you mean {near}?)" if near else ""
+
+
+def _validate(content: dict[str, Any]) -> tuple[Settings | None, list[_Mistake]]:
+    try:
+        return Settings(**content), []
+    except ValidationError as exc:
+        return None, _mistakes(exc)
+    except SettingsError as exc:  # a variable for a whole table
+        field = re.search(r'field "(\w+)"', str(exc))
+        path = (field[1],) if field else ()
+        return None, [_Mistake(path, "is not valid JSON", variable=_variable_of(path) or _variable(path))]
+
+
+def _mistakes(exc: ValidationError, prefix: tuple[str, ...] = ()) -> list[_Mistake]:
+    found = []
+    for error in exc.errors(include_url=False, include_input=False):
+        path = (*prefix, *map(str, error["loc"]))
+        if error["type"] == "extra_forbidden":
+            found.append(_Mistake(path, "this key is not known", _nearest(path)))
+        elif error["type"] in ("model_type", "dict_type"):
+            found.append(_Mistake(path, "should be a table"))
+        else:
+            found.append(_Mistake(path, error["msg"].removeprefix("Value error, ")))
+    return found
+
+
+def _sink_model(name: str, selected: str) -> type[SinkSettings]:
+    try:
+        return registry.find(name).Settings
+    except ConfigError as exc:
+        if name == selected:
+            raise
+        raise ConfigError(f"sinks.{name}", str(exc).removeprefix("sink: ")) from None
+
+
+def _merged(content: dict[str, Any]) -> dict[str, Any]:
+    """What the file and the environment say, unchecked."""
+    try:
+        return _over(content, EnvSettingsSource(Settings)())
+    except SettingsError:
+        return content
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _over(below[key], above[key])
+    return merged
+
+
+def _unknown_variables() -> Iterator[_Mistake]:
     """pydantic-settings looks only for the variables it knows, so that a misspelt one would go unnoticed."""
-    for variable in sorted(os.environ):
-        if variable.upper().startswith(ENV_PREFIX) and variable != ENV_CONFIG:
-            first = variable[len(ENV_PREFIX) :].lower().split("__")[0]
-            if first not in Settings.model_fields:
-                raise ConfigError(variable, "this environment variable names no setting")
+    for variable, value in sorted(os.environ.items()):
+        if not variable.upper().startswith(ENV_PREFIX) or variable == ENV_CONFIG or _is_service_link(variable, value):
+            continue
+        path = tuple(variable[len(ENV_PREFIX) :].lower().split("__"))
+        if path[0] not in Settings.model_fields:
+            yield _Mistake(path, "this environment variable names no setting", _nearest(path), variable)
 
 
-def _config_error(exc: ValidationError, prefix: tuple[str, ...] = ()) -> ConfigError:
-    error = exc.errors(include_url=False, include_input=False)[0]
-    path = (*prefix, *map(str, error["loc"]))
-    # The last step may be pydantic's name of a union's branch rather than a key; a variable is named as it was written.
-    variable = _variable_of(os.environ, path)
-    message = "this key is not known" if error["type"] == "extra_forbidden" else error["msg"]
-    return ConfigError(variable or ".".join(path), message.removeprefix("Value error, "))
+def _is_service_link(variable: str, value: str) -> bool:
+    """Whether Kubernetes has set the variable, for a Service called ``persistd`` or ``persistd-...``."""
+    return any(name.fullmatch(variable) and form.match(value) for name, form in _SERVICE_LINKS)
 
 
-def _variable_of(environ: Mapping[str, str], path: tuple[str, ...]) -> str | None:
-    wanted = (ENV_PREFIX + "__".join(path)).upper()
-    return next((variable for variable in environ if variable.upper() == wanted), None)
+def _known_keys() -> Iterator[tuple[str, ...]]:
+    for name, field in Settings.model_fields.items():
+        model = field.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from ((name, key) for key in model.model_fields)
+        elif name != "sinks":
+            yield (name,)
+
+
+def _nearest(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The known key that was perhaps meant: of the same table, else one spelt alike, else one with this name."""
+    table, known = path[:-1], list(_known_keys())
+    if table[:1] == ("sinks",) and len(table) == 2:
+        with suppress(ConfigError):
+            known += [(*table, key) for key in registry.find(table[1]).Settings.model_fields]
+    tables = {key[:1] for key in known} if not table else set()
+    whole = {"_".join(key): key for key in known}
+    if "_".join(path) in whole:  # a variable with one underscore for two
+        return whole["_".join(path)]
+    same = {key[-1]: key for key in (*known, *tables) if key[:-1] == table}
+    if near := get_close_matches(path[-1], same, 1):
+        return same[near[0]]
+    if near := get_close_matches("_".join(path), whole, 1, 0.8):
+        return whole[near[0]]
+    names = {key[-1]: key for key in known}
+    near = get_close_matches(path[-1], names, 1, 0.7)
+    return names[near[0]] if near else ()
+
+
+def _line_of(path: tuple[str, ...], text: str) -> int | None:
+    """The line of a key, or of its table; counted from 1. None where it cannot be told."""
+    found: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
+            table = _parts(header[1])
+            found.setdefault(table, number)
+        elif key := re.match(r"\s*([\w.\"'-]+)\s*=", line):
+            found.setdefault((*table, *_parts(key[1])), number)
+    return next((found[part] for part in (path, *_parents(path)) if part in found), None)
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in key.split("."))
+
+
+def _parents(path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [path[:length] for length in range(len(path) - 1, 0, -1)]
+
+
+def _variable(path: tuple[str, ...]) -> str:
+    return (ENV_PREFIX + "__".join(path)).upper() if path else ""
+
+
+def _variable_of(path: tuple[str, ...]) -> str:
+    """The environment variable that sets a key, as it was written; empty if none does."""
+    wanted = _variable(path)
+    found = (variable for variable in os.environ if variable.upper() == wanted)
+    return next((variable for variable in found if not _is_service_link(variable, os.environ[variable])), "")

@@ -24,7 +24,7 @@ this one. HTTP status codes are the business of :mod:`tornado_persist.web`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import ClassVar, TypedDict
 
@@ -48,9 +48,22 @@ class PersistError(Exception):
 class ConfigError(PersistError):
     """The configuration is wrong."""
 
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key}: {problem}" if key else problem)
+    def __init__(self, key: str, problem: str, *, place: str = "") -> None:
+        """``place``: the file and the line, where they are known."""
+        super().__init__(": ".join(filter(None, (place, key, problem))))
         self.key = key
+        #: A line for each mistake.
+        self.mistakes = [str(self)]
+
+    @classmethod
+    def of(cls, errors: Sequence[ConfigError]) -> ConfigError:
+        """One error for several mistakes, of which there is at least one; its message is one line."""
+        if len(errors) == 1:
+            return errors[0]
+        it = cls("", "; ".join(map(str, errors)))
+        it.key = errors[0].key
+        it.mistakes = [line for error in errors for line in error.mistakes]
+        return it
 
 
 class StartError(PersistError):

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MinLen
 from docutils import nodes
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
@@ -103,6 +103,11 @@ def _kind(field: FieldInfo) -> str:
     if field.annotation is SecretStr:
         return "URL, never shown with its password"
     kind = _TYPES[getattr(field.annotation, "__name__", "")]
+    units = {
+        config.read_size: "size in bytes, or with a unit",
+        config.read_seconds: "duration in seconds, or with a unit",
+    }
+    kind = next((units[it.func] for it in field.metadata if isinstance(it, BeforeValidator) and it.func in units), kind)
     limits = [_limit(limit) for limit in field.metadata]
     return ", ".join([kind, *filter(None, limits)])
 

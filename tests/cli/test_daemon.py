@@ -141,7 +141,8 @@ def test_the_daemons_log_goes_to_the_file_that_the_configuration_names(place: Pa
 @pytest.mark.parametrize("command", ["run", "start", "check"])
 def test_a_bad_configuration_is_one_line_and_exit_code_2(place: Path, command: str) -> None:
     (place / "persistd.toml").write_text("[server]\nprot = 1\n")
-    assert run(place, command) == (2, "", "persistd: server.prot: this key is not known\n")
+    problem = "server.prot: this key is not known (did you mean port?)"
+    assert run(place, command) == (2, "", f"persistd: {place}/persistd.toml, line 2: {problem}\n")
 
 
 def test_a_data_directory_that_cannot_be_made_is_named(place: Path) -> None:

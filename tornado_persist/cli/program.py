@@ -90,7 +90,8 @@ def _run_command(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return code
     except ConfigError as exc:
-        complain(exc)
+        for mistake in exc.mistakes:
+            complain(mistake)
         return BAD_CONFIG
     except NoAnswer as exc:
         complain(exc)
