@@ -256,7 +256,18 @@ async def test_an_empty_batch_is_accepted_with_count_0(fetch: Fetch) -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    ["", "application/json", "Application/JSON; charset=UTF-8", "application/problem+json"],
+    [
+        "",
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        "application/problem+json",
+        "APPLICATION/Vnd.X+JSON ;Charset=utf8",
+        'application/json; charset="UTF-8"',
+        'application/json; charset="u\\tf-8"; version=1',
+        "application/json;;charset=us-ascii;",
+        'application/json; a=";charset=x"',
+        "application/json; charset",
+    ],
 )
 @pytest.mark.gen_test
 async def test_json_is_taken_by_any_of_its_names_and_without_one(fetch: Fetch, content_type: str | None) -> None:
@@ -267,18 +278,30 @@ async def test_json_is_taken_by_any_of_its_names_and_without_one(fetch: Fetch, c
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("headers", "told"),
     [
-        {"Content-Type": "text/plain"},
-        {"Content-Type": "application/x-www-form-urlencoded"},
-        {"Content-Type": "application/json; charset=utf-16"},
-        {"Content-Type": "nonsense"},
-        {"Content-Encoding": "br"},
+        ({"Content-Type": "text/plain"}, "not text/plain"),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, "not application/x-www-form-urlencoded"),
+        ({"Content-Type": "Text/X; charset=utf-8"}, "not Text/X; charset=utf-8"),
+        ({"Content-Type": "application/json; charset=UTF-16"}, "not in UTF-16"),
+        ({"Content-Type": 'application/json; charset="latin 1"'}, "not in latin 1"),
+        ({"Content-Type": "application/json, text/plain"}, "not application/json, text/plain"),
+        ({"Content-Type": "application/jsonx"}, "not application/jsonx"),
+        ({"Content-Type": "nonsense"}, "not nonsense"),
+        ({"Content-Type": "application/json" + ";" * 60_000}, "longer than 256 characters"),
+        ({"Content-Encoding": "br"}, "not with br"),
+        ({"Content-Encoding": "gzip, Gzip"}, "not with gzip, Gzip"),
+        ({"Content-Encoding": "x" * 50_000}, "not with " + "x" * 200),
     ],
+    ids=lambda value: str(value)[:60],
 )
 @pytest.mark.gen_test
-async def test_what_is_not_json_by_its_headers_is_415(fetch: Fetch, headers: dict[str, str]) -> None:
-    refusal(await fetch("POST", f"{PREFIX}/tasks/batch", body("task", task()), headers=headers), 415)
+async def test_what_is_not_json_by_its_headers_is_415_and_told_as_it_was_sent(
+    fetch: Fetch, headers: dict[str, str], told: str
+) -> None:
+    parsed = refusal(await fetch("POST", f"{PREFIX}/tasks/batch", body("task", task()), headers=headers), 415)
+    assert told in parsed["detail"]
+    assert len(parsed["detail"]) < 300
     assert await counts(fetch) == (0, 0)
 
 

@@ -8,10 +8,8 @@ import json
 import re
 import secrets
 import sys
-import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.message import Message
 from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,8 +22,9 @@ from tornado_persist.errors import BatchRefused, FieldError, InvalidBatch, NotAc
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Totals
-from tornado_persist.telemetry.refusals import REASONS, Refusal, Refusals, RefusedKind, printable
+from tornado_persist.telemetry.refusals import Refusal, Refusals, RefusedKind, printable
 from tornado_persist.web import schemas
+from tornado_persist.web.bodies import Refused, TooLarge, decompress, require_json
 
 if TYPE_CHECKING:
     from tornado_persist.web.app import Api
@@ -49,36 +48,6 @@ _numbers = itertools.count(1)
 _SERVER = f"persistd/{__version__}"
 
 
-class Refused(HTTPError):
-    """A batch that the HTTP interface refuses by itself. ``why`` is one of ``refusals.REASONS``."""
-
-    def __init__(self, why: str, detail: str) -> None:
-        super().__init__(REASONS[why])
-        self.why = why
-        self.detail = detail
-
-
-class TooLarge(Refused):
-    """413"""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__("too_large", f"The request body is larger than {limit} bytes")
-
-
-class Unsupported(Refused):
-    """415"""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("content_type", detail)
-
-
-class NotCompressed(Refused):
-    """400"""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("compression", detail)
-
-
 @stream_request_body
 class Handler(RequestHandler):
     """Answers in JSON, errors too. Request bodies are streamed, so that a limit holds while one arrives."""
@@ -90,7 +59,7 @@ class Handler(RequestHandler):
     application: Api
 
     def initialize(self) -> None:
-        self._chunks: list[bytes] = []
+        self._body = bytearray()
         self._received = 0
 
     def prepare(self) -> None:
@@ -104,11 +73,11 @@ class Handler(RequestHandler):
         limit = self.application.max_body_bytes
         self._received += len(chunk)
         if self._received > limit:
-            self._chunks.clear()
+            self._body.clear()
             if self._received > PATIENCE * limit and not self._finished:
                 self.send_error(413, exc_info=(TooLarge, TooLarge(limit), None))
         elif self.takes_body:
-            self._chunks.append(chunk)
+            self._body += chunk
 
     def on_finish(self) -> None:
         self.application.requests.discard(self)
@@ -117,29 +86,23 @@ class Handler(RequestHandler):
         super().on_connection_close()  # ends the wait for the rest of the body
         self.application.requests.discard(self)
 
-    def body(self) -> bytes:
+    async def body(self) -> bytes:
         """The JSON text of the request, decompressed.
 
         Raises:
-            Unsupported: by its headers it is not JSON, or is compressed in another way than gzip.
+            Unsupported: by its headers it is not JSON, or is compressed in an unknown way.
             TooLarge: it is over ``server.max_body_bytes``, as sent or decompressed.
-            NotCompressed: it is not the gzip stream that its header says it is.
+            NotCompressed: it is not compressed as its header says.
         """
-        limit = self.application.max_body_bytes
+        limit, headers = self.application.max_body_bytes, self.request.headers
         if self._received > limit:
             raise TooLarge(limit)
-        content_type = self.request.headers.get("Content-Type", "")
+        content_type = headers.get("Content-Type", "")
         if content_type:
-            _require_json(content_type)
-        body = b"".join(self._chunks)
-        self._chunks.clear()
-        match self.request.headers.get("Content-Encoding", "identity").strip().lower():
-            case "identity" | "":
-                return body
-            case "gzip" | "x-gzip":
-                return _gunzip(body, limit)
-            case other:
-                raise Unsupported(f"A request body may be compressed with gzip, not with {other}")
+            require_json(content_type)
+        body = bytes(self._body)
+        self._body.clear()
+        return await decompress(body, headers, limit)
 
     @functools.cached_property
     def request_id(self) -> str:
@@ -309,36 +272,3 @@ def _explain(status: int, exc: BaseException | None) -> tuple[int, str, str, lis
         case 500:
             return status, "bug", "Internal server error; the service's log has the details", []
     return status, "malformed", HTTPStatus(status).phrase, []
-
-
-def _require_json(content_type: str) -> None:
-    if content_type == "application/json":
-        return
-    header = Message()
-    header["Content-Type"] = content_type
-    kind = header.get_content_type()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise Unsupported(f"The content type must be application/json, not {kind}")
-    charset = header.get_content_charset("utf-8")
-    if charset not in ("utf-8", "utf8", "us-ascii"):
-        raise Unsupported(f"JSON comes in UTF-8, not in {charset}")
-
-
-def _gunzip(data: bytes, limit: int) -> bytes:
-    """Decompress one or more gzip members, never to more than ``limit`` bytes."""
-    parts: list[bytes] = []
-    size = 0
-    try:
-        while data:
-            member = zlib.decompressobj(wbits=31)
-            part = member.decompress(data, limit - size + 1)
-            size += len(part)
-            if size > limit:
-                raise TooLarge(limit)
-            if not member.eof:
-                raise NotCompressed("The request body is a gzip stream that was cut")
-            parts.append(part)
-            data = member.unused_data
-    except zlib.error as exc:
-        raise NotCompressed(f"The request body is not valid gzip ({exc})") from exc
-    return b"".join(parts)

@@ -74,7 +74,7 @@ class BatchHandler(Handler):
     async def post(self) -> None:
         if self._problem:
             raise NotAccepting(self._problem)
-        batch = await self.application.ingest.accept(self.kind, self.body())
+        batch = await self.application.ingest.accept(self.kind, await self.body())
         accepted: schemas.Accepted = {"status": "accepted", "count": batch.count, "timestamp": batch.at}
         self.reply(accepted)
 

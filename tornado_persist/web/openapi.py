@@ -314,16 +314,19 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
         _responses(
             {
                 200: ("The batch is durable.", schemas.ref(answers.Accepted)),
-                400: ("The body is not a JSON object, or not valid gzip.", rejected),
+                400: ("The body is not a JSON object, or not compressed as `Content-Encoding` says.", rejected),
                 413: (f"The body is over {limits.max_body_bytes} bytes, as sent or decompressed.", rejected),
-                415: ("The headers name a content type other than JSON, or a compression other than gzip.", rejected),
+                415: (
+                    "The headers name another content type than JSON, or an unknown compression.",
+                    rejected,
+                ),
                 422: (f"A field is missing or wrong, or there are more than {limits.max_batch} rows.", rejected),
                 503: ("The service is shutting down, or the journal is full or cannot be written.", rejected),
             },
             retry=True,
         ),
         f"At most {limits.max_batch} rows in at most {limits.max_body_bytes} bytes, which may be compressed with gzip"
-        f" (`Content-Encoding: gzip`). Fields that are not listed are {unknown}. An empty batch is accepted.",
+        f" or deflate (`Content-Encoding`). Fields that are not listed are {unknown}. An empty batch is accepted.",
     )
     content = {"schema": schemas.body(kind), "example": {plural: [_EXAMPLES[kind]]}}
     return {**described, "requestBody": {"required": True, "content": {"application/json": content}}}
