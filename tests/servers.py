@@ -462,6 +462,47 @@ class MariaDB(Server):
         return f"MariaDB {self.admin('SELECT version()')[0][0]}"
 
 
+class PgBouncer:
+    """A pooler in transaction mode before a PostgreSQL, with one connection to it: all clients share that."""
+
+    def __init__(self, server: Postgres) -> None:
+        self.server = server
+        self.port = free_port()
+
+    def __enter__(self) -> Self:
+        self._directory = Path(tempfile.mkdtemp(prefix="tp-bo-"))
+        options = self.server._options()
+        if "user" in options:
+            os.chown(self._directory, options["user"], options["group"])
+        (self._directory / "users").write_text(f'"{USER}" "{PASSWORD}"\n')
+        configuration = self._directory / "pgbouncer.ini"
+        configuration.write_text(
+            "[databases]\n"
+            f"* = host=127.0.0.1 port={self.server.port}\n"
+            "[pgbouncer]\n"
+            "listen_addr = 127.0.0.1\n"
+            f"listen_port = {self.port}\n"
+            "unix_socket_dir =\n"
+            "auth_type = plain\n"
+            f"auth_file = {self._directory}/users\n"
+            "pool_mode = transaction\n"
+            "default_pool_size = 1\n"
+        )
+        with (self._directory / "log").open("wb") as log:
+            self._process = subprocess.Popen([require("pgbouncer"), configuration], stdout=log, stderr=log, **options)
+        _until(lambda: _connectable(self.port), START_TIMEOUT)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def url(self, database: str) -> str:
+        """The URL of a database of the server, through the pooler."""
+        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+
+
 def database_of(url: str) -> str:
     """The database's name in one of our URLs."""
     return url.rsplit("/", 1)[1]

@@ -75,6 +75,12 @@ TOOLS: tuple[Tool, ...] = (
         },
     ),
     Tool(
+        "PgBouncer",
+        ("pgbouncer",),
+        dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("pgbouncer",),)),
+        ("pgbouncer.service",),
+    ),
+    Tool(
         "nginx",
         ("nginx",),
         {"apt-get": (("nginx-light",), ("nginx",)), **dict.fromkeys(("dnf", "apk", "brew"), (("nginx",),))},

@@ -596,3 +596,18 @@ def test_an_error_of_the_driver_without_a_number_is_an_outage(sink: MySQLSink, e
     fault = sink._fault(error)
     assert (fault.blame, fault.code) == (Blame.SERVER, "")
     assert fault.message
+
+
+def test_a_server_that_stops_fails_the_write_in_time(make: Callable[..., MySQLSink], mariadb_server: MariaDB) -> None:
+    sink = make(answer_timeout=1)
+    sink.open()
+    mariadb_server.suspend()
+    began = time.monotonic()
+    try:
+        with pytest.raises(SinkUnavailable, match="timed out"):
+            sink.write(Batch([session("s")]))
+    finally:
+        mariadb_server.resume()
+    assert time.monotonic() - began < 5
+    sink.open()
+    sink.write(Batch([session("s")]))

@@ -307,7 +307,7 @@ def test_a_key_dropped_meanwhile_is_noticed_by_a_write_of_any_size(
 def test_many_who_open_at_once_make_the_tables_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "LOCK_TIMEOUT", 10)
     monkeypatch.setitem(mysql._SESSION, "lock_wait_timeout", "30")
-    monkeypatch.setitem(postgres._SESSION, "lock_timeout", "30s")
+    monkeypatch.setitem(postgres._TRANSACTION, "lock_timeout", "30s")
     errors: list[BaseException] = []
     sinks = [make() for _ in range(6)]
     barrier = threading.Barrier(len(sinks))

@@ -37,7 +37,7 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     (
         "postgres",
         r"^42501|permission",
-        "grant the user CREATE, TEMPORARY, and SELECT, INSERT, UPDATE on the tables",
+        "grant the user CREATE, and SELECT, INSERT, UPDATE on the tables",
     ),
     ("postgres", r"read-only|^25006", "name the primary in the URL, not a replica"),
     ("mysql", r"^1045\b|Access denied for user .*password", "correct user and password in the URL"),

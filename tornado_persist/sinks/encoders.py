@@ -79,8 +79,16 @@ class Encoder(ABC):
 
     def encode(self, fields: Sequence[str], rows: Collection[Row]) -> list[str]:
         """Each row as a text; to be called for ``BLOCK`` rows at a time, which all hold ``fields``, in this order."""
-        columns = zip(*map(astuple, rows), strict=True)
-        return self._join([self._spellings[name](values) for name, values in zip(fields, columns, strict=True)])
+        return self._join(self._spell(fields, rows))
+
+    def columns(self, fields: Sequence[str], rows: Collection[Row]) -> list[str]:
+        """Each column as a text: its values between ``opening`` and ``closing``."""
+        texts = []
+        for column in self._spell(fields, rows):
+            quote = self.quote if column.quoted and not column.nulls else ""
+            values = f"{quote}{self.separator}{quote}".join(self._complete(column, self.quote if column.quoted else ""))
+            texts.append(f"{self.opening}{quote}{values}{quote}{self.closing}")
+        return texts
 
     def values(self, fields: Sequence[str], row: Row) -> list[str]:
         """The values of one row, each by itself, quotes and all."""
@@ -100,6 +108,10 @@ class Encoder(ABC):
 
     def floats(self, values: Sequence[float]) -> Sequence[str]:
         return list(map(repr, values))
+
+    def _spell(self, fields: Sequence[str], rows: Collection[Row]) -> list[Spelt]:
+        columns = zip(*map(astuple, rows), strict=True)
+        return [self._spellings[name](values) for name, values in zip(fields, columns, strict=True)]
 
     def _join(self, columns: list[Spelt]) -> list[str]:
         if not (self.quote or self.opening or self.closing):

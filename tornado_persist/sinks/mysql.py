@@ -31,8 +31,6 @@ from tornado_persist.sinks.sql import (
 )
 from tornado_persist.sinks.tables import TABLES
 
-#: Seconds for one answer. A statement here is small; who is silent that long is gone.
-_IO_TIMEOUT = 120
 #: Bytes of a statement at most, so that no second copy of many long rows has to be held.
 _STATEMENT = 1 << 20
 #: Characters from which on a value goes by itself when its row is too long for one statement.
@@ -123,7 +121,8 @@ class MySQLSink(SQLSink[MySQLSettings]):
 
     def _create_engine(self) -> Engine:
         url = self.settings.parsed
-        timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": _IO_TIMEOUT, "write_timeout": _IO_TIMEOUT}
+        limit = self.settings.answer_timeout
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": limit, "write_timeout": limit}
         arguments: dict[str, Any] = {key: value for key, value in timeouts.items() if key not in url.query}
         arguments |= {
             "charset": "utf8mb4",
@@ -180,7 +179,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
             indexes.setdefault(index, []).append(column)
         return [KEYS[kind]] in indexes.values()
 
-    def _begin_write(self, connection: Connection) -> None:
+    def _begin(self, connection: Connection) -> None:
         # Told to the server, so that each answer says whether the transaction is still open.
         _query(_driver(connection), b"BEGIN")
 

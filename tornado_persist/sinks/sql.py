@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, SecretStr, field_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator
 from sqlalchemy import (
     URL,
     Connection,
@@ -62,6 +62,8 @@ class URLSettings(SQLSettings):
     needs_database: ClassVar[bool] = False
 
     url: SecretStr
+    #: Seconds for the server's answer to one statement. Then the write fails, and is tried again with fewer rows.
+    answer_timeout: float = Field(default=60.0, gt=0, le=86_400)
 
     @field_validator("url")
     @classmethod
@@ -163,8 +165,12 @@ class SQLSink(Sink[SQLSettingsT]):
             raise
         return True
 
-    def _begin_write(self, connection: Connection) -> None:
-        """Prepare the transaction of a batch."""
+    def _begin(self, connection: Connection) -> None:
+        """Prepare a transaction."""
+
+    def _commit(self, connection: Connection) -> None:
+        """Commit it."""
+        connection.commit()
 
     def _before_use(self, connection: Connection) -> None:
         """Look, before each use, whether the connection still leads where it should."""
@@ -194,7 +200,6 @@ class SQLSink(Sink[SQLSettingsT]):
         with self._faults(writing=True):
             connection = self._connected()
             with self._transaction(connection):
-                self._begin_write(connection)
                 for kind in KINDS:
                     for fields, rows in group(kind, batch.rows(kind)):
                         self._upsert(connection, kind, fields, rows)
@@ -272,9 +277,10 @@ class SQLSink(Sink[SQLSettingsT]):
         """Like ``connection.begin()``, but a rollback that fails does not hide why it was needed."""
         connection.begin()
         try:
+            self._begin(connection)
             yield
             if commit:
-                connection.commit()
+                self._commit(connection)
             else:
                 connection.rollback()
         except BaseException:
