@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,9 +16,9 @@ from tornado_persist.journal import Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.checkpoint import Checkpointer
-from tornado_persist.pipeline.deadletters import DeadLetters
+from tornado_persist.pipeline.deadletters import DeadLetters, OpenRows
 from tornado_persist.pipeline.flusher import Flusher
-from tornado_persist.pipeline.health import Health
+from tornado_persist.pipeline.health import Health, Instance
 from tornado_persist.pipeline.ingest import FindSessions, Ingest
 from tornado_persist.records.models import KINDS, Batch, Kind
 from tornado_persist.records.parser import Parser
@@ -69,7 +71,15 @@ class Rig:
             added=self.flusher.poke,
             find_sessions=find_sessions,
         )
-        self.health = Health(self.ingest, self.backlog, self.buffer, self.flusher, self.journal)
+        self.health = Health(
+            self.ingest,
+            self.backlog,
+            self.buffer,
+            self.flusher,
+            self.journal,
+            open_rows=OpenRows(self.data_dir / "rejected.jsonl"),
+            instance=Instance("", socket.gethostname(), os.getpid(), self.data_dir, self.metrics.started),
+        )
 
     async def switch(self, sink: FlakySink, timeout: float = 5) -> None:
         """Write to another sink, as a reload does."""

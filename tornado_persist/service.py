@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -25,9 +26,9 @@ from tornado_persist.journal import Checkpoint, Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.checkpoint import Checkpointer
-from tornado_persist.pipeline.deadletters import DeadLetters
+from tornado_persist.pipeline.deadletters import DeadLetters, OpenRows
 from tornado_persist.pipeline.flusher import Flusher
-from tornado_persist.pipeline.health import Health
+from tornado_persist.pipeline.health import Health, Instance
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.records.models import KINDS
 from tornado_persist.records.parser import Parser
@@ -122,11 +123,12 @@ class Service:
         checkpoint = await self._open_journal()
         await self._recover(checkpoint)
         sockets = _bind(self._settings)
+        self._url = _url(sockets[0])
         self._start_pipeline(sink, checkpoint)
         # So that the first answer of /health, and of a curl right after the start, is no guess.
-        await self._flusher.runner.healthy(wait=FIRST_LOOK)
+        await asyncio.gather(self._flusher.runner.healthy(wait=FIRST_LOOK), self._health.look())
         server = self._listen(sockets)
-        self._announce(sockets, serving)
+        self._announce(serving)
         await self._serve()
         server.stop()
         await self._drain(self._settings.server.shutdown_timeout)
@@ -183,18 +185,25 @@ class Service:
             added=self._flusher.poke,
             find_sessions=runner.find_sessions if settings.records.require_session else None,
         )
-        self._health = Health(self._ingest, self._backlog, self._buffer, self._flusher, self._journal)
+        self._health = Health(
+            self._ingest,
+            self._backlog,
+            self._buffer,
+            self._flusher,
+            self._journal,
+            open_rows=OpenRows(self._dead_letters.path),
+            instance=Instance(self._url, socket.gethostname(), os.getpid(), settings.data_dir, self._metrics.started),
+        )
 
     # Serve.
 
-    def _listen(self, sockets: list[socket]) -> HTTPServer:
+    def _listen(self, sockets: list[socket.socket]) -> HTTPServer:
         settings = self._settings
         self._api = Api(
             self._ingest,
             self._flusher,
             self._health,
             self._metrics,
-            data_dir=settings.data_dir,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
             max_batch=settings.server.max_batch,
@@ -205,10 +214,8 @@ class Service:
         _tune_interpreter()
         return server
 
-    def _announce(self, sockets: list[socket], serving: Callable[[str], None]) -> None:
-        settings, address = self._settings, sockets[0].getsockname()
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        self._url = self._api.instance["url"] = f"http://{host}:{address[1]}"
+    def _announce(self, serving: Callable[[str], None]) -> None:
+        settings = self._settings
         logger.info("serving", url=self._url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
         serving(self._url)
         self._manager.ready()
@@ -238,11 +245,8 @@ class Service:
         if self._stop.is_set():
             return
         health = self._health.snapshot()
-        sink = "is up" if health.sink.up else f"is down: {health.sink.error}"
-        refusing = "" if health.accepting else f", refusing batches: {health.problem}"
-        self._manager.status(
-            f"Serving on {self._url}, {health.waiting.rows} rows wait, {health.sink.name} {sink}{refusing}"
-        )
+        sink = f"{health.sink.name} is up" if health.healthy else health.reason
+        self._manager.status(f"Serving on {self._url}, {health.waiting.rows} rows wait, {sink}")
 
     def _pending(self) -> int:
         return sum(map(self._backlog.pending, KINDS))
@@ -366,12 +370,17 @@ def _cut_dead_letters(dead_letters: DeadLetters, state: dict[str, Any]) -> None:
         logger.info("rejected rows that will be tried again cut off", file=str(dead_letters.path), bytes=surplus)
 
 
-def _bind(settings: Settings) -> list[socket]:
+def _bind(settings: Settings) -> list[socket.socket]:
     host, port = settings.server.host, settings.server.port
     try:
         return list(bind_sockets(port, host or None))
     except OSError as exc:
         raise StartError(f"cannot listen on {host or '*'}:{port}: {exc.strerror}") from None
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _changed(old: Settings, new: Settings) -> list[str]:

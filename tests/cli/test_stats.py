@@ -27,6 +27,9 @@ def test_stats_are_an_aligned_table_or_the_services_own_json(service: Persistd, 
     figures = dict(re.findall(r"^.{13}(\S+(?: \S+)*) {2,}(\S.*)$", said, re.MULTILINE))
     assert figures["tasks count"] == figures["accepted"] == figures["pending"] == "2"
     assert figures["capacity"] == "1,000"
+    assert figures["in memory"] == "2 of 100,000"
+    assert re.fullmatch(r"\d+ B of 8\.0 GiB", figures["bytes"])
+    assert (figures["full in"], figures["rejected open rows"]) == ("never", "0")
     assert figures["last flush"] == "never"
     assert len({len(line) for line in said.splitlines()[2:] if "count" in line}) == 1, "figures end in one column"
 
@@ -105,8 +108,9 @@ def test_watch_fits_a_small_terminal_over_a_restart_until_ctrl_c(service: Persis
         assert len(lines) <= 24
         assert max(map(len, lines)) <= 80
         words = " ".join(lines).split()
-        assert {"BUFFER", "PERFORMANCE", "ACCOUNTING", "JOURNAL"} <= set(words)
-        assert "total sessions written" in frames[1]
+        assert {"BUFFER", "PERFORMANCE", "ACCOUNTING", "JOURNAL", "HEALTH"} <= set(words)
+        assert "sessions written" in frames[1]
+        assert "rejected, open" in frames[1]
         service.kill()
         wait_until(lambda: b"Connection refused" in watcher.said, "the outage")
         watcher.process.send_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.rig import rig, wait_until
 from tornado_persist.errors import NotAccepting
 from tornado_persist.pipeline import flusher
 from tornado_persist.pipeline.backoff import Backoff
+from tornado_persist.pipeline.health import Growth
 
 pytestmark = pytest.mark.gen_test
 
@@ -31,6 +33,11 @@ async def test_a_snapshot_tells_what_waits_and_where(tmp_path: Path) -> None:
         assert waiting.journal_bytes == it.journal.stats().bytes > 0
         assert 0 <= waiting.oldest_seconds < 60
         assert (snapshot.accepting, snapshot.problem, snapshot.sync) == (True, "", "always")
+        assert (snapshot.disk_free, snapshot.open_rows) == (None, None), "nobody has looked yet"
+        snapshot = await it.health.look()
+        assert snapshot.disk_free is not None
+        assert abs(snapshot.disk_free - shutil.disk_usage(tmp_path).free) < 1 << 30
+        assert (snapshot.open_rows, snapshot.first_open) == (0, ())
         assert abs((datetime.now(UTC) - snapshot.at).total_seconds()) < 60
         await it.flusher.flush(5)
         waiting = it.health.snapshot().waiting
@@ -48,9 +55,11 @@ async def test_a_sink_that_is_down_is_named_with_the_error_since_when_and_the_ne
         assert snapshot.sink.since is not None
         assert 0 <= snapshot.retry_in <= 0.1
         assert (snapshot.accepting, snapshot.healthy) == (True, False), "batches are accepted all the same"
+        assert snapshot.reason == "The sink flaky is down: the flaky sink is down"
         it.sink.down = False
         await wait_until(lambda: it.health.snapshot().healthy)
         assert (it.health.snapshot().retry_in, it.health.snapshot().sink.error) == (0, "")
+        assert it.health.snapshot().reason == ""
 
 
 async def test_a_ping_of_a_sink_that_hangs_takes_half_a_second_at_most(tmp_path: Path) -> None:
@@ -75,6 +84,8 @@ async def test_a_full_journal_is_the_reason_why_nothing_is_accepted(tmp_path: Pa
                 await it.add("t")
         snapshot = it.health.snapshot()
         assert "full" in snapshot.problem
+        assert snapshot.reason == snapshot.problem
+        assert snapshot.waiting.journal_full_in == 0
         assert (snapshot.sink.up, snapshot.healthy) == (True, False)
         await it.flusher.flush(5)
         assert it.health.snapshot().healthy
@@ -96,3 +107,44 @@ async def test_a_sink_that_is_found_up_again_is_not_kept_waiting(
         monkeypatch.setattr(flusher, "TRY_AGAIN_AFTER", 0.0)
         assert (await it.health.ping()).healthy
         await wait_until(lambda: it.stored() == ["a"])
+
+
+async def test_refused_rows_are_open_and_the_first_of_them_are_known(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.refused = {"bad"}
+        await it.add("good", "bad")
+        await it.flusher.flush(5)
+        snapshot = await it.health.look(max_age=0)
+        assert snapshot.healthy
+        assert snapshot.open_rows == 1
+        assert [row.task_id for row in snapshot.first_open] == ["bad"]
+
+
+async def test_what_cannot_be_counted_is_not_known(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.health.look()
+        (tmp_path / "rejected.jsonl").mkdir()
+        snapshot = await it.health.look(max_age=0)
+        assert (snapshot.open_rows, snapshot.healthy) == (None, False)
+        (tmp_path / "rejected.jsonl").rmdir()
+        assert (await it.health.look(max_age=0)).open_rows == 0
+
+
+async def test_a_journal_that_flushes_empty_does_not_grow() -> None:
+    growth = Growth()
+    for second in range(0, 300, 5):
+        growth.add(second, second % 30 * 1000)
+        assert growth.full_in(1_000_000) is None
+
+
+async def test_a_journal_that_grows_is_full_in_time() -> None:
+    growth = Growth()
+    growth.add(0, 500)
+    for second in range(5, 65, 5):
+        growth.add(second, 500 + second * 100)
+        assert growth.full_in(1000) == (None if second < 30 else 10), "a rate needs half a minute"
+    assert growth.full_in(-5) == 0
+    assert growth.full_in(10**9) is None, "not this week"
+    for second in range(65, 130, 5):
+        growth.add(second, 500 + 60 * 100)
+    assert growth.full_in(1000) is None, "the outage is over"

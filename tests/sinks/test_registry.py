@@ -132,3 +132,22 @@ def test_a_built_in_sink_whose_driver_is_missing_says_so(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigError, match=r"^sink: postgres cannot be loaded: .*psycopg"):
         registry.find("postgres")
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "address"),
+    [
+        ("sqlite", {}, "{data}/persist.db"),
+        ("jsonl", {"dir": "/var/rows"}, "/var/rows"),
+        ("postgres", {"url": "postgresql://me:hush@db.example:6000/x?password=hush"}, "db.example:6000/x"),
+        ("postgres", {"url": "postgresql://me:hush@/x?host=/run/postgres"}, "/run/postgres/x"),
+        ("postgres", {"url": "postgresql://me:hush@[::1]/x"}, "[::1]/x"),
+        ("mysql", {"url": "mysql://me:hush@localhost/x?unix_socket=/run/my.sock"}, "localhost/x"),
+    ],
+)
+def test_an_address_tells_the_place_and_no_secret_before_the_sink_was_ever_open(
+    tmp_path: Path, name: str, table: dict[str, str], address: str
+) -> None:
+    sink_class = registry.find(name)
+    sink = sink_class(sink_class.Settings.model_validate(table), tmp_path)
+    assert sink.address == address.format(data=tmp_path)

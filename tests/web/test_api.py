@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -94,11 +95,17 @@ async def test_the_root_names_the_service_and_its_version(fetch: Fetch) -> None:
 @pytest.mark.gen_test
 async def test_health_has_every_documented_field(fetch: Fetch) -> None:
     await fetch("POST", f"{PREFIX}/tasks/batch", body("task", task()))
-    assert answer(await fetch("GET", "/health")) == {
+    health = answer(await fetch("GET", "/health"))
+    assert {name: health[name] for name in ("status", "database", "buffer")} == {
         "status": "healthy",
         "database": "healthy",
         "buffer": {"sessions_count": 0, "tasks_count": 1, "last_flush": None},
     }
+    assert (health["reason"], health["accepting"], health["rejected_open_rows"]) == ("", True, 0)
+    assert (health["sink"]["name"], health["sink"]["up"], health["sink"]["error"]) == ("flaky", True, "")
+    assert (health["waiting"]["rows"], health["waiting"]["journal_full_in_seconds"]) == (1, None)
+    assert health["disk_free_bytes"] > 0
+    assert (health["instance"]["version"], health["instance"]["pid"]) == (__version__, os.getpid())
     await fetch("POST", f"{PREFIX}/flush")
     buffer = answer(await fetch("GET", "/health"))["buffer"]
     assert datetime.now(UTC) - time(buffer["last_flush"]) < timedelta(minutes=1)
@@ -109,10 +116,13 @@ async def test_with_the_database_down_health_is_503_with_the_same_body_and_ready
     fetch: Fetch, sink: FlakySink
 ) -> None:
     sink.down = True
-    assert answer(await fetch("GET", "/health"), 503) == {
+    health = answer(await fetch("GET", "/health"), 503)
+    assert {name: health[name] for name in ("status", "database", "buffer", "reason", "accepting")} == {
         "status": "unhealthy",
         "database": "unhealthy",
         "buffer": {"sessions_count": 0, "tasks_count": 0, "last_flush": None},
+        "reason": "The sink flaky is down: the flaky sink is down",
+        "accepting": True,
     }
     assert answer(await fetch("GET", "/health/ready")) == {"status": "ready"}
     assert answer(await fetch("GET", "/health/live")) == {"status": "alive"}
@@ -185,6 +195,8 @@ async def test_stats_has_every_documented_field_with_its_type(fetch: Fetch) -> N
         "sessions_count": 1,
         "tasks_count": 2,
         "total_count": 3,
+        "in_memory": 3,
+        "max_rows": 100_000,
         "capacity": 1000,
         "usage_percent": 0.3,
     }
@@ -208,7 +220,22 @@ async def test_stats_has_every_documented_field_with_its_type(fetch: Fetch) -> N
     assert (waiting["journal"]["records"], waiting["journal"]["sync"]) == (2, "always")
     assert waiting["journal"]["bytes"] > 0
     assert waiting["journal"]["oldest_seconds"] > 0
-    assert stats["journal"] == {"bytes": 0, "records": 0, "oldest_seconds": 0.0, "sync": "always"}
+    assert stats["journal"] == {
+        "bytes": 0,
+        "max_bytes": 1 << 20,
+        "full_in_seconds": None,
+        "records": 0,
+        "oldest_seconds": 0.0,
+        "sync": "always",
+    }
+    assert stats["health"].pop("disk_free_bytes") > 0
+    assert stats["health"] == {
+        "status": "healthy",
+        "reason": "",
+        "sink": "flaky",
+        "sink_address": "",
+        "rejected_open_rows": 0,
+    }
 
 
 @pytest.mark.gen_test

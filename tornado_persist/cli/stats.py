@@ -27,7 +27,18 @@ FLUSH_GRACE = 10.0
 #: Seconds that an answer to /stats may take.
 PATIENCE = 5.0
 #: Lines of the first of two columns on a screen, from which on the next section goes into the second.
-_HALF = 12
+_HALF = 13
+#: Characters of a text on such a screen.
+_TEXT = 14
+#: Labels on such a screen.
+_SHORT = {
+    "average_flush_duration_ms": "flush_duration_ms",
+    "total_sessions_written": "sessions_written",
+    "total_tasks_written": "tasks_written",
+    "rejected_open_rows": "rejected, open",
+}
+#: Figures that are shown with their limit, which has no line of its own.
+_LIMITS = {"in_memory": "max_rows", "bytes": "max_bytes"}
 
 
 def add(commands: Commands) -> None:
@@ -139,36 +150,44 @@ def _print(stats: dict[str, Any], url: str, rates: dict[str, str], *, as_json: b
 
 
 def _rows(stats: dict[str, Any], rates: dict[str, str], *, brief: bool = False) -> list[list[str]]:
-    """Section (in its first row), label, figure and rate; ``brief``: times without the date."""
+    """Section (in its first row), label, figure and rate; ``brief``: times without the date, and short texts."""
     now = datetime.now(UTC)
     rows = []
     for section, figures in stats.items():
         found = figures if isinstance(figures, dict) else {"": figures}
-        for index, (name, value) in enumerate(found.items()):
-            title = section.replace("_", " ") if index == 0 else ""
-            rate = rates.get(name, "") if section == "accounting" else ""
+        limits = {_LIMITS[name]: found.get(_LIMITS[name]) for name in found if name in _LIMITS}
+        title = section.replace("_", " ")
+        for name, value in found.items():
+            if name in limits or value == "":
+                continue
             label, words = _figure(name, value, now, brief=brief)
+            if (limit := limits.get(_LIMITS.get(name, ""))) is not None:
+                words += f", {value / limit:.0%}" if brief else f" of {_figure(name, limit, now)[1]}"
+            rate = rates.get(name, "") if section == "accounting" else ""
             rows.append([title, label, words, rate])
+            title = ""
     return rows
 
 
-def _figure(name: str, value: Any, now: datetime, *, brief: bool) -> tuple[str, str]:
+def _figure(name: str, value: Any, now: datetime, *, brief: bool = False) -> tuple[str, str]:
     """A figure's label, and its value with the unit that its name ends in."""
-    label = name.replace("_", " ")
+    label = _SHORT.get(name, name) if brief else name
+    label = label.replace("_", " ")
     if value is None:
-        return label.removesuffix(" time"), "never"
+        unit = name.rpartition("_")[2]
+        return label.removesuffix(f" {unit}"), "never" if unit in ("time", "seconds") else "not known"
     if isinstance(value, bool | list | dict):
         return label, json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):
         try:
             return label.removesuffix(" time"), output.moment(datetime.fromisoformat(value), now, brief=brief)
         except (ValueError, TypeError):
-            return label, value
+            return label, output.printable(value, _TEXT if brief else None)
     match name.rpartition("_")[2]:
         case "seconds":
             return label.removesuffix(" seconds"), output.duration(value)
         case "bytes":
-            return label, output.size(int(value))
+            return label.removesuffix(" bytes"), output.size(int(value))
         case "ms":
             return label.removesuffix(" ms"), f"{value:,} ms"
         case "percent":

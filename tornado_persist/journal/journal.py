@@ -182,6 +182,11 @@ class Journal:
         return self._state.released
 
     @property
+    def full(self) -> bool:
+        """Whether batches are refused for want of room below ``max_bytes``."""
+        return bool(self._state.problem)
+
+    @property
     def problem(self) -> str:
         """Why nothing can be accepted now, in a sentence; empty while all is well."""
         return self._writer.problem

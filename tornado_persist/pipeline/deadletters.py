@@ -1,11 +1,13 @@
-"""Dead letters: the rows that the sink refused, with the reason, one JSON line each."""
+"""Dead letters: the rows that were refused, with the reason, one JSON line each; and how many of them are open."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +15,13 @@ from pathlib import Path
 from tornado_persist.files import fsync_directory, write_all
 from tornado_persist.records.models import Kind, Row
 from tornado_persist.records.times import stamp
+
+#: Bytes of a file that are read in one step.
+STEP = 8 << 20
+#: Open rows that are shown.
+SHOWN = 5
+#: Characters of a message that are shown.
+MESSAGE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +100,137 @@ class DeadLetters:
             return before + len(lines)
         finally:
             os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRow:
+    """A refused row that was neither retried nor dropped: what it is, and why and when it was refused."""
+
+    kind: str
+    session_id: str
+    task_id: str  #: empty for a session
+    code: str
+    message: str
+    at: str  #: ISO 8601
+
+
+class OpenRows:
+    """Refused rows that were neither retried nor dropped, counted from ``rejected.jsonl`` and the notes beside it.
+
+    ``persistd rejected`` notes in ``rejected.settled.jsonl`` what was done about a line, which it names by its SHA-256.
+    Both files only grow, so each is read once, and then only what was added; from the start if one was replaced or cut.
+    A row takes 16 bytes of memory. Blocking, and for one thread at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines = _Tail(path)
+        self._notes = _Tail(path.with_name(path.stem + ".settled.jsonl"))
+        # Where each open line is, and the beginning of its digest, from the oldest on.
+        self._offsets, self._digests = array("Q"), array("Q")
+        #: The oldest ones.
+        self.first: tuple[OpenRow, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def read_on(self) -> bool:
+        """Read the next step of what was added; whether there may be more. Raises OSError."""
+        # The notes' end first: a note is newer than its line.
+        if not (self._notes.measure() and self._lines.measure()):
+            self._forget()
+            return True
+        changed = False
+        for offset, line in self._lines.read():
+            self._digests.append(_digest(hashlib.sha256(line[:-1]).digest()))
+            self._offsets.append(offset)
+            changed = True
+        if not self._lines.at_end:
+            return True
+        settled = {_digest(digest) for _, line in self._notes.read() if (digest := _settled(line))}
+        if settled:
+            kept = [i for i, digest in enumerate(self._digests) if digest not in settled]
+            self._digests = array("Q", [self._digests[i] for i in kept])
+            self._offsets = array("Q", [self._offsets[i] for i in kept])
+        if changed or settled:
+            self.first = tuple(_open_row(self._lines.line_at(offset)) for offset in self._offsets[:SHOWN])
+        return not self._notes.at_end
+
+    def _forget(self) -> None:
+        self._offsets, self._digests, self.first = array("Q"), array("Q"), ()
+        self._lines.position = self._notes.position = 0
+
+
+class _Tail:
+    """The lines of a file that were not read yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = 0
+        self._end = 0
+        self.position = 0
+        #: Whether the last :meth:`read` came to the end that was measured.
+        self.at_end = False
+
+    def measure(self) -> bool:
+        """Where the file ends now; False if that is another file, or what was read has been cut. Raises OSError."""
+        try:
+            status = self._path.stat()
+            inode, self._end = status.st_ino, status.st_size
+        except FileNotFoundError:
+            inode, self._end = 0, 0
+        same = self.position == 0 or (inode == self._inode and self._end >= self.position)
+        self._inode = inode
+        return same
+
+    def read(self) -> Iterator[tuple[int, bytes]]:
+        """The next whole lines with their offsets, ``STEP`` bytes and one line at most. Raises OSError."""
+        self.at_end = True
+        if self.position == self._end:
+            return
+        stop = self.position + STEP
+        with self._path.open("rb") as file:
+            file.seek(self.position)
+            for line in file:
+                if self.position + len(line) > self._end or not line.endswith(b"\n"):
+                    return  # somebody is just writing it
+                if self.position >= stop:
+                    self.at_end = False
+                    return
+                yield self.position, line
+                self.position += len(line)
+
+    def line_at(self, offset: int) -> bytes:
+        """Raises OSError."""
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.readline()
+
+
+def _digest(sha256: bytes) -> int:
+    return int.from_bytes(sha256[:8])
+
+
+def _settled(note: bytes) -> bytes:
+    """The SHA-256 of the line that a note closes; empty if it closes none."""
+    try:
+        found = json.loads(note)
+        return bytes.fromhex(found["sha256"]) if found["state"] in ("retried", "dropped") else b""
+    except (ValueError, KeyError, TypeError):
+        return b""  # ``persistd rejected`` complains of it
+
+
+def _open_row(line: bytes) -> OpenRow:
+    """As far as the line can be read; somebody may have edited it."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        return OpenRow("", "", "", "", "this line is no JSON object", "")
+    row = found.get("row")
+    if not isinstance(row, dict):
+        row = {}
+    kind, message = str(found.get("kind", "")), " ".join(str(found.get("message", "")).split())
+    task_id = str(row.get("task_id", "")) if kind == "task" else ""
+    session_id, code, at = str(row.get("session_id", "")), str(found.get("code", "")), str(found.get("at", ""))
+    return OpenRow(kind, session_id, task_id, code, message[:MESSAGE], at)

@@ -76,6 +76,11 @@ class Sink(ABC, Generic[SettingsT]):
     def describe(self) -> str:
         """One line for people, after ``open``: product, version and place, never a password."""
 
+    @property
+    def address(self) -> str:
+        """Where the rows go, as the settings say, without user and password; empty (the default): no place."""
+        return ""
+
     def position(self) -> dict[str, Any] | None:
         """Where the next write goes, as JSON, or None (the default) for a sink whose writes are idempotent.
 

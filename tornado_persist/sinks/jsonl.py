@@ -146,6 +146,10 @@ class JSONLSink(Sink[JSONLSettings]):
             if disk.f_blocks and not disk.f_bavail:  # some network file systems tell no sizes at all
                 raise _os_error(errno.ENOSPC)
 
+    @property
+    def address(self) -> str:
+        return str(self.directory)
+
     def describe(self) -> str:
         return f"JSON lines in {self.directory}"
 

@@ -119,6 +119,10 @@ class MySQLSink(SQLSink[MySQLSettings]):
     #: Bytes of a statement that the server takes.
     _packet: int
 
+    @property
+    def address(self) -> str:
+        return self.settings.address
+
     def _create_engine(self) -> Engine:
         url = self.settings.parsed
         limit = self.settings.answer_timeout

@@ -182,6 +182,10 @@ class PostgresSink(SQLSink[PostgresSettings]):
         # Whether the rows of a chunk are all new.
         self._all_new = {kind: Shortcut() for kind in KINDS}
 
+    @property
+    def address(self) -> str:
+        return self.settings.address
+
     def _create_engine(self) -> Engine:
         url = self.settings.parsed
         arguments: dict[str, Any] = {key: value for key, value in _CONNECTION.items() if key not in url.query}

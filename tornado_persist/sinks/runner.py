@@ -30,6 +30,7 @@ class SinkState:
     """A sink as far as is known without asking it."""
 
     name: str
+    address: str  #: where the rows go, without user and password; empty if that is no place
     description: str  #: by itself, without secrets
     up: bool
     since: datetime | None  #: when it came up or went down (UTC); None before its first answer
@@ -112,7 +113,7 @@ class SinkRunner:
     def state(self) -> SinkState:
         """What is known now; asks nobody and never waits."""
         error = self.error or (f"it has not answered for {STALLED_AFTER:g} seconds" if self._stalled else "")
-        return SinkState(self.sink.name, self.description, self.up, self._since, error)
+        return SinkState(self.sink.name, self.sink.address, self.description, self.up, self._since, error)
 
     @property
     def _stalled(self) -> bool:

@@ -87,6 +87,15 @@ class URLSettings(SQLSettings):
         """The URL's parts."""
         return parse_url(self.url.get_secret_value(), self.schemes).set(drivername=self.driver)
 
+    @property
+    def address(self) -> str:
+        """Host or socket, port and database of the URL."""
+        url = self.parsed
+        host = url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost"
+        host = f"[{host}]" if ":" in host else str(host)
+        port = f":{url.port}" if url.port else ""
+        return f"{host}{port}/{url.database or ''}"
+
 
 SQLSettingsT = TypeVar("SQLSettingsT", bound=SQLSettings)
 

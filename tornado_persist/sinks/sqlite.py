@@ -61,6 +61,10 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         """The database file."""
         return (self.data_dir / self.settings.path).absolute()
 
+    @property
+    def address(self) -> str:
+        return str(self.path)
+
     def _create_engine(self) -> Engine:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         engine = make_engine(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
-from pathlib import Path
-from socket import gethostname
 from typing import Literal
 
 from tornado.httpserver import HTTPServer
@@ -20,7 +17,6 @@ from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
 from tornado_persist.web import handlers, history, openapi, pages, prometheus
 from tornado_persist.web.base import GetHandler, Handler, NotFound
-from tornado_persist.web.schemas import Instance
 
 PREFIX = openapi.PREFIX
 
@@ -65,11 +61,10 @@ class Api(Application):
         *,
         max_body_bytes: int,
         flush_timeout: float,
-        data_dir: Path = Path(),
         max_batch: int = 1000,
         unknown_fields: Literal["ignore", "reject"] = "ignore",
     ) -> None:
-        """``flush_timeout``: seconds that ``POST /flush`` waits at most. ``data_dir`` is shown to people.
+        """``flush_timeout``: seconds that ``POST /flush`` waits at most.
 
         ``max_batch`` and ``unknown_fields``, which the parser of ``ingest`` applies, are for the description.
         """
@@ -78,8 +73,6 @@ class Api(Application):
         self.health = health
         self.metrics = metrics
         self.prometheus = prometheus.Exporter(health, metrics)
-        #: Which service this is; the URL is known once it listens.
-        self.instance: Instance = {"host": gethostname(), "pid": os.getpid(), "url": "", "data_dir": str(data_dir)}
         #: The service takes a sample every ``history.INTERVAL`` seconds.
         self.sampler = history.Sampler(health, metrics)
         self.max_body_bytes = max_body_bytes

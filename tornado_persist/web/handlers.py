@@ -7,9 +7,11 @@ from typing import ClassVar, cast
 from tornado_persist import __version__
 from tornado_persist.errors import FieldError, NotAccepting
 from tornado_persist.pipeline.flusher import Flushed
+from tornado_persist.pipeline.health import HealthSnapshot
 from tornado_persist.records.models import Kind
 from tornado_persist.records.times import stamp
 from tornado_persist.web import schemas
+from tornado_persist.web.answers import instance, rounded, sink, waiting
 from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accounting, refused, shown
 
 
@@ -34,6 +36,14 @@ class Health(GetHandler):
                 "tasks_count": snapshot.waiting.tasks,
                 "last_flush": shown(self.application.metrics.last_flush),
             },
+            "reason": snapshot.reason,
+            "accepting": snapshot.accepting,
+            "sink": sink(snapshot),
+            "waiting": waiting(snapshot),
+            "disk_free_bytes": snapshot.disk_free,
+            "rejected_open_rows": snapshot.open_rows,
+            "refused": refused(self.application.metrics.refusals),
+            "instance": instance(snapshot),
         }
         self.reply(health, 200 if snapshot.healthy else 503)
 
@@ -127,22 +137,23 @@ class Stats(GetHandler):
     """``GET …/stats``: what waits and what was done."""
 
     async def get(self) -> None:
-        self.reply(self._stats())
+        self.reply(self._stats(await self.application.health.look()))
 
-    def _stats(self) -> schemas.Stats:
-        metrics, snapshot = self.application.metrics, self.application.health.snapshot()
-        now, waiting = snapshot.at, snapshot.waiting
+    def _stats(self, snapshot: HealthSnapshot) -> schemas.Stats:
+        metrics, now, waits = self.application.metrics, snapshot.at, snapshot.waiting
         return {
             "buffer": {
-                "sessions_count": waiting.sessions,
-                "tasks_count": waiting.tasks,
-                "total_count": waiting.rows,
-                "capacity": waiting.capacity,
-                "usage_percent": round(100 * waiting.rows / waiting.capacity, 1),
+                "sessions_count": waits.sessions,
+                "tasks_count": waits.tasks,
+                "total_count": waits.rows,
+                "in_memory": waits.in_memory,
+                "max_rows": waits.max_rows,
+                "capacity": waits.capacity,
+                "usage_percent": round(100 * waits.rows / waits.capacity, 1),
             },
             "flush_info": {
                 "last_flush_time": shown(metrics.last_flush),
-                "next_flush_time": stamp(snapshot.next_flush),
+                "next_flush_time": stamp(waits.next_flush),
                 "flush_count_today": metrics.flush_count_today(now),
                 "average_flush_duration_ms": metrics.average_flush_ms(),
             },
@@ -151,14 +162,24 @@ class Stats(GetHandler):
                 "total_tasks_written": metrics.written("task"),
                 "total_flush_count": metrics.flush_count,
                 "average_batch_size": metrics.average_batch_size(),
-                "uptime_seconds": int((now - metrics.started).total_seconds()),
+                "uptime_seconds": int(snapshot.uptime),
             },
-            "accounting": accounting(metrics.totals, waiting.rows),
+            "accounting": accounting(metrics.totals, waits.rows),
             "journal": {
-                "bytes": waiting.journal_bytes,
-                "records": waiting.journal_records,
-                "oldest_seconds": round(waiting.oldest_seconds, 3),
+                "bytes": waits.journal_bytes,
+                "max_bytes": waits.journal_max_bytes,
+                "full_in_seconds": rounded(waits.journal_full_in),
+                "records": waits.journal_records,
+                "oldest_seconds": round(waits.oldest_seconds, 3),
                 "sync": cast(schemas.Sync, snapshot.sync),
             },
             "refused": refused(metrics.refusals),
+            "health": {
+                "status": "healthy" if snapshot.healthy else "unhealthy",
+                "reason": snapshot.reason,
+                "sink": snapshot.sink.name,
+                "sink_address": snapshot.sink.address,
+                "disk_free_bytes": snapshot.disk_free,
+                "rejected_open_rows": snapshot.open_rows,
+            },
         }

@@ -15,7 +15,8 @@ from tornado_persist.records.models import KINDS
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry.metrics import REQUEST_SECONDS, Metrics, Reading
 from tornado_persist.web import schemas
-from tornado_persist.web.base import GetHandler, accounting, refused, shown
+from tornado_persist.web.answers import instance, open_rows, sink, waiting
+from tornado_persist.web.base import GetHandler, accounting, refused
 
 #: Seconds between samples, and seconds that all samples span.
 INTERVAL = 5.0
@@ -172,36 +173,20 @@ class History(GetHandler):
     def _history(self) -> schemas.History:
         app = self.application
         snapshot = app.health.snapshot()
-        sink, waiting = snapshot.sink, snapshot.waiting
         return {
             "now": snapshot.at.timestamp(),
             "version": __version__,
             "started": stamp(app.metrics.started),
-            "instance": app.instance,
+            "instance": instance(snapshot),
             "interval_seconds": INTERVAL,
             "span_seconds": SPAN,
             "intake": {"accepting": snapshot.accepting, "problem": snapshot.problem},
-            "sink": {
-                "name": sink.name,
-                "description": sink.description,
-                "up": sink.up,
-                "since": shown(sink.since),
-                "error": sink.error,
-                "retry_in": round(snapshot.retry_in, 1),
-            },
-            "waiting": {
-                "rows": waiting.rows,
-                "in_memory": waiting.in_memory,
-                "max_rows": waiting.max_rows,
-                "capacity": waiting.capacity,
-                "journal_bytes": waiting.journal_bytes,
-                "journal_max_bytes": waiting.journal_max_bytes,
-                "journal_records": waiting.journal_records,
-                "oldest_seconds": waiting.oldest_seconds,
-                "next_flush": stamp(snapshot.next_flush),
-                "flush_seconds": app.flusher.interval,
-            },
-            "accounting": accounting(app.metrics.totals, waiting.rows),
+            "sink": sink(snapshot),
+            "waiting": waiting(snapshot),
+            "disk_free_bytes": snapshot.disk_free,
+            "rejected_open": open_rows(snapshot),
+            "reason": snapshot.reason,
+            "accounting": accounting(app.metrics.totals, snapshot.waiting.rows),
             "refused": refused(app.metrics.refusals),
             "answers": app.sampler.answers(),
             "samples": app.sampler.columns(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator
 
@@ -65,6 +66,10 @@ class Exporter:
         backoff = "Seconds until a failed flush is tried again, else 0."
         yield _gauge("persistd_flush_backoff_seconds", backoff, snapshot.retry_in)
         yield from self._of_the_journal(snapshot.waiting)
+        yield _gauge(
+            "persistd_rejected_open_rows", "Refused rows neither retried nor dropped.", _known(snapshot.open_rows)
+        )
+        yield _gauge("persistd_disk_free_bytes", "Bytes free on the disk of data_dir.", _known(snapshot.disk_free))
         up = GaugeMetricFamily("persistd_sink_up", "1 while the sink answers, else 0.", labels=["sink"])
         up.add_metric([snapshot.sink.name], snapshot.sink.up)
         yield up
@@ -115,6 +120,8 @@ class Exporter:
         yield _gauge("persistd_journal_max_bytes", "Bytes past which batches are refused.", waiting.journal_max_bytes)
         yield _gauge("persistd_journal_records", "Batches in the journal that are not released.", records)
         yield _gauge("persistd_journal_oldest_age_seconds", "Age of the oldest of these batches, else 0.", age)
+        full_in = math.inf if waiting.journal_full_in is None else waiting.journal_full_in
+        yield _gauge("persistd_journal_full_seconds", "Seconds until it is full at the present rate, or +Inf.", full_in)
 
 
 class _Given(Collector):
@@ -129,6 +136,10 @@ class _Given(Collector):
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def _known(value: int | None) -> float:
+    return math.nan if value is None else value
 
 
 def _by_kind(name: str, text: str, rows: Callable[[Kind], int]) -> Metric:

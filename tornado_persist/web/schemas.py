@@ -36,12 +36,116 @@ class Waiting(TypedDict):
 
 
 @_closed
+class Instance(TypedDict):
+    """Which service this is."""
+
+    url: Annotated[str, Field(description="where it listens; empty if that is not known")]
+    host: Annotated[str, Field(description="the machine's name")]
+    pid: Number
+    data_dir: str
+    version: str
+    started: Time
+    uptime_seconds: Annotated[float, Field(ge=0)]
+
+
+@_closed
+class Sink(TypedDict):
+    """The last known state of the sink; it is not asked."""
+
+    name: str
+    address: Annotated[str, Field(description="host and database, or file, without user and password")]
+    description: Annotated[str, Field(description="product, version and place, once it was open; else its name")]
+    up: bool
+    since: Time | None
+    error: Annotated[str, Field(description="why it is down; empty while it is up")]
+    retry_in: Annotated[float, Field(ge=0, description="seconds until a failed flush is retried; 0: none waits")]
+
+
+@_closed
+class Pending(TypedDict):
+    """Rows that wait, and their limits."""
+
+    rows: Number
+    in_memory: Number
+    max_rows: Number
+    capacity: Number
+    journal_bytes: Number
+    journal_max_bytes: Number
+    journal_records: Number
+    oldest_seconds: Annotated[float, Field(ge=0)]
+    journal_full_in_seconds: Annotated[
+        float | None, Field(ge=0, description="at the rate of the last minute; null: it does not grow")
+    ]
+    next_flush: Time
+    flush_seconds: Annotated[float, Field(ge=0, description="from one flush to the next")]
+
+
+@_closed
+class OpenRow(TypedDict):
+    """A row in rejected.jsonl that was neither retried nor dropped."""
+
+    kind: str
+    session_id: str
+    task_id: Annotated[str, Field(description="empty for a session")]
+    code: str
+    message: Annotated[str, Field(description="why it was refused")]
+    at: str
+
+
+@_closed
+class OpenRows(TypedDict):
+    """Rows in rejected.jsonl that were neither retried nor dropped."""
+
+    rows: Annotated[int | None, Field(ge=0, description="null: they cannot be counted now")]
+    first: Annotated[list[OpenRow], Field(description="the oldest ones")]
+
+
+DiskFree = Annotated[int | None, Field(ge=0, description="bytes free on the disk of data_dir; null: not known")]
+OpenCount = Annotated[
+    int | None, Field(ge=0, description="refused rows that were neither retried nor dropped; null: not known")
+]
+Reason = Annotated[str, Field(description="why it is unhealthy, in a sentence or two; empty while it is healthy")]
+Condition: TypeAlias = Literal["healthy", "unhealthy"]
+
+
+@_closed
+class LastRefused(TypedDict):
+    """The batch that was refused last."""
+
+    at: Time
+    kind: Literal["session", "task", "none"]
+    status: Annotated[int, Field(ge=400, le=599)]
+    reason: Annotated[str, Field(description="why, in a word, as in the metrics")]
+    detail: Annotated[str, Field(description="the sentence that the client got")]
+    client: Annotated[str, Field(description="its address")]
+    user_agent: str
+    request_id: str
+
+
+@_closed
+class Refused(TypedDict):
+    """Refused batches since the process started."""
+
+    batches: Number
+    rows: Annotated[int, Field(ge=0, description="of those whose rows could be counted")]
+    last: LastRefused | None
+
+
+@_closed
 class Health(TypedDict):
     """Health of the service and its sink."""
 
-    status: Literal["healthy", "unhealthy"]
-    database: Literal["healthy", "unhealthy"]
+    status: Condition
+    database: Annotated[Condition, Field(description="whether the sink can be written to, as far as is known")]
     buffer: Waiting
+    reason: Reason
+    accepting: Annotated[bool, Field(description="whether a batch that comes now is accepted")]
+    sink: Sink
+    waiting: Pending
+    disk_free_bytes: DiskFree
+    rejected_open_rows: OpenCount
+    refused: Refused
+    instance: Instance
 
 
 @_closed
@@ -123,6 +227,8 @@ class BufferStats(TypedDict):
     sessions_count: Number
     tasks_count: Number
     total_count: Number
+    in_memory: Annotated[int, Field(ge=0, description="rows; the others wait in the journal alone")]
+    max_rows: Annotated[int, Field(ge=1, description="rows that may be in memory")]
     capacity: Annotated[int, Field(ge=1, description="rows at which a flush starts")]
     usage_percent: Annotated[float, Field(ge=0, description="of the capacity; over 100 while the sink is unavailable")]
 
@@ -164,32 +270,25 @@ class JournalStats(TypedDict):
     """Batches accepted whose rows wait for the sink."""
 
     bytes: Number
+    max_bytes: Annotated[int, Field(ge=1, description="bytes past which batches are refused")]
+    full_in_seconds: Annotated[
+        float | None, Field(ge=0, description="at the rate of the last minute; null: it does not grow")
+    ]
     records: Number
     oldest_seconds: Annotated[float, Field(ge=0, description="age of the oldest record; 0 without one")]
     sync: Sync
 
 
 @_closed
-class LastRefused(TypedDict):
-    """The batch that was refused last."""
+class HealthStats(TypedDict):
+    """What ``GET /health`` says, in short."""
 
-    at: Time
-    kind: Literal["session", "task", "none"]
-    status: Annotated[int, Field(ge=400, le=599)]
-    reason: Annotated[str, Field(description="why, in a word, as in the metrics")]
-    detail: Annotated[str, Field(description="the sentence that the client got")]
-    client: Annotated[str, Field(description="its address")]
-    user_agent: str
-    request_id: str
-
-
-@_closed
-class Refused(TypedDict):
-    """Refused batches since the process started."""
-
-    batches: Number
-    rows: Annotated[int, Field(ge=0, description="of those whose rows could be counted")]
-    last: LastRefused | None
+    status: Condition
+    reason: Reason
+    sink: str
+    sink_address: str
+    disk_free_bytes: DiskFree
+    rejected_open_rows: OpenCount
 
 
 @_closed
@@ -202,16 +301,7 @@ class Stats(TypedDict):
     accounting: Accounting
     journal: JournalStats
     refused: Refused
-
-
-@_closed
-class Instance(TypedDict):
-    """Which service this is."""
-
-    host: Annotated[str, Field(description="the name of its machine")]
-    pid: Number
-    url: Annotated[str, Field(description="where it listens; empty if that is not known")]
-    data_dir: str
+    health: HealthStats
 
 
 @_closed
@@ -220,34 +310,6 @@ class Intake(TypedDict):
 
     accepting: bool
     problem: Annotated[str, Field(description="why not, in a sentence; empty while all is well")]
-
-
-@_closed
-class Sink(TypedDict):
-    """The last known state of the sink; it is not asked."""
-
-    name: str
-    description: str
-    up: bool
-    since: Time | None
-    error: Annotated[str, Field(description="why it is down; empty while it is up")]
-    retry_in: Annotated[float, Field(ge=0, description="seconds until a failed flush is retried; 0: none waits")]
-
-
-@_closed
-class Pending(TypedDict):
-    """Rows that wait, and their limits."""
-
-    rows: Number
-    in_memory: Number
-    max_rows: Number
-    capacity: Number
-    journal_bytes: Number
-    journal_max_bytes: Number
-    journal_records: Number
-    oldest_seconds: Annotated[float, Field(ge=0)]
-    next_flush: Time
-    flush_seconds: Annotated[float, Field(ge=0, description="from one flush to the next")]
 
 
 @_closed
@@ -327,6 +389,9 @@ class History(TypedDict):
     intake: Intake
     sink: Sink
     waiting: Pending
+    disk_free_bytes: DiskFree
+    rejected_open: OpenRows
+    reason: Reason
     accounting: Accounting
     refused: Refused
     answers: Answers
