@@ -256,6 +256,31 @@ def test_what_a_database_says_is_never_taken_for_html(tmp_path: Path, visit: Ope
         expect(page.locator("#flushes tr").first).to_contain_text("! some rejected")
 
 
+def test_refused_batches_are_shown_with_reason_and_client(tmp_path: Path, visit: Open) -> None:
+    with Persistd(tmp_path) as service:
+        page = visit(service)
+        expect(page.locator("#headline")).to_have_text("All is well")
+        expect(page.locator("#refused")).to_be_hidden()
+        wrong = body("task", task("good"), {**task("bad"), "status": "cancelled"})
+        hostile = {"User-Agent": "<img src=/x onerror=document.body.remove()>", "X-Request-ID": "job-7"}
+        for _ in range(2):
+            service.http.post("/api/v1/persistence/tasks/batch", content=wrong, headers=hostile)
+        refused = page.locator("#refused")
+        for shown in ("batches 2, rows 4", "Tasks", "422 ", "status", "127.0.0.1", hostile["User-Agent"], "job-7"):
+            expect(refused).to_contain_text(shown)
+        expect(page.locator("#headline")).to_have_text("Batches are refused")
+        expect(page.locator("#state")).to_have_attribute("data-level", "warning")
+        expect(page.locator("#reason")).to_contain_text("127.0.0.1, <img")
+        expect(page.locator("#answers")).to_contain_text("422 invalid")
+        expect(page.locator("#errors")).to_contain_text("Batches refused")
+        assert sideways(page) == 0
+        narrow = visit(service, width=400, locale="zh-CN")
+        expect(narrow.locator("#headline")).to_have_text("有批次被拒收")
+        assert sideways(narrow) == 0
+        page.close()
+        narrow.close()
+
+
 @pytest.fixture(scope="module")
 def database() -> Iterator[Postgres]:
     """A server of this module's own: it is killed here, and the other tests need theirs."""

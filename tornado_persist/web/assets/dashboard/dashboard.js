@@ -40,11 +40,19 @@ function judge(now) {
   if (waiting.oldest_seconds > 2 * waiting.flush_seconds + LATE) {
     return ["warning", text.behind, text.behindDetail(duration(waiting.oldest_seconds)), now.flushes[0]?.error ?? ""];
   }
+  if (now.samples.refused.some((batches) => batches > 0)) {
+    return ["warning", text.refusing, text.refusingDetail, refusedWhy(now.refused.last)];
+  }
   if (now.samples.rejected.some((rows) => rows > 0)) {
     const rejection = now.incidents.find(({ what }) => what === "rejected");
     return ["warning", text.rejecting, text.rejectingDetail, rejection?.message ?? ""];
   }
   return ["good", text.well, text.wellDetail(short(sink.description)), ""];
+}
+
+// Why a batch was refused, and whose it was.
+function refusedWhy({ status, detail, client, user_agent }) {
+  return `${status} ${detail} (${[client, user_agent].filter(Boolean).join(", ")})`;
 }
 
 // Without the packager's own number, which is of no use here.
@@ -135,6 +143,21 @@ function instance({ now, instance: { host, url, data_dir, pid }, started }) {
   list("instance", [[text.host, host], [text.address, url || NONE], [text.dataDir, data_dir], [text.process, `${pid}`], [text.uptime, uptime]]);
 }
 
+// The batch that was refused last; its sender may never look at the answers.
+function refused({ refused: { batches, rows, last } }) {
+  byId("refused").hidden = last === null;
+  if (last === null) return;
+  write("refused-sum", text.refusedSum(number(batches), number(rows)));
+  list("refused-last", [
+    [text.time, moment(last.at)],
+    [text.what, text.batchKinds[last.kind]],
+    [text.answer, `${last.status} ${last.detail}`, last.status < 500 ? "warning" : "bad"],
+    [text.client, last.client],
+    [text.program, last.user_agent || NONE],
+    [text.requestId, last.request_id],
+  ]);
+}
+
 function answer(row, { status, total, recent }) {
   const level = status < 400 ? "good" : status < 500 ? "warning" : "bad";
   const meaning = text.statuses[status];
@@ -198,6 +221,7 @@ function show(now) {
   limits(now);
   sink(now);
   accounting(now);
+  refused(now);
   table("answers", now.answers.statuses, answer);
   table("flushes", now.flushes.slice(0, 10), flush);
   table("errors", now.incidents.slice(0, 10), incident);
