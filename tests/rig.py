@@ -102,7 +102,7 @@ class Rig:
 
     def stored(self, kind: Kind = "task") -> list[str]:
         """The keys in the sink, in the order in which they came there."""
-        return list(self.sink.stored[kind])
+        return [key[-1] for key in self.sink.stored[kind]]
 
     def pending(self) -> int:
         return sum(map(self.backlog.pending, KINDS))

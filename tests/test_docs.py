@@ -247,7 +247,9 @@ def test_the_service_writes_to_the_sink_of_the_documentation(tmp_path: Path, ins
         assert running.post("task", task("t", session_id="s", target_text="x")).status_code == 200
         assert running.flush()["tasks_written"] == 1
         with closing(sqlite3.connect(running.data_dir / "here.kv")) as store:
-            ((value,),) = store.execute("SELECT value FROM rows WHERE kind = 'task' AND key = 't'").fetchall()
+            ((value,),) = store.execute(
+                "SELECT value FROM rows WHERE kind = 'task' AND key = '[\"s\", \"t\"]'"
+            ).fetchall()
         assert json.loads(value)["target_text"] == "x"
         worse = [line["event"] for line in running.log() if line["level"] in ("warning", "error")]
         assert worse == ["batch refused"]

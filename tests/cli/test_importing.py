@@ -34,7 +34,7 @@ def state(path: Path) -> dict[str, Any]:
     return place
 
 
-def without_times(stored: dict[str, Fields]) -> dict[str, Fields]:
+def without_times(stored: dict[tuple[str, ...], Fields]) -> dict[tuple[str, ...], Fields]:
     """The service that imports gives rows its own."""
     for row in stored.values():
         del row["created_at"], row["updated_at"]

@@ -50,7 +50,7 @@ def forgive(service: Persistd) -> None:
 
 
 def stored(service: Persistd) -> dict[str, Any]:
-    return {key: row["source_text"] for key, row in read_sqlite(service.data_dir / "persist.db")["task"].items()}
+    return {key[-1]: row["source_text"] for key, row in read_sqlite(service.data_dir / "persist.db")["task"].items()}
 
 
 def notes(service: Persistd) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def test_a_row_fixed_and_sent_again_ends_in_postgres_and_the_accounting_balances
         code, said, complaint = command("rejected", "retry", "--all", "--edit", "--url", service.url)
         assert (code, said, complaint) == (0, "2 rows sent\nflushed: the sink has them\n", "")
         found = read_postgres(postgres_url)["task"]
-        assert {key: row["row_index"] for key, row in found.items()} == {"good": 1, "a": 1, "b": 5, "c": 2}
+        assert {key[-1]: row["row_index"] for key, row in found.items()} == {"good": 1, "a": 1, "b": 5, "c": 2}
         after = balances(service)
         assert (after["accepted"], after["written"], after["rejected"]) == (before["accepted"] + 4, 5, 4)
         # The service's file was appended to by the service alone.
@@ -119,7 +119,7 @@ def test_ls_shows_rows_by_reason_filters_them_and_gives_whole_json(
     assert (code, complaint) == (0, "")
     head, first, second, _, last = said.splitlines()
     assert head.split() == ["line", "kind", "key", "code", "refused", "message"]
-    assert first.split()[:4] == ["1", "task", "a", "SQLITE_CONSTRAINT_TRIGGER"]
+    assert first.split()[:4] == ["1", "task", "s1/a", "SQLITE_CONSTRAINT_TRIGGER"]
     assert second.endswith("no bad text here")
     assert last == f"{tmp_path}/data/rejected.jsonl: 2 rows (2 tasks with code SQLITE_CONSTRAINT_TRIGGER)"
     (line,) = command("rejected", "ls", "--json", "--key", "b").out.splitlines()
@@ -142,7 +142,8 @@ def test_a_retry_that_is_refused_again_is_named_and_is_an_entry_of_its_own(
     code, said, complaint = command("rejected", "retry", "1", "--url", refusing.url)
     assert (code, said) == (1, "1 row sent\n")
     assert (
-        complaint == f"persistd: {tmp_path}/data/rejected.jsonl, line 2: task a was refused again: no bad text here\n"
+        complaint
+        == f"persistd: {tmp_path}/data/rejected.jsonl, line 2: task s1/a was refused again: no bad text here\n"
     )
     assert [json.loads(line)["line"] for line in command("rejected", "ls", "--json").out.splitlines()] == [2]
     assert balances(refusing)["rejected"] == 2
@@ -156,7 +157,7 @@ def test_a_row_that_was_updated_since_is_left_out_unless_told_to_overwrite(
     refusing.post("task", task("a", source_text="newer"))  # not even flushed yet
     code, said, complaint = command("rejected", "retry", "--all", "--url", refusing.url)
     assert (code, said) == (1, "1 row sent\nflushed: the sink has them\n")
-    assert complaint.startswith(f"persistd: {tmp_path}/data/rejected.jsonl, line 1: task a is of ")
+    assert complaint.startswith(f"persistd: {tmp_path}/data/rejected.jsonl, line 1: task s1/a is of ")
     assert complaint.endswith(": not sent (--overwrite sends it all the same)\n")
     assert stored(refusing) == {"first": "Hello", "a": "newer", "b": "bad b"}
     assert command("rejected", "retry", "1", "--overwrite", "--url", refusing.url).code == 0
@@ -222,7 +223,7 @@ def test_drop_keeps_a_note_with_the_reason(refusing: Persistd, command: Command,
         "",
     )
     (note,) = notes(refusing)
-    assert (note["state"], note["key"], note["reason"], note["line"]) == ("dropped", "b", "a test", 2)
+    assert (note["state"], note["key"], note["reason"], note["line"]) == ("dropped", "s1/b", "a test", 2)
     assert (refusing.data_dir / "rejected.jsonl").read_bytes() == before
     assert command("rejected", "drop", "--all").code == 0
     assert command("rejected", "drop", "--all").code == 1
@@ -254,7 +255,7 @@ def test_a_broken_line_is_named_costs_itself_alone_and_can_be_dropped(
     code, said, complaint = command("rejected", "ls")
     assert code == 1
     assert complaint.startswith(f"persistd: {tmp_path}/data/rejected.jsonl, line 1: it is no JSON (")
-    assert " b " in said
+    assert "s1/b " in said
     code, said, complaint = command("rejected", "retry", "--all", "--url", refusing.url)
     assert (code, said) == (1, "1 row sent\nflushed: the sink has them\n")
     assert complaint.startswith(problem[:54])

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tests.process import PATIENCE, wait_until
 from tests.rows import body, row
-from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind
+from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, key_of
 from tornado_persist.testing import Stored, complete
 
 #: The field that holds an update's version.
@@ -52,7 +52,7 @@ class Record:
 
     def __init__(self) -> None:
         #: In a state a time is None when it is not known; a state that is None: the key is not stored.
-        self.states: dict[Kind, dict[str, list[Fields | None]]] = {kind: {} for kind in KINDS}
+        self.states: dict[Kind, dict[tuple[str, ...], list[Fields | None]]] = {kind: {} for kind in KINDS}
         #: Rows.
         self.sent = self.acknowledged = self.refused = 0
         self._lock = threading.Lock()
@@ -84,9 +84,9 @@ class Record:
 
     def _update(self, kind: Kind, rows: list[Fields], at: datetime | None, *, certain: bool) -> None:
         # What happened to a batch happened to all of it; so a key that occurs twice in it goes through both rows.
-        updates: dict[str, list[Fields]] = {}
+        updates: dict[tuple[str, ...], list[Fields]] = {}
         for update in rows:
-            updates.setdefault(update[KEYS[kind]], []).append(update)
+            updates.setdefault(key_of(kind, update), []).append(update)
         for key, given in updates.items():
             before = self.states[kind].get(key, [None])
             after = [] if certain else before[:]

@@ -25,7 +25,7 @@ from tests.process import PATIENCE, Persistd
 from tests.rows import task
 from tests.sinks.readers import read_jsonl, read_mysql, read_postgres, read_sqlite
 from tornado_persist.pipeline.flusher import CHUNK_ROWS
-from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind
+from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, key_of
 from tornado_persist.testing import Stored, complete
 
 #: Flushes when told to.
@@ -117,13 +117,13 @@ def no_errors(service: Persistd) -> None:
 
 def each_line_once(data_dir: Path) -> int:
     """No line is torn or there twice; how many there are."""
-    lines: Counter[tuple[Kind, str, str]] = Counter()
+    lines: Counter[tuple[Kind, tuple[str, ...], str]] = Counter()
     for kind in KINDS:
         content = (data_dir / "jsonl" / f"{PLURALS[kind]}.jsonl").read_bytes()
         assert content.endswith(b"\n")
         for line in content.splitlines():
             row = json.loads(line)
-            lines[kind, row[KEYS[kind]], row["updated_at"]] += 1
+            lines[kind, key_of(kind, row), row["updated_at"]] += 1
     assert [line for line, count in lines.items() if count > 1] == []
     return len(lines)
 

@@ -67,7 +67,7 @@ def stored(service: Persistd) -> list[str]:
     accounting = service.stats()["accounting"]
     assert accounting["pending"] == 0
     assert accounting["accepted"] == accounting["written"] + accounting["merged"] + accounting["rejected"]
-    return sorted(read_sqlite(service.data_dir / "persist.db")["task"])
+    return sorted(id for _, id in read_sqlite(service.data_dir / "persist.db")["task"])
 
 
 def goes_on(service: Persistd) -> None:

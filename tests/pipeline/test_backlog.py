@@ -37,7 +37,7 @@ async def test_a_batch_that_would_fit_waits_behind_one_that_did_not(tmp_path: Pa
         it.sink.release()
         await it.flusher.flush(5)
         assert [row["status"] for row in it.sink.batches[0].tasks] == ["pending"] * 3
-        assert it.sink.stored["task"]["a"]["status"] == "completed"
+        assert it.sink.stored["task"]["s1", "a"]["status"] == "completed"
 
 
 @pytest.mark.gen_test
@@ -67,7 +67,7 @@ async def test_refilling_while_batches_are_accepted_keeps_the_order(tmp_path: Pa
         await it.flusher.flush(10)
         assert it.pending() == 0
         assert len(it.stored()) == 901
-        last = it.sink.stored["task"]["same"]["source_text"]
+        last = it.sink.stored["task"]["s1", "same"]["source_text"]
         assert last == "299-2"
 
 
@@ -95,7 +95,7 @@ async def test_recovered_rows_have_the_times_of_their_acceptance(tmp_path: Path)
         second = await it.ingest.accept("task", body("task", task("a")))
     async with rig(tmp_path) as again:
         await again.flusher.flush(5)
-        row = again.sink.stored["task"]["a"]
+        row = again.sink.stored["task"]["s1", "a"]
         assert (row["created_at"], row["updated_at"]) == (first.at, second.at)
 
 

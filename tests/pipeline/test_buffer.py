@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests import rows
 from tornado_persist.pipeline.buffer import Buffer
-from tornado_persist.records.models import KEYS, KINDS, SHAPES, Batch, Fields, Kind, Row
+from tornado_persist.records.models import KEYS, KINDS, SHAPES, Batch, Fields, Kind, Row, key_of
 from tornado_persist.records.times import stamp
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -35,7 +35,9 @@ def only_task(buffer: Buffer) -> Row:
 def test_a_field_given_replaces_one_left_out_stays_and_null_clears() -> None:
     buffer = Buffer()
     buffer.add("task", [task("a", context="c", target_text="x", confidence=0.5)], T0)
-    merged = buffer.add("task", [SHAPES["task"].row({"task_id": "a", "target_text": "y", "confidence": None})], T1)
+    merged = buffer.add(
+        "task", [SHAPES["task"].row({"session_id": "s1", "task_id": "a", "target_text": "y", "confidence": None})], T1
+    )
     assert merged == 1
     assert only_task(buffer) == {
         **task("a", context="c", target_text="y", confidence=None),
@@ -65,6 +67,13 @@ def test_a_session_and_a_task_with_the_same_key_do_not_meet() -> None:
     assert [buffer.count(kind) for kind in KINDS] == [1, 1]
 
 
+def test_tasks_of_two_sessions_with_the_same_id_do_not_meet() -> None:
+    buffer = Buffer()
+    buffer.add("task", [task("x", session_id="a", target_text="of a")], T0)
+    assert buffer.add("task", [task("x", session_id="b")], T1) == 0
+    assert [row.get("target_text") for row in buffer.take().tasks] == ["of a", None]
+
+
 def test_rows_keep_the_order_in_which_their_keys_came() -> None:
     buffer = Buffer()
     buffer.add("task", [task("b"), task("a"), task("b")], T0)
@@ -74,15 +83,15 @@ def test_rows_keep_the_order_in_which_their_keys_came() -> None:
 
 def test_what_is_taken_counts_until_it_is_released() -> None:
     buffer = Buffer()
-    buffer.add("task", [task("a"), task("b")], T0)
+    buffer.add("session", [session("a"), session("b")], T0)
     batch = buffer.take()
-    buffer.add("task", [task("a")], T1)
-    assert (buffer.count("task"), buffer.waiting(), len(buffer)) == (3, 1, 3)
-    buffer.release(Batch(tasks=batch.tasks[:1]))
-    assert (buffer.count("task"), buffer.waiting()) == (2, 1)
-    assert buffer.has("task", "b")
-    buffer.release(Batch(tasks=batch.tasks[1:]))
-    assert not buffer.has("task", "b")
+    buffer.add("session", [session("a")], T1)
+    assert (buffer.count("session"), buffer.waiting(), len(buffer)) == (3, 1, 3)
+    buffer.release(Batch(batch.sessions[:1]))
+    assert (buffer.count("session"), buffer.waiting()) == (2, 1)
+    assert buffer.has_session("b")
+    buffer.release(Batch(batch.sessions[1:]))
+    assert not buffer.has_session("b")
     assert len(buffer) == 1
 
 
@@ -122,15 +131,18 @@ OPTIONAL: dict[Kind, list[str]] = {
 
 
 def updates_of(kind: Kind, most: int) -> st.SearchStrategy[Any]:
-    """Keys and fields, of which the buffer does not care what they are."""
+    """Rows with a key and other fields, of which the buffer does not care what they are."""
+    keys = st.fixed_dictionaries(
+        {name: st.sampled_from("abc" if name == f"{kind}_id" else "st") for name in KEYS[kind]}
+    )
     fields = st.dictionaries(st.sampled_from(OPTIONAL[kind]), st.none() | st.sampled_from("xyz"))
-    return st.lists(st.tuples(st.sampled_from("abc"), fields), max_size=most)
+    return st.lists(st.builds(lambda key, fields: {**key, **fields}, keys, fields), max_size=most)
 
 
 @given(updates_of("task", 12))
-def test_any_split_into_batches_gives_the_same_rows(updates: list[tuple[str, dict[str, Any]]]) -> None:
+def test_any_split_into_batches_gives_the_same_rows(updates: list[Fields]) -> None:
     def sent() -> list[Row]:
-        return [SHAPES["task"].row({"task_id": key, **fields}) for key, fields in updates]
+        return [SHAPES["task"].row(fields) for fields in updates]
 
     whole, split = Buffer(), Buffer()
     merged = whole.add("task", sent(), T0)
@@ -146,18 +158,17 @@ class BufferAndModel(RuleBasedStateMachine):
         self.buffer = Buffer()
         self.taken: Batch | None = None
         self.now = START
-        self.sink: dict[tuple[Kind, str], Fields] = {}
-        self.model: dict[tuple[Kind, str], Fields] = {}
+        self.sink: dict[tuple[Kind, tuple[str, ...]], Fields] = {}
+        self.model: dict[tuple[Kind, tuple[str, ...]], Fields] = {}
         self.accepted = self.merged = self.written = 0
 
     @rule(kind=st.sampled_from(KINDS), data=st.data())
     def add(self, kind: Kind, data: st.DataObject) -> None:
-        updates = data.draw(updates_of(kind, 4))
+        rows: list[Fields] = data.draw(updates_of(kind, 4))
         self.now += timedelta(seconds=1)
         at = stamp(self.now)
-        rows = [{KEYS[kind]: key, **fields} for key, fields in updates]
         for row in rows:
-            stored = self.model.setdefault((kind, row[KEYS[kind]]), {"created_at": at})
+            stored = self.model.setdefault((kind, key_of(kind, row)), {"created_at": at})
             stored.update(row, updated_at=at)
         self.accepted += len(rows)
         self.merged += self.buffer.add(kind, [SHAPES[kind].row(row) for row in rows], at)
@@ -177,7 +188,7 @@ class BufferAndModel(RuleBasedStateMachine):
         self.buffer.release(written)
         for kind in KINDS:
             for row in written.rows(kind):
-                stored = self.sink.setdefault((kind, row[KEYS[kind]]), {})
+                stored = self.sink.setdefault((kind, key_of(kind, row)), {})
                 created_at = stored.get("created_at", row["created_at"])
                 stored.update(row, created_at=created_at)
         self.written += len(written)
@@ -194,7 +205,7 @@ class BufferAndModel(RuleBasedStateMachine):
         rest = self.buffer.take()
         for kind in KINDS:
             for row in rest.rows(kind):
-                stored = self.sink.setdefault((kind, row[KEYS[kind]]), {})
+                stored = self.sink.setdefault((kind, key_of(kind, row)), {})
                 created_at = stored.get("created_at", row["created_at"])
                 stored.update(row, created_at=created_at)
         assert self.sink == self.model

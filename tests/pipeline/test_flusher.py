@@ -185,8 +185,8 @@ async def test_a_failed_write_keeps_its_rows_under_newer_updates(tmp_path: Path)
         it.assert_conserved()
         assert (await it.flusher.flush_once()).tasks == 3
         stored = it.sink.stored["task"]
-        assert list(stored) == ["a", "b", "c"]
-        assert (stored["a"]["status"], stored["a"]["context"]) == ("completed", "kept")
+        assert list(stored) == [("s1", "a"), ("s1", "b"), ("s1", "c")]
+        assert (stored["s1", "a"]["status"], stored["s1", "a"]["context"]) == ("completed", "kept")
 
 
 @pytest.mark.gen_test
@@ -327,7 +327,7 @@ async def test_switching_writes_what_waits_to_the_old_sink_and_the_rest_to_the_n
         await it.switch(new)
         await it.add("b")
         await it.flusher.flush(5)
-        assert (it.stored(), list(new.stored["task"])) == (["a"], ["b"])
+        assert (it.stored(), list(new.stored["task"])) == (["a"], [("s1", "b")])
         assert it.sink.calls[-1] == "close"
 
 
@@ -339,7 +339,7 @@ async def test_switching_carries_over_what_the_old_sink_does_not_take(tmp_path: 
         new = FlakySink()
         await it.switch(new)
         await it.flusher.flush(5)
-        assert list(new.stored["task"]) == ["a"]
+        assert list(new.stored["task"]) == [("s1", "a")]
 
 
 @pytest.mark.gen_test
@@ -353,7 +353,7 @@ async def test_switching_gives_up_a_write_that_hangs_in_the_old_sink(tmp_path: P
         await it.switch(new, 0.02)
         assert isinstance((await flush).error, SinkUnavailable)
         await it.flusher.flush(5)
-        assert list(new.stored["task"]) == ["a"]
+        assert list(new.stored["task"]) == [("s1", "a")]
 
 
 @pytest.mark.gen_test

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pymysql
 
-from tornado_persist.records.models import KEYS, KINDS, Batch, Fields, Kind
+from tornado_persist.records.models import KINDS, Batch, Fields, Kind, key_of
 from tornado_persist.records.times import stamp
 from tornado_persist.testing import FIELDS, Stored, merge, nothing
 
@@ -71,6 +71,11 @@ def read_jsonl(directory: Path) -> Stored:
     return stored
 
 
+def ids(stored: dict[tuple[str, ...], Fields]) -> set[str]:
+    """The rows' own ids, without the session that a task belongs to."""
+    return {key[-1] for key in stored}
+
+
 def _read(rows: Callable[[str], Iterable[tuple[Any, ...]]], quote: str, as_text: str) -> Stored:
     stored = nothing()
     for kind in KINDS:
@@ -78,8 +83,9 @@ def _read(rows: Callable[[str], Iterable[tuple[Any, ...]]], quote: str, as_text:
         columns = [as_text.format(q) if name in OBJECTS else q for name, q in zip(FIELDS[kind], quoted, strict=True)]
         for values in rows(f"SELECT {', '.join(columns)} FROM {TABLES[kind]}"):
             row = _python(dict(zip(FIELDS[kind], values, strict=True)))
-            assert row[KEYS[kind]] not in stored[kind]
-            stored[kind][row[KEYS[kind]]] = row
+            key = key_of(kind, row)
+            assert key not in stored[kind]
+            stored[kind][key] = row
     return stored
 
 

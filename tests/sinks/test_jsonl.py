@@ -65,7 +65,7 @@ def test_a_later_update_is_another_line_and_folding_gives_the_state(sink: JSONLS
     sink.write(Batch([], [task("t", target_text=None, at=T0 + SECOND)]))
     assert len(lines(sink, "task")) == 2
     expected = complete("task", task("t", confidence=0.5, updated_at=T0 + SECOND))
-    assert read_jsonl(sink.directory)["task"] == {"t": expected}
+    assert read_jsonl(sink.directory)["task"] == {("s", "t"): expected}
 
 
 def test_lines_are_compact_utf_8_in_the_order_of_the_batch(sink: JSONLSink) -> None:
@@ -410,7 +410,7 @@ def test_a_batch_that_is_replayed_after_half_of_it_was_written_gives_the_same_st
     sink.write(Batch(batch.sessions))  # its tasks fell to the crash
     sink.write(batch)
     once = read_jsonl(sink.directory)
-    assert once["session"]["s"] == complete("session", batch.sessions[0])
+    assert once["session"][("s",)] == complete("session", batch.sessions[0])
     sink.write(batch)
     assert read_jsonl(sink.directory) == once
 

@@ -216,11 +216,11 @@ TYPES = {
     },
 }
 TABLE = "CREATE TABLE translation_tasks (task_id varchar(64) {collate} NOT NULL, " + COLUMNS
-TWO_COLUMNS = TABLE + ", PRIMARY KEY (task_id, created_at)) {parted}"
+TWO_COLUMNS = TABLE + ", PRIMARY KEY (session_id, task_id, created_at)) {parted}"
 SURROGATE = (
     "CREATE TABLE translation_tasks (id integer PRIMARY KEY {number}, task_id varchar(64) {collate} NOT NULL, "
     + COLUMNS
-    + "); CREATE INDEX x ON translation_tasks (task_id)"
+    + "); CREATE INDEX x ON translation_tasks (session_id, task_id)"
 )
 NUMBERS = {"sqlite": "", "postgres": "GENERATED ALWAYS AS IDENTITY", "mysql": "AUTO_INCREMENT"}
 
@@ -231,7 +231,9 @@ def own_table(name: str, ddl: str) -> str:
 
 
 def assert_refused(sink: SQLSink[Any]) -> None:
-    sentence = r"translation_tasks has no primary key or unique index on the column task_id alone.*CREATE UNIQUE INDEX"
+    sentence = (
+        r"translation_tasks has no primary key or unique index on exactly \(session_id, task_id\).*CREATE UNIQUE INDEX"
+    )
     for call in (sink.ping, sink.open):
         with pytest.raises(SinkUnavailable, match=sentence) as caught:
             call()
@@ -245,7 +247,7 @@ def assert_refused(sink: SQLSink[Any]) -> None:
         TWO_COLUMNS,
         SURROGATE,
         TABLE + ")",
-        TABLE + "); CREATE UNIQUE INDEX x ON translation_tasks (task_id, row_index)",
+        TABLE + "); CREATE UNIQUE INDEX x ON translation_tasks (session_id, task_id, row_index)",
     ],
     ids=["two columns", "surrogate", "none", "wider index"],
 )
@@ -259,11 +261,11 @@ def test_a_table_whose_key_is_not_unique_by_itself_is_refused(
 @pytest.mark.parametrize(
     ("name", "index"),
     [
-        ("sqlite", "CREATE UNIQUE INDEX x ON translation_tasks (task_id) WHERE row_index > 0"),
-        ("sqlite", "CREATE UNIQUE INDEX x ON translation_tasks (lower(task_id))"),
-        ("postgres", "CREATE UNIQUE INDEX x ON translation_tasks (task_id) WHERE row_index > 0"),
-        ("postgres", "CREATE UNIQUE INDEX x ON translation_tasks (lower(task_id))"),
-        ("mysql", "CREATE UNIQUE INDEX x ON translation_tasks (task_id(10))"),
+        ("sqlite", "CREATE UNIQUE INDEX x ON translation_tasks (session_id, task_id) WHERE row_index > 0"),
+        ("sqlite", "CREATE UNIQUE INDEX x ON translation_tasks (session_id, lower(task_id))"),
+        ("postgres", "CREATE UNIQUE INDEX x ON translation_tasks (session_id, task_id) WHERE row_index > 0"),
+        ("postgres", "CREATE UNIQUE INDEX x ON translation_tasks (session_id, lower(task_id))"),
+        ("mysql", "CREATE UNIQUE INDEX x ON translation_tasks (session_id, task_id(10))"),
     ],
     indirect=["name"],
 )
@@ -272,6 +274,32 @@ def test_an_index_on_some_rows_or_a_part_of_the_key_does_not_do(
 ) -> None:
     run(own_table(name, f"{TABLE}); {index}"))
     assert_refused(sink)
+
+
+def test_a_table_of_an_earlier_version_is_refused_and_the_sentence_says_how_to_change_it(
+    sink: SQLSink[Any], run: Callable[[str], None], name: str, place: str
+) -> None:
+    run(own_table(name, TABLE + ", PRIMARY KEY (task_id))"))
+    run(
+        "INSERT INTO translation_tasks (task_id, session_id, batch_id, sheet_name, row_index, column_name, source_text,"
+        " status, retry_count, created_at, updated_at) VALUES"
+        " ('t', 'a', 'b', 's', 1, 'c', 'old', 'pending', 0, '2025-09-30 16:35:00', '2025-09-30 16:35:00')"
+    )
+    sink.close()
+    with pytest.raises(SinkUnavailable, match="primary key of table translation_tasks is task_id alone") as caught:
+        sink.open()
+    for statement in str(caught.value).partition("Run: ")[2].split("; "):
+        if statement.startswith("start the service"):
+            sink.open()
+            sink.close()
+        else:
+            run(statement.removeprefix("then "))
+    sink.open()
+    sink.write(Batch([], [task("t", session_id="b", source_text="new")]))
+    assert {key: row["source_text"] for key, row in read(name, place)["task"].items()} == {
+        ("a", "t"): "old",
+        ("b", "t"): "new",
+    }
 
 
 def test_a_surrogate_key_beside_a_unique_index_is_served(
@@ -348,11 +376,14 @@ def test_null_in_a_required_field_is_the_rows_fault(sink: SQLSink[Any], name: st
 def test_find_updated_tells_the_last_update_of_the_rows_that_are_there(sink: SQLSink[Any]) -> None:
     sink.write(Batch([session("s", at=FIRST)], [task("a", at=FIRST), task("A", at=FIRST)]))
     sink.write(Batch([], [task("a", at=LATER)]))
-    assert sink.find_updated("task", ["a", "A", "none"]) == {"a": LATER, "A": FIRST}
-    assert sink.find_updated("session", [*(f"s{n}" for n in range(1200)), "s"]) == {"s": FIRST}
+    assert sink.find_updated("task", [("s", "a"), ("s", "A"), ("s", "none"), ("other", "a")]) == {
+        ("s", "a"): LATER,
+        ("s", "A"): FIRST,
+    }
+    assert sink.find_updated("session", [*((f"s{n}",) for n in range(1200)), ("s",)]) == {("s",): FIRST}
     assert sink.find_updated("session", []) == {}
 
 
 def test_a_sink_that_cannot_says_so() -> None:
     with pytest.raises(NotImplementedError, match="cannot look rows up"):
-        Sink.find_updated(MemorySink(), "task", ["a"])
+        Sink.find_updated(MemorySink(), "task", [("s", "a")])

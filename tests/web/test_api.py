@@ -145,7 +145,7 @@ async def test_the_tour_of_the_specification(fetch: Fetch, sink: FlakySink) -> N
     flushed = answer(await fetch("POST", f"{PREFIX}/flush"))
     assert flushed.pop("duration_ms") >= 0
     assert flushed == {"status": "flushed", "sessions_written": 0, "tasks_written": 1, "rows_rejected": 0}
-    assert list(sink.stored["task"]) == ["test_001"]
+    assert list(sink.stored["task"]) == [("test_session", "test_001")]
 
 
 @pytest.mark.gen_test
@@ -181,7 +181,7 @@ async def test_a_flush_that_takes_too_long_is_503_and_goes_on(fetch: Fetch, sink
     assert (failed["status"], failed["tasks_written"]) == ("error", 0)
     sink.release()
     assert answer(await fetch("POST", f"{PREFIX}/flush"))["status"] == "flushed"
-    assert list(sink.stored["task"]) == ["t1"]
+    assert list(sink.stored["task"]) == [("s1", "t1")]
 
 
 @pytest.mark.gen_test

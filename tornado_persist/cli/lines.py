@@ -69,7 +69,7 @@ def parse(content: bytes) -> tuple[Kind, Fields]:
     if given is not None and given not in KINDS:
         raise ValueError(f"its kind is {json.dumps(given, ensure_ascii=False)}, and not session or task")
     # A task has its session's key as well.
-    kind: Kind | None = given or next((kind for kind in reversed(KINDS) if KEYS[kind] in row), None)
+    kind: Kind | None = given or next((kind for kind in reversed(KINDS) if KEYS[kind][-1] in row), None)
     if kind is None:
         raise ValueError("it has neither a task_id nor a session_id")
     for name in _OURS:

@@ -25,7 +25,7 @@ from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, com
 from tornado_persist.cli.lines import decode
 from tornado_persist.errors import ConfigError, InputError, PersistError
 from tornado_persist.files import fsync_directory, reason
-from tornado_persist.records.models import KEYS, KINDS, Fields, Kind
+from tornado_persist.records.models import KEYS, KINDS, Fields, Kind, key_of
 
 State: TypeAlias = Literal["open", "sending", "retried", "dropped"]
 
@@ -62,8 +62,13 @@ class Entry:
         return row
 
     @property
-    def key(self) -> str:
-        return str(self.row[KEYS[self.kind]])
+    def key(self) -> tuple[str, ...]:
+        return key_of(self.kind, self.row)
+
+    @property
+    def shown_key(self) -> str:
+        """For people: a task's is ``session_id/task_id``."""
+        return "/".join(self.key)
 
     @property
     def code(self) -> str:
@@ -152,7 +157,7 @@ class Rejections:
         for entry in entries:
             own = {name: fact.get(entry.line) if isinstance(fact, dict) else fact for name, fact in facts.items()}
             note = {"line": entry.line, "offset": entry.offset, "sha256": entry.sha256, "state": state, "at": at}
-            note |= {} if entry.problem else {"kind": entry.kind, "key": entry.key}
+            note |= {} if entry.problem else {"kind": entry.kind, "key": entry.shown_key}
             note |= {name: fact for name, fact in own.items() if fact is not None}
             lines.append(json.dumps(note, ensure_ascii=False) + "\n")
         try:
@@ -212,8 +217,9 @@ def _problem(found: Fields) -> str:
     if found.get("kind") not in KINDS:
         return "its kind is not session or task"
     row = found.get("row")
-    if not isinstance(row, dict) or not isinstance(row.get(KEYS[found["kind"]]), str):
-        return f"it has no row with a {KEYS[found['kind']]}"
+    keys = KEYS[found["kind"]]
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in keys):
+        return f"it has no row with a {' and a '.join(keys)}"
     try:
         aware = all(datetime.fromisoformat(found[name]).tzinfo for name in ("updated_at", "at"))
     except (KeyError, TypeError, ValueError):
@@ -225,7 +231,7 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     """Options that narrow the choice down; several of them must all hold."""
     parser.add_argument("--kind", choices=KINDS, help="only these")
     parser.add_argument("--code", help="only those that were refused with this code")
-    parser.add_argument("--key", help="only this session_id or task_id")
+    parser.add_argument("--key", help="only this session_id, task_id or session_id/task_id")
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -263,7 +269,7 @@ def _fits(entry: Entry, options: argparse.Namespace) -> bool:
     return (
         (options.kind is None or entry.kind == options.kind)
         and (options.code is None or entry.code == options.code)
-        and (options.key is None or entry.key == options.key)
+        and (options.key is None or options.key in (*entry.key, entry.shown_key))
     )
 
 
@@ -326,7 +332,7 @@ def _row(entry: Entry, *, everyone: bool) -> list[str]:
         return [str(entry.line), "", "", "", "", *state, entry.problem]
     message = output.printable(" ".join(str(entry.found.get("message", "")).split()), _MESSAGE)
     refused = output.moment(datetime.fromisoformat(entry.found["at"]))
-    return [str(entry.line), entry.kind, entry.key, entry.code, refused, *state, message]
+    return [str(entry.line), entry.kind, entry.shown_key, entry.code, refused, *state, message]
 
 
 def _by_reason(entries: Iterable[Entry]) -> str:

@@ -22,7 +22,7 @@ from tornado_persist.cli.stats import FLUSH_GRACE
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError, InvalidBatch, PersistError, RequestRefused, SinkError
 from tornado_persist.files import reason
-from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind
+from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, key_of
 from tornado_persist.records.parser import Parser
 from tornado_persist.service import make_sink
 
@@ -59,8 +59,8 @@ class _Again:
         return self.entry.kind
 
     @property
-    def key(self) -> str:
-        return str(self.row[KEYS[self.kind]])
+    def key(self) -> tuple[str, ...]:
+        return key_of(self.kind, self.row)
 
     @property
     def edited(self) -> bool:
@@ -168,7 +168,7 @@ def _not_updated_since(settings: Settings, client: Client, rows: list[_Again]) -
         updated = found[again.kind].get(again.key)
         if updated is not None and updated > again.entry.updated_at:
             was, now = output.clock(again.entry.updated_at), output.clock(updated)
-            words = f"{again.kind} {output.printable(again.key)} is of {was}, and was updated since, on {now}"
+            words = f"{again.kind} {output.printable('/'.join(again.key))} is of {was}, and was updated since, on {now}"
             complain(f"{again.place}: {words}: not sent (--overwrite sends it all the same)")
         else:
             fresh.append(again)
@@ -188,7 +188,7 @@ def _aftermath(client: Client, rejections: Rejections, before: int, sent: list[_
     ]
     for entry in again_refused:
         message = output.printable(" ".join(str(entry.found.get("message", "")).split()))
-        complain(f"{rejections.path}, line {entry.line}: {entry.kind} {entry.key} was refused again: {message}")
+        complain(f"{rejections.path}, line {entry.line}: {entry.kind} {entry.shown_key} was refused again: {message}")
     if flushed["status"] != "flushed":
         complain(f"they were accepted, and wait: {flushed.get('detail', 'the flush failed')}")
         return FAILED

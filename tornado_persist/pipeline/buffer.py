@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Any
 
 from tornado_persist.records.models import KEYS, KINDS, SHAPES, Batch, Kind, Row
 
-_KEY = {kind: attrgetter(KEYS[kind]) for kind in KINDS}
+#: Of a session a text, of a task a tuple.
+_KEY = {kind: attrgetter(*KEYS[kind]) for kind in KINDS}
 
 
 class Buffer:
     """Two dicts by key, one a kind, in the order in which keys were first accepted."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
-        self._taken: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
+        self._waiting: dict[Kind, dict[Any, Row]] = {kind: {} for kind in KINDS}
+        self._taken: dict[Kind, dict[Any, Row]] = {kind: {} for kind in KINDS}
 
     def add(self, kind: Kind, rows: Sequence[Row], at: str) -> int:
         """Merge rows by the merge rule: a field given replaces, a field left out stays.
@@ -88,9 +90,9 @@ class Buffer:
         """Rows that the next :meth:`take` would give."""
         return sum(map(len, self._waiting.values()))
 
-    def has(self, kind: Kind, key: str) -> bool:
-        """Whether a row with this key waits or is on its way."""
-        return key in self._waiting[kind] or key in self._taken[kind]
+    def has_session(self, session_id: str) -> bool:
+        """Whether this session waits or is on its way."""
+        return session_id in self._waiting["session"] or session_id in self._taken["session"]
 
     def __len__(self) -> int:
         return sum(map(self.count, KINDS))

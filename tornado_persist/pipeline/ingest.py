@@ -101,7 +101,7 @@ class Ingest:
     async def _require_sessions(self, kind: Kind, rows: list[Row], find_sessions: FindSessions) -> None:
         wanted = {row["session_id"] for row in rows}
         if kind == "task":
-            unknown = {id for id in wanted - self._known_sessions.keys() if not self._buffer.has("session", id)}
+            unknown = {id for id in wanted - self._known_sessions.keys() if not self._buffer.has_session(id)}
             if unknown:
                 try:
                     unknown -= await find_sessions(unknown)

@@ -97,8 +97,8 @@ Fields: TypeAlias = dict[str, Any]
 
 #: In the order in which they are written: a session goes before its tasks.
 KINDS: tuple[Kind, ...] = ("session", "task")
-#: The field that identifies a row.
-KEYS: Mapping[Kind, str] = {"session": "session_id", "task": "task_id"}
+#: The fields that identify a row: clients number their tasks from 0 in each session.
+KEYS: Mapping[Kind, tuple[str, ...]] = {"session": ("session_id",), "task": ("session_id", "task_id")}
 #: The name of the list in a request body, and of the rows in responses.
 PLURALS: Mapping[Kind, str] = {"session": "sessions", "task": "tasks"}
 
@@ -222,6 +222,15 @@ class Shapes:
             names = {*one.__struct_fields__, *other.__struct_fields__}.difference(Row.__struct_fields__)
             both = self._unions[one, other] = self.find(names)
         return both
+
+
+def key_of(kind: Kind, row: Row | Mapping[str, Any]) -> tuple[str, ...]:
+    """The values of the fields in ``KEYS``.
+
+    Raises:
+        KeyError: the row lacks one of them.
+    """
+    return tuple(row[name] for name in KEYS[kind])
 
 
 #: The classes of rows by kind.

@@ -109,8 +109,10 @@ class Sink(ABC, Generic[SettingsT]):
         """
         raise NotImplementedError(f"sink {self.name!r} cannot look sessions up")
 
-    def find_updated(self, kind: Kind, keys: Collection[str]) -> dict[str, datetime]:
-        """When those of ``keys`` that the sink has were last updated. Only ``persistd rejected retry`` needs it.
+    def find_updated(self, kind: Kind, keys: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], datetime]:
+        """When those of ``keys`` (see ``models.KEYS``) that the sink has were last updated.
+
+        Only ``persistd rejected retry`` needs it.
 
         Raises:
             SinkUnavailable: the place cannot be asked now.

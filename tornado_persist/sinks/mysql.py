@@ -155,22 +155,23 @@ class MySQLSink(SQLSink[MySQLSettings]):
     def _check(self, connection: Connection) -> None:
         # A command and some room for what the server counts besides.
         self._packet = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one()) - 16
-        for kind in KINDS:
+        for kind, column in [(owner, name) for owner in KINDS for name in KEYS[owner]]:
             collation = connection.execute(
                 text(
                     "SELECT collation_name FROM information_schema.columns"
                     " WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
                 ),
-                {"table": TABLES[kind].name, "column": KEYS[kind]},
+                {"table": TABLES[kind].name, "column": column},
             ).scalar()
             # A column without a collation holds bytes.
             if collation is not None and not collation.endswith("_bin"):
                 raise SinkUnavailable(
-                    f"{TABLES[kind].name}.{KEYS[kind]} has the collation {collation}, which takes different keys for"
+                    f"{TABLES[kind].name}.{column} has the collation {collation}, which takes different keys for"
                     " the same; it must be a binary one"
                 )
 
     def _has_key(self, connection: Connection, kind: Kind) -> bool:
+        key = set(KEYS[kind])
         indexes: dict[str, list[str | None]] = {}
         for index, column in connection.execute(
             text(
@@ -181,7 +182,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
             {"table": TABLES[kind].name},
         ):
             indexes.setdefault(index, []).append(column)
-        return [KEYS[kind]] in indexes.values()
+        return any(len(columns) == len(key) and set(columns) == key for columns in indexes.values())
 
     def _begin(self, connection: Connection) -> None:
         # Told to the server, so that each answer says whether the transaction is still open.
@@ -189,10 +190,10 @@ class MySQLSink(SQLSink[MySQLSettings]):
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         columns = ", ".join(map(_quoted, fields))
-        key = _quoted(KEYS[kind])
         # The duplicate may be one of some other unique index that somebody made: then this would update a row that is
         # not ours. Null in the key makes that an error.
-        changes = f"{key} = IF({key} = VALUES({key}), {key}, NULL)"
+        keys = map(_quoted, KEYS[kind])
+        changes = ", ".join(f"{key} = IF({key} = VALUES({key}), {key}, NULL)" for key in keys)
         # VALUES() is the one spelling that both products know.
         changes += "".join(f", {_quoted(name)} = VALUES({_quoted(name)})" for name in updated(kind, fields))
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
@@ -253,7 +254,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         message = str(error.args[-1]) if error.args else type(error).__name__
         # "Duplicate entry '...' for key", "Incorrect string value: '...' for column": without the value.
         message = re.sub(r" '.*' for (?=key |column )", " for ", message, count=1, flags=re.DOTALL)
-        if number == 1048 and any(f"'{key}'" in message for key in KEYS.values()):
+        if number == 1048 and any(f"'{key}'" in message for keys in KEYS.values() for key in keys):
             message = "a key is null, or another row has the same values in a unique index"
         return Fault(_blame(number), str(number or ""), message or "the connection is closed")
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import psycopg
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Table, event
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.records.models import KINDS, Kind, Row
+from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
@@ -228,6 +228,10 @@ class PostgresSink(SQLSink[PostgresSettings]):
         self._types = {
             kind: dict(driver.execute(_TYPES, [quoted(table.name)]).fetchall()) for kind, table in TABLES.items()
         }
+
+    def _new_key(self, table: Table, old_name: str) -> str:
+        key = ", ".join(KEYS["task"])
+        return f"Run: ALTER TABLE {table.name} DROP CONSTRAINT {quoted(old_name)}, ADD PRIMARY KEY ({key})"
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         with psycopg.RawCursor(_driver(connection)) as cursor:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     inspect,
     make_url,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
@@ -198,6 +199,7 @@ class SQLSink(Sink[SQLSettingsT]):
                     for table in TABLES.values():
                         # A column that is missing is named by the server now, not by the first write.
                         connection.execute(select(table).where(false()))
+                    self._refuse_old_key(connection)
                     self._check_keys(connection, *KINDS)
                     self._check(connection)
                     self._description = self._describe(connection)
@@ -244,16 +246,16 @@ class SQLSink(Sink[SQLSettingsT]):
                     found.update(connection.scalars(select(key).where(key.in_(some))))
         return found
 
-    def find_updated(self, kind: Kind, keys: Collection[str]) -> dict[str, datetime]:
+    def find_updated(self, kind: Kind, keys: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], datetime]:
         columns = TABLES[kind].c
-        key = columns[KEYS[kind]]
-        found: dict[str, datetime] = {}
+        key = [columns[name] for name in KEYS[kind]]
+        found: dict[tuple[str, ...], datetime] = {}
         with self._faults():
             connection = self._connected()
             with self._transaction(connection, commit=False):
                 for some in batched(keys, _LOOKUP):
-                    rows = connection.execute(select(key, columns.updated_at).where(key.in_(some)))
-                    found.update((id, at) for id, at in rows)
+                    rows = connection.execute(select(*key, columns.updated_at).where(tuple_(*key).in_(some)))
+                    found.update((tuple(row[:-1]), row[-1]) for row in rows)
         return found
 
     # Inner parts
@@ -271,15 +273,33 @@ class SQLSink(Sink[SQLSettingsT]):
         """Refuse a table in which the update of a row would be one more row.
 
         Raises:
-            SinkUnavailable: the key column has no unique index of its own.
+            SinkUnavailable: the key columns have no unique index of their own.
         """
         for kind in kinds:
             if not self._has_key(connection, kind):
-                table, key = TABLES[kind].name, KEYS[kind]
+                table, key = TABLES[kind].name, ", ".join(KEYS[kind])
                 raise SinkUnavailable(
-                    f"table {table} has no primary key or unique index on the column {key} alone: without one, each"
-                    f" update of a row would add another row; CREATE UNIQUE INDEX {table}_{key} ON {table} ({key})"
+                    f"table {table} has no primary key or unique index on exactly ({key}): without one, each update of"
+                    f" a row would add another row; CREATE UNIQUE INDEX {table}_key ON {table} ({key})"
                 )
+
+    def _refuse_old_key(self, connection: Connection) -> None:
+        """Refuse a table that an earlier version made.
+
+        Raises:
+            SinkUnavailable: its primary key is ``task_id`` alone. The message gives the statements to run.
+        """
+        table = TABLES["task"]
+        primary_key = inspect(connection).get_pk_constraint(table.name)
+        if primary_key["constrained_columns"] == ["task_id"]:
+            raise SinkUnavailable(
+                f"the primary key of table {table.name} is task_id alone, as an earlier version made it, so tasks of"
+                f" different sessions would overwrite each other. {self._new_key(table, primary_key['name'] or '')}"
+            )
+
+    def _new_key(self, table: Table, old_name: str) -> str:
+        """How to give a table of an earlier version its new primary key, in a sentence."""
+        return f"Run: ALTER TABLE {table.name} DROP PRIMARY KEY, ADD PRIMARY KEY ({', '.join(KEYS['task'])})"
 
     @contextlib.contextmanager
     def _transaction(self, connection: Connection, *, commit: bool = True) -> Iterator[None]:
@@ -384,13 +404,13 @@ def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list
         for row in rows:
             groups[type(row)].append(row)
     for shape, members in groups.items():
-        members.sort(key=attrgetter(KEYS[kind]))
+        members.sort(key=attrgetter(*KEYS[kind]))
         yield shape.__struct_fields__, members
 
 
 def updated(kind: Kind, fields: Sequence[str]) -> list[str]:
     """Those of ``fields`` that change in a row which is there already."""
-    return [name for name in fields if name not in (KEYS[kind], "created_at")]
+    return [name for name in fields if name not in (*KEYS[kind], "created_at")]
 
 
 def quoted(name: str) -> str:
@@ -401,7 +421,7 @@ def quoted(name: str) -> str:
 def on_conflict(kind: Kind, fields: Sequence[str]) -> str:
     """The clause that makes of an INSERT an upsert, in PostgreSQL and SQLite."""
     changes = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in updated(kind, fields))
-    return f"ON CONFLICT ({quoted(KEYS[kind])}) DO UPDATE SET {changes}"
+    return f"ON CONFLICT ({', '.join(map(quoted, KEYS[kind]))}) DO UPDATE SET {changes}"
 
 
 def make_engine(url: URL, **options: Any) -> Engine:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from msgspec.structs import astuple
 from pydantic import Field
-from sqlalchemy import JSON, URL, Connection, Engine, event
+from sqlalchemy import JSON, URL, Connection, Engine, Table, event
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import Kind, Row
@@ -95,6 +95,14 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
 
     def _check(self, connection: Connection) -> None:
         self._identity = self._identify()
+
+    def _new_key(self, table: Table, old_name: str) -> str:
+        # SQLite cannot change a primary key.
+        columns = ", ".join(table.c.keys())
+        return (
+            f"Run: ALTER TABLE {table.name} RENAME TO {table.name}_old; start the service, which makes the new table;"
+            f" then INSERT OR IGNORE INTO {table.name} ({columns}) SELECT {columns} FROM {table.name}_old"
+        )
 
     def _before_use(self, connection: Connection) -> None:
         if self._identify() != self._identity:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Double,
-    Index,
     Integer,
     MetaData,
     String,
@@ -127,8 +126,9 @@ SESSIONS = Table(
 TASKS = Table(
     "translation_tasks",
     METADATA,
+    # In this order the primary key also serves whoever asks for the tasks of a session.
+    Column("session_id", KeyType, primary_key=True),
     Column("task_id", KeyType, primary_key=True),
-    _required("session_id", KeyType()),
     _required("batch_id", KeyType()),
     _required("sheet_name", String(255)),
     _required("row_index", Integer()),
@@ -145,7 +145,6 @@ TASKS = Table(
     Column("duration_ms", BigInteger),
     _required("created_at", TimeType()),
     _required("updated_at", TimeType()),
-    Index("ix_translation_tasks_session_id", "session_id"),
     **_MYSQL,
     **_MARIADB,
 )

@@ -56,10 +56,16 @@ class SinkContract:
     def test_a_new_row_gets_defaults_for_what_it_leaves_out(self, sink: Any) -> None:
         sink.write(Batch([session("s")], [task("t")]))
         found = self.read(sink)
-        same(found, {"session": {"s": complete("session", session("s"))}, "task": {"t": complete("task", task("t"))}})
-        same(found["session"]["s"]["total_tasks"], 0)
-        same(found["task"]["t"]["retry_count"], 0)
-        same(found["task"]["t"]["confidence"], None)
+        same(
+            found,
+            {
+                "session": {("s",): complete("session", session("s"))},
+                "task": {("s", "t"): complete("task", task("t"))},
+            },
+        )
+        same(found["session"][("s",)]["total_tasks"], 0)
+        same(found["task"]["s", "t"]["retry_count"], 0)
+        same(found["task"]["s", "t"]["confidence"], None)
 
     def test_every_field_is_stored(self, sink: Any) -> None:
         self._check(sink, Batch([session("s", **FULL["session"])], [task("t", **FULL["task"])]))
@@ -86,6 +92,12 @@ class SinkContract:
         first = Batch([], [task(f"t{i}", target_text="old", confidence=0.5) for i in range(0, 20, 2)])
         self._check(sink, first, Batch([], [task(f"t{i}", target_text="new", at=T0 + SECOND) for i in range(20)]))
 
+    def test_tasks_of_different_sessions_may_have_the_same_id(self, sink: Any) -> None:
+        own = {"target_text": "of the first session", "confidence": 0.5}
+        first = Batch([], [task("t", session_id="a", **own), task("t", session_id="b"), task("u", session_id="a")])
+        later = Batch([], [task("t", session_id="b", status="failed", at=T0 + SECOND), task("t", session_id="c")])
+        self._check(sink, first, later)
+
     def test_a_key_is_updated_in_many_batches(self, sink: Any) -> None:
         batches = []
         for i in range(30):
@@ -99,7 +111,7 @@ class SinkContract:
         later = T0 + timedelta(days=1)
         sink.write(Batch([session("s")], [task("t")]))
         sink.write(Batch([session("s", at=later)], [task("t", at=later)]))
-        for row in (self.read(sink)["session"]["s"], self.read(sink)["task"]["t"]):
+        for row in (self.read(sink)["session"][("s",)], self.read(sink)["task"]["s", "t"]):
             same([row["created_at"], row["updated_at"]], [stamp(T0), stamp(later)])
 
     def test_a_merged_row_brings_both_its_times(self, sink: Any) -> None:
@@ -307,7 +319,7 @@ class SinkContract:
         if errors:
             raise errors[0]
         found = self.read(sink)["task"]
-        same(set(found), set(keys))
+        same({key[-1] for key in found}, set(keys))
         times = {in_row(row["updated_at"]) for row in found.values()}
         if times not in [{writes[-1].tasks[0]["updated_at"]} for writes in batches.values()]:
             raise AssertionError(f"the rows are not those of one of the last batches: {sorted(times)}")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
-from tornado_persist.records.models import DEFAULTS, KEYS, KINDS, Batch, Fields, Kind, Row, Session, Task
+from tornado_persist.records.models import DEFAULTS, KINDS, Batch, Fields, Kind, Row, Session, Task, key_of
 from tornado_persist.sinks.base import Sink, SinkSettings
 
-#: What a sink holds: its rows by kind and key.
-Stored: TypeAlias = dict[Kind, dict[str, Fields]]
+#: What a sink holds: its rows by kind and key, the values of the fields in ``KEYS``.
+Stored: TypeAlias = dict[Kind, dict[tuple[str, ...], Fields]]
 
 #: Every field that a stored row has.
 FIELDS: Mapping[Kind, tuple[str, ...]] = {
@@ -31,7 +31,7 @@ def merge(stored: Stored, batch: Batch) -> None:
     """What writing ``batch`` does to ``stored``: the merge rule, in its plainest form."""
     for kind in KINDS:
         for row in batch.rows(kind):
-            key = row[KEYS[kind]]
+            key = key_of(kind, row)
             old = stored[kind].get(key)
             stored[kind][key] = complete(kind, row) if old is None else {**old, **row, "created_at": old["created_at"]}
 
@@ -73,7 +73,7 @@ class MemorySink(Sink[SinkSettings]):
 
     def find_sessions(self, session_ids: Collection[str]) -> set[str]:
         self._need_open()
-        return self.stored["session"].keys() & set(session_ids)
+        return {session_id for session_id in session_ids if (session_id,) in self.stored["session"]}
 
     def _need_open(self) -> None:
         if not self.is_open:
@@ -93,9 +93,10 @@ class FlakySink(MemorySink):
         super().__init__(settings, data_dir)
         #: While true, ``open``, ``write``, ``ping`` and ``find_sessions`` raise ``SinkUnavailable``.
         self.down = False
-        #: A batch with one of these keys is rejected.
+        #: A batch with a row that has one of these ids is rejected.
         self.refused: set[str] = set()
-        #: A batch with one of these keys fails with a code that nobody knows (``SinkUnavailable``, ``suspect``).
+        #: A batch with a row that has one of these ids fails with a code that nobody knows (``SinkUnavailable``,
+        #: ``suspect``).
         self.suspected: set[str] = set()
         #: The methods called, in order.
         self.calls: list[str] = []
@@ -138,13 +139,13 @@ class FlakySink(MemorySink):
             self._need_up()
             if self._failures:
                 raise self._failures.pop(0)
-            keys = [row[KEYS[kind]] for kind in KINDS for row in batch.rows(kind)]
-            for key in keys:
-                if key in self.refused:
-                    raise BatchRejected(f"{key} is refused", code="refused")
-            for key in keys:
-                if key in self.suspected:
-                    raise SinkUnavailable(f"something is odd about {key}", code="odd", suspect=True)
+            ids = [row[f"{kind}_id"] for kind in KINDS for row in batch.rows(kind)]
+            for id in ids:
+                if id in self.refused:
+                    raise BatchRejected(f"{id} is refused", code="refused")
+            for id in ids:
+                if id in self.suspected:
+                    raise SinkUnavailable(f"something is odd about {id}", code="odd", suspect=True)
         except SinkConflict:
             raise
         except SinkUnavailable:

@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.records.models import DEFAULTS, KEYS, KINDS, Batch, Fields, Kind, Row, Session, Task
+from tornado_persist.records.models import DEFAULTS, KINDS, Batch, Fields, Kind, Row, Session, Task, key_of
 from tornado_persist.sinks.base import Sink, SinkSettings
 
 FIELDS: dict[Kind, tuple[str, ...]] = {"session": tuple(Session.__annotations__), "task": tuple(Task.__annotations__)}
@@ -80,18 +80,19 @@ class KeyValueSink(Sink[KeyValueSettings]):
     # These two are needed by records.require_session and by `persistd rejected retry` alone.
 
     def find_sessions(self, session_ids: Collection[str]) -> set[str]:
-        return set(self._find("session", session_ids))
+        return {row["session_id"] for row in self._find("session", [(id,) for id in session_ids])}
 
-    def find_updated(self, kind: Kind, keys: Collection[str]) -> dict[str, datetime]:
-        return {key: datetime.fromisoformat(row["updated_at"]) for key, row in self._find(kind, keys).items()}
+    def find_updated(self, kind: Kind, keys: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], datetime]:
+        found = self._find(kind, keys)
+        return {key_of(kind, row): datetime.fromisoformat(row["updated_at"]) for row in found}
 
-    def _find(self, kind: Kind, keys: Collection[str]) -> dict[str, Fields]:
-        query = "SELECT key, value FROM rows WHERE kind = ? AND key IN (SELECT value FROM json_each(?))"
+    def _find(self, kind: Kind, keys: Collection[tuple[str, ...]]) -> list[Fields]:
+        query = "SELECT value FROM rows WHERE kind = ? AND key IN (SELECT value FROM json_each(?))"
         try:
-            found = self._opened().execute(query, (kind, json.dumps(list(keys)))).fetchall()
+            found = self._opened().execute(query, (kind, json.dumps([json.dumps(key) for key in keys]))).fetchall()
         except sqlite3.Error as exc:
             raise _unavailable(exc) from exc
-        return {key: json.loads(value) for key, value in found}
+        return [json.loads(value) for (value,) in found]
 
     def _opened(self) -> sqlite3.Connection:
         if self._store is None:
@@ -101,7 +102,7 @@ class KeyValueSink(Sink[KeyValueSettings]):
 
 def _put(store: sqlite3.Connection, kind: Kind, row: Row) -> None:
     """The merge rule: a field that the row has replaces the stored one, a field that it has not stays."""
-    key = row[KEYS[kind]]
+    key = json.dumps(key_of(kind, row))  # a task is known by its session and its own id
     found = store.execute("SELECT value FROM rows WHERE kind = ? AND key = ?", (kind, key)).fetchone()
     if found is None:
         merged = {**dict.fromkeys(FIELDS[kind]), **DEFAULTS[kind], **row}
