@@ -15,9 +15,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from tests.process import PATIENCE, Persistd, wait_until
+from tests.process import PATIENCE, Persistd, persistd, wait_until
 from tests.rows import body, session, task
-from tests.servers import Postgres
+from tests.servers import Postgres, free_port
 from tests.tools import require
 
 ARGUMENTS = [
@@ -252,8 +252,18 @@ def test_what_a_database_says_is_never_taken_for_html(tmp_path: Path, visit: Ope
         page = visit(service)
         expect(page.locator("#errors")).to_contain_text('<img src="/x" onerror=')
         expect(page.locator("#errors")).to_contain_text("Rows rejected")
-        expect(page.locator("#headline")).to_have_text("The database rejected rows")
+        expect(page.locator("#headline")).to_have_text("Rows were rejected")
+        expect(page.locator("#rejected-title")).to_have_text("Rejected rows that are open: 1")
+        expect(page.locator("#open")).to_contain_text("s1 / bad")
+        expect(page.locator("#open")).to_contain_text('<img src="/x" onerror=')
+        expect(page.locator("#accounting")).to_contain_text("+ Rejected1")
         expect(page.locator("#flushes tr").first).to_contain_text("! some rejected")
+        assert sideways(page) == 0
+        done = persistd("rejected", "drop", "1", "-c", str(service.file), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        expect(page.locator("#rejected")).to_be_hidden()
+        expect(page.locator("#headline")).to_have_text("All is well")
+        page.close()
 
 
 def test_refused_batches_are_shown_with_reason_and_client(tmp_path: Path, visit: Open) -> None:
@@ -281,6 +291,30 @@ def test_refused_batches_are_shown_with_reason_and_client(tmp_path: Path, visit:
         narrow.close()
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_full_journal_is_told_with_its_cause(tmp_path: Path, visit: Open, width: int) -> None:
+    sink = f'sink = "postgres"\n[sinks.postgres]\nurl = "postgresql://persist@127.0.0.1:{free_port()}/persist"\n'
+    with Persistd(tmp_path, f"{sink}[journal]\nmax_bytes = 4096") as service:
+        rows = [task(f"t{index}") for index in range(20)]
+        wait_until(lambda: service.post("task", *rows).status_code == 503, "a full journal")
+        page = visit(service, width=width)
+        expect(page.locator("#headline")).to_have_text("The journal is full")
+        expect(page.locator("#state")).to_have_attribute("data-level", "bad")
+        expect(page.locator("#sentence")).to_contain_text("The sink postgres does not answer, so nothing leaves")
+        expect(page.locator("#reason")).to_have_text(
+            re.compile(r"The journal is full.*sink postgres is down", re.DOTALL)
+        )
+        expect(page.locator("#journal-value")).to_contain_text("of 4 KiB")
+        expect(page.locator("#memory-value")).to_contain_text("of 100,000")
+        expect(page.locator("#answers")).to_contain_text("503 not now")
+        assert sideways(page) == 0
+        chinese = visit(service, width=width, locale="zh-CN")
+        expect(chinese.locator("#headline")).to_have_text("预写日志已满")
+        assert sideways(chinese) == 0
+        page.close()
+        chinese.close()
+
+
 @pytest.fixture(scope="module")
 def database() -> Iterator[Postgres]:
     """A server of this module's own: it is killed here, and the other tests need theirs."""
@@ -301,6 +335,7 @@ def test_without_a_database_it_answers_at_once_and_says_so(tmp_path: Path, datab
                 expect(page.locator("#state")).to_have_attribute("data-level", "warning")
                 expect(page.locator("#sentence")).to_have_text(re.compile(r"nothing is lost: [\d,]+ rows? wait"))
                 expect(page.locator("#sink")).to_contain_text("✕ Down")
+                expect(page.locator("#sink")).to_contain_text(f"127.0.0.1:{database.port}/")
                 expect(page.locator("#errors tr").first).to_contain_text("Flush failed")
                 expect(page.locator("#flushes tr").first).to_contain_text("✕ failed")
                 for path in ("/dashboard", "/dashboard/dashboard.js", HISTORY):

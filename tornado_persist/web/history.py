@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from tornado_persist import __version__
 from tornado_persist.pipeline.health import Health, HealthSnapshot
 from tornado_persist.records.models import KINDS
 from tornado_persist.records.times import stamp
@@ -175,8 +174,6 @@ class History(GetHandler):
         snapshot = app.health.snapshot()
         return {
             "now": snapshot.at.timestamp(),
-            "version": __version__,
-            "started": stamp(app.metrics.started),
             "instance": instance(snapshot),
             "interval_seconds": INTERVAL,
             "span_seconds": SPAN,

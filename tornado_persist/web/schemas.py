@@ -381,8 +381,6 @@ class History(TypedDict):
     """The last quarter of an hour, and the state now."""
 
     now: Annotated[float, Field(description="seconds since 1970")]
-    version: str
-    started: Time
     instance: Instance
     interval_seconds: Annotated[float, Field(description="from one sample to the next")]
     span_seconds: float

@@ -30,23 +30,26 @@ function judge(now) {
   const { intake, sink, waiting } = now;
   const rows = text.rows(waiting.rows, number(waiting.rows));
   const used = waiting.journal_bytes / waiting.journal_max_bytes;
-  if (!intake.accepting) return ["bad", text.closed, text.closedDetail, intake.problem];
-  if (used > MUCH) return ["warning", text.nearlyFull, text.nearlyFullDetail(percent(used)), sink.error];
+  if (waiting.journal_full_in_seconds === 0) {
+    const cause = sink.up ? text.fullBehind : text.fullDown(sink.name);
+    return ["bad", text.full, `${cause}${text.closedDetail}`, now.reason];
+  }
+  if (!intake.accepting) return ["bad", text.closed, text.closedDetail, now.reason];
+  const left = waiting.journal_full_in_seconds === null ? "" : text.fullIn(duration(waiting.journal_full_in_seconds));
+  if (used > MUCH) return ["warning", text.nearlyFull, text.nearlyFullDetail(percent(used)) + left, sink.error];
   if (!sink.up && !sink.since) return ["unknown", text.waking, text.wakingDetail, ""];
   if (!sink.up) {
     const retry = sink.retry_in > 0 ? text.retry(duration(Math.ceil(sink.retry_in))) : "";
-    return ["warning", text.sinkDown, text.sinkDownDetail(rows) + retry, sink.error];
+    return ["warning", text.sinkDown, text.sinkDownDetail(rows) + retry + left, sink.error];
   }
   if (waiting.oldest_seconds > 2 * waiting.flush_seconds + LATE) {
-    return ["warning", text.behind, text.behindDetail(duration(waiting.oldest_seconds)), now.flushes[0]?.error ?? ""];
+    return ["warning", text.behind, text.behindDetail(duration(waiting.oldest_seconds)) + left, now.flushes[0]?.error ?? ""];
   }
   if (now.samples.refused.some((batches) => batches > 0)) {
     return ["warning", text.refusing, text.refusingDetail, refusedWhy(now.refused.last)];
   }
-  if (now.samples.rejected.some((rows) => rows > 0)) {
-    const rejection = now.incidents.find(({ what }) => what === "rejected");
-    return ["warning", text.rejecting, text.rejectingDetail, rejection?.message ?? ""];
-  }
+  const open = now.rejected_open.rows;
+  if (open) return ["warning", text.rejecting, text.rejectingDetail(text.rows(open, number(open))), ""];
   return ["good", text.well, text.wellDetail(short(sink.description)), ""];
 }
 
@@ -83,6 +86,19 @@ function tiles({ now, answers, samples, waiting }) {
   for (const name of ["p50", "p99"]) write(`tile-${name}`, bounded(answers.limit_ms)(answers[`${name}_ms`]));
 }
 
+// The oldest rejected rows about which nobody has decided.
+function open({ rejected_open: { rows, first } }) {
+  byId("rejected").hidden = !rows;
+  if (!rows) return;
+  write("rejected-title", text.rejectedOpen(number(rows)));
+  table("open", first, (row, { at, session_id, task_id, code, message }) => {
+    cell(row, at ? moment(at) : NONE);
+    cell(row, [session_id, task_id].filter(Boolean).join(" / ") || NONE, { name: "key" });
+    cell(row, code ? `${message} (${code})` : message, { name: "message" });
+  });
+  write("rejected-more", rows > first.length ? text.more(number(rows - first.length)) : "");
+}
+
 function meter(id, part, words) {
   const shown = Math.min(part, 1);
   const node = byId(id);
@@ -94,13 +110,19 @@ function meter(id, part, words) {
   write(`${id}-value`, words);
 }
 
-function limits({ now, sink, waiting }) {
+function limits({ now, sink, waiting, disk_free_bytes: free }) {
   meter("memory", waiting.in_memory / waiting.max_rows, text.of(number(waiting.in_memory), number(waiting.max_rows)));
   meter(
     "journal",
     waiting.journal_bytes / waiting.journal_max_bytes,
     text.of(bytes(waiting.journal_bytes), bytes(waiting.journal_max_bytes)),
   );
+  const left = waiting.journal_full_in_seconds;
+  const tight = free !== null && free < waiting.journal_max_bytes - waiting.journal_bytes;
+  list("room", [
+    [text.fullInName, left === null ? text.notGrowing : duration(left), left === null ? "" : "warning"],
+    [text.diskFree, bytes(free), tight ? "warning" : ""],
+  ]);
   const next = text.nextFlush(duration(Date.parse(waiting.next_flush) / 1000 - now));
   const full = waiting.rows > waiting.in_memory;
   write("limits-note", full ? text.overflow : sink.up ? next : ""); // a sink that is down is tried by another clock
@@ -126,7 +148,7 @@ function sink({ now, sink }) {
   const up = sink.since === null ? text.unknown : sink.up ? `✓ ${text.up}` : `✕ ${text.down}`;
   const level = sink.since === null ? "" : sink.up ? "good" : "bad";
   const since = sink.since === null ? NONE : `${moment(sink.since)} (${duration(now - Date.parse(sink.since) / 1000)})`;
-  list("sink", [[text.name, sink.name], [text.place, short(sink.description)], [text.condition, up, level], [text.since, since]]);
+  list("sink", [[text.name, sink.name], [text.place, sink.up ? short(sink.description) : sink.address], [text.condition, up, level], [text.since, since]]);
 }
 
 function accounting({ accounting: rows }) {
@@ -138,8 +160,9 @@ function accounting({ accounting: rows }) {
 }
 
 // Which service this is.
-function instance({ now, instance: { host, url, data_dir, pid }, started }) {
-  const uptime = duration(now - Date.parse(started) / 1000);
+function instance({ instance: { version, host, url, data_dir, pid, uptime_seconds } }) {
+  write("version", version);
+  const uptime = duration(uptime_seconds);
   list("instance", [[text.host, host], [text.address, url || NONE], [text.dataDir, data_dir], [text.process, `${pid}`], [text.uptime, uptime]]);
 }
 
@@ -183,8 +206,9 @@ function table(id, items, fill) {
       return row;
     }),
   );
-  byId(`no-${id}`).hidden = items.length > 0;
   byId(id).closest("table").hidden = items.length === 0;
+  const none = byId(`no-${id}`);
+  if (none) none.hidden = items.length > 0;
 }
 
 function flush(row, { at, rows, rejected, seconds, error }) {
@@ -213,7 +237,6 @@ function fresh(is, words) {
 }
 
 function show(now) {
-  write("version", now.version);
   fresh(true, text.live(moment(now.now * 1000)));
   state(...judge(now));
   instance(now);
@@ -222,6 +245,7 @@ function show(now) {
   sink(now);
   accounting(now);
   refused(now);
+  open(now);
   table("answers", now.answers.statuses, answer);
   table("flushes", now.flushes.slice(0, 10), flush);
   table("errors", now.incidents.slice(0, 10), incident);
