@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "tornado_persist"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "listening": set(),
     "records": {"records"},
     "telemetry": {"telemetry", "records", "files"},
     "journal": {"journal", "telemetry", "records", "files"},
@@ -18,8 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": {"pipeline", "journal", "sinks.runner", "telemetry", "records", "files"},
     "web": {"web", "pipeline", "telemetry", "records"},
     "config": {"sinks.base", "sinks.registry", "telemetry"},
-    "service": {"web", "pipeline", "journal", "sinks", "telemetry", "records", "files", "config"},
-    "cli": {"cli", "service", "config", "journal", "pipeline.backoff", "telemetry", "records", "files"},
+    "service": {"web", "pipeline", "journal", "sinks", "telemetry", "records", "files", "config", "listening"},
+    "cli": {"cli", "service", "listening", "config", "journal", "pipeline.backoff", "telemetry", "records", "files"},
     "testing": {"testing", "records", "sinks.base", "files"},
     "__main__": {"cli"},
 }

@@ -252,8 +252,6 @@ def test_a_taken_port_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        # Tornado leaves the socket that it could not bind to the garbage collector.
-        quiet = {"PYTHONWARNINGS": "error,ignore::ResourceWarning"}
-        refused = persistd("run", cwd=tmp_path, PERSISTD_SERVER__PORT=str(port), **quiet)
+        refused = persistd("run", cwd=tmp_path, PERSISTD_SERVER__PORT=str(port))
     assert refused.returncode == 1
     assert refused.stderr == f"persistd: cannot listen on 127.0.0.1:{port}: Address already in use\n"

@@ -101,8 +101,9 @@ class Server(_Table):
     """The HTTP side."""
 
     host: str = Field(
-        "127.0.0.1",
-        description="address to listen on; empty: every interface. There is no authentication: keep it inside",
+        "localhost",
+        description="name or address to listen on; ``localhost`` is 127.0.0.1 and ::1, another name all of its"
+        " addresses, empty or ``::`` every address. There is no authentication: keep it inside",
     )
     port: int = Field(8001, ge=0, le=65535, description="TCP port; 0: any free one, named in the log")
     max_batch: int = Field(1000, ge=1, description="rows in a request at most")

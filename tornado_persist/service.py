@@ -16,9 +16,8 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
-from tornado.netutil import bind_sockets
 
-from tornado_persist import __version__, config
+from tornado_persist import __version__, config, listening
 from tornado_persist.config import Settings
 from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
 from tornado_persist.files import DataDir
@@ -123,7 +122,7 @@ class Service:
         checkpoint = await self._open_journal()
         await self._recover(checkpoint)
         sockets = _bind(self._settings)
-        self._url = _url(sockets[0])
+        self._url = listening.url(sockets)
         self._start_pipeline(sink, checkpoint)
         # So that the first answer of /health, and of a curl right after the start, is no guess.
         await asyncio.gather(self._flusher.runner.healthy(wait=FIRST_LOOK), self._health.look())
@@ -373,14 +372,9 @@ def _cut_dead_letters(dead_letters: DeadLetters, state: dict[str, Any]) -> None:
 def _bind(settings: Settings) -> list[socket.socket]:
     host, port = settings.server.host, settings.server.port
     try:
-        return list(bind_sockets(port, host or None))
+        return listening.listen(host, port)
     except OSError as exc:
-        raise StartError(f"cannot listen on {host or '*'}:{port}: {exc.strerror}") from None
-
-
-def _url(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        raise StartError(f"cannot listen on {exc.filename or listening.shown(host, port)}: {exc.strerror}") from None
 
 
 def _changed(old: Settings, new: Settings) -> list[str]:

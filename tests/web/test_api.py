@@ -364,7 +364,7 @@ async def test_a_body_over_the_limit_is_413_as_sent_and_decompressed(fetch: Fetc
     assert answer(await fetch("POST", f"{PREFIX}/tasks/batch", at_the_limit))["count"] == 1
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", f"{PREFIX}/nope"), ("PUT", "/health/")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nope"), ("POST", f"{PREFIX}/nope"), ("PUT", "/health/x")])
 @pytest.mark.gen_test
 async def test_an_unknown_path_is_404(fetch: Fetch, method: str, path: str) -> None:
     answer(await fetch(method, path, b"" if method != "GET" else None), 404)
@@ -447,3 +447,27 @@ async def test_a_refused_row_is_counted_in_the_answer_to_the_flush(fetch: Fetch,
     assert (flushed["status"], flushed["tasks_written"], flushed["rows_rejected"]) == ("flushed", 1, 1)
     accounting = answer(await fetch("GET", f"{PREFIX}/stats"))["accounting"]
     assert accounting == {"accepted": 2, "written": 1, "merged": 0, "rejected": 1, "pending": 0}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/{PREFIX}/tasks/batch",
+        f"{PREFIX}/tasks/batch/",
+        f"/{PREFIX}//tasks/batch//",
+        f"{PREFIX}/tasks/batch/?a=//b/",
+    ],
+)
+@pytest.mark.gen_test
+async def test_slashes_too_many_do_not_lose_a_batch(fetch: Fetch, path: str) -> None:
+    assert answer(await fetch("POST", path, body("task", task())))["count"] == 1
+    assert answer(await fetch("GET", "//health/live/"))["status"] == "alive"
+    assert answer(await fetch("GET", "//"))["status"] == "running"
+
+
+@pytest.mark.parametrize("page", ["dashboard", "docs"])
+@pytest.mark.gen_test
+async def test_a_page_with_a_slash_leads_to_the_one_without(fetch: Fetch, page: str) -> None:
+    response = await fetch("GET", f"/{page}/")
+    assert response.code == 200
+    assert response.effective_url.endswith(f"/{page}")

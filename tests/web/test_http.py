@@ -175,6 +175,26 @@ async def test_while_a_batch_is_accepted_the_shutdown_waits_for_it(
         await ending
 
 
+@pytest.mark.parametrize("target", ["http://h", "HTTP://other.example:81", "https://[::1]:8001", "http://h/"])
+async def test_a_target_may_be_a_whole_url(target: str, connect: Connect, parts: Rig) -> None:
+    async with connect() as (reader, writer):
+        for path, status in ((BATCH, 200), (f"{BATCH}/?x=y", 200), ("/nowhere", 404)):
+            writer.write(post(target + path, body("task", task("a"))))
+            assert (await answer(reader))[0] == status
+        writer.write(get(target))
+        assert (await answer(reader))[1]["service"] == "Persistence Service"
+    assert parts.metrics.totals.accepted["task"] == 2
+
+
+@pytest.mark.parametrize(
+    "target", ["http://", "http://a b/", "ftp://h/", "h", "*", "http:///health", "http://h@x/health"]
+)
+async def test_another_target_leads_nowhere(target: str, connect: Connect) -> None:
+    async with connect() as (reader, writer):
+        writer.write(get(target))
+        assert int((await reader.readline()).split()[1]) in (400, 404)
+
+
 async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(connect: Connect, parts: Rig) -> None:
     content = body("task", task("a"))
     request = post(BATCH, content, "Expect: 100-continue")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tornado_persist import listening
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration
 from tornado_persist.cli.output import size
 from tornado_persist.config import Settings
@@ -174,15 +175,11 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 def _address(settings: Settings, running: bool) -> Iterator[Finding]:
     host, port = settings.server.host, settings.server.port
-    shown = f"{host or '*'}:{port}"
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        sockets = listening.listen(host, port)
     except OSError as exc:
-        if running:
+        shown = exc.filename or listening.shown(host, port)
+        if running and exc.errno == errno.EADDRINUSE:
             yield Finding("address", f"{shown}: taken, by the service that has data_dir, it seems")
         else:
             advice = _ADDRESS.get(exc.errno or 0, "server.host must be an address of this machine")
@@ -190,7 +187,11 @@ def _address(settings: Settings, running: bool) -> Iterator[Finding]:
                 advice = "correct server.host: it is no address and no known name"
             yield Finding("address", f"{shown} cannot be listened on: {reason(exc)}", "error", advice)
         return
-    if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
+    addresses = [made.getsockname()[:2] for made in sockets]
+    for made in sockets:
+        made.close()
+    shown = ", ".join(listening.shown(address, port) for address, _ in addresses)
+    if all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address, _ in addresses):
         yield Finding("address", f"{shown}: free")
     else:
         yield Finding(

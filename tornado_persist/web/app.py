@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
 from tornado_persist.pipeline.flusher import Flusher
@@ -45,6 +47,9 @@ IDLE_TIMEOUT = 3600.0
 BODY_TIMEOUT = 60.0
 #: Bytes of a request's line and headers.
 MAX_HEADER_BYTES = 65536
+
+#: A request target that is a URL, as clients of proxies send it.
+_ABSOLUTE = re.compile(r"https?://([\w.:\[\]-]+)(?=/|\Z)", re.IGNORECASE | re.ASCII).match
 
 logger = log.get(__name__)
 
@@ -98,6 +103,16 @@ class Api(Application):
         deadline = time.monotonic() + timeout
         while self.requests and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """The handler of a request, whose path may be of a base URL that ends in a slash, or a whole URL."""
+        path = request.path
+        if not path.startswith("/") and (absolute := _ABSOLUTE(path)):
+            # By RFC 9112 the Host header does not count then.
+            request.headers["Host"] = request.host = absolute[1]
+            path = path[absolute.end() :]
+        request.path = "/" + "/".join(filter(None, path.split("/"))) if path[-1:] in ("/", "") or "//" in path else path
+        return super().find_handler(request, **kwargs)
 
     def log_request(self, handler: RequestHandler) -> None:
         """Count, time and log every answer; Tornado calls this at its end."""

@@ -65,7 +65,13 @@ class Asset(GetHandler):
 
 
 class Page(Asset):
-    """``GET /dashboard`` and ``GET /docs``."""
+    """``GET /dashboard`` and ``GET /docs``. What they load is named relative to a path without a slash at its end."""
+
+    async def get(self) -> None:
+        if (self.request.uri or "").partition("?")[0].endswith("/"):
+            self.redirect(".." + self.request.path)
+        else:
+            await super().get()
 
 
 def _find(name: str) -> _File | None:
