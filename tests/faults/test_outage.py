@@ -347,6 +347,85 @@ def test_missing_rights_are_an_outage(server: Server, url: str, tmp_path: Path) 
         refuse_and_allow(service, refuse, lambda: server.admin(given, database), lambda: read(server, url))
 
 
+# A ping goes through, and a write does not
+
+
+def watch(service: Persistd, seconds: float) -> set[int]:
+    """What /health answers in so many seconds, asked all the time."""
+    deadline, seen = time.monotonic() + seconds, set()
+    while time.monotonic() < deadline:
+        seen.add(service.http.get("/health").status_code)
+        time.sleep(0.05)
+    return seen
+
+
+def test_a_sink_that_takes_no_write_is_unhealthy_all_the_time(server: Server, url: str, tmp_path: Path) -> None:
+    database = database_of(url)
+    with Persistd(tmp_path, config(server, url)) as service:
+        service.post("task", *(task(f"{number}") for number in range(100)))
+        wait_until(lambda: service.stats()["accounting"]["written"] == 100, "the first rows")
+        if isinstance(server, Postgres):  # an UPDATE of nothing, by which the service pings, is allowed still
+            refuse = f"REVOKE INSERT ON ALL TABLES IN SCHEMA public FROM {USER}"
+            allow = f"GRANT INSERT ON ALL TABLES IN SCHEMA public TO {USER}"
+        else:
+            refuse = "ALTER TABLE translation_tasks ADD theirs INT NOT NULL"
+            allow = "ALTER TABLE translation_tasks DROP theirs"
+        server.admin(refuse, database)
+        service.post("task", *(task(f"{number}", status="failed") for number in range(100)))
+        service.wait_for_log("sink down")
+        assert watch(service, 12) == {503}
+        failures = service.log("flush failed")
+        assert 5 < len(failures) < 25, "the waits grow"
+        server.admin(allow, database)
+        wait_until(lambda: service.stats()["accounting"]["pending"] == 0, "the rest")
+        assert service.http.get("/health").status_code == 200
+        assert {row["status"] for row in read(server, url)["task"].values()} == {"failed"}
+        assert_calm_log(service, outages=1)
+
+
+def test_tables_that_somebody_has_locked_are_noticed(server: Server, url: str, tmp_path: Path) -> None:
+    with Persistd(tmp_path, config(server, url)) as service:
+        service.post("task", task("a"))
+        wait_until(lambda: service.stats()["accounting"]["written"] == 1, "the first row")
+        with closing(connect_other(server, url)) as other, closing(other.cursor()) as cursor:
+            cursor.execute("LOCK TABLE translation_tasks" + (" WRITE" if isinstance(server, MariaDB) else ""))
+            service.post("task", *(task(f"{number}") for number in range(100)))
+            service.wait_for_log("sink down")
+            assert watch(service, 8) == {503}
+            cursor.execute("UNLOCK TABLES" if isinstance(server, MariaDB) else "ROLLBACK")
+            wait_until(lambda: service.stats()["accounting"]["pending"] == 0, "the rest")
+        assert service.http.get("/health").status_code == 200
+        assert len(read(server, url)["task"]) == 101
+        assert_calm_log(service, outages=1)
+
+
+SLOW_TRIGGER = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END$$;
+CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON translation_tasks FOR EACH ROW EXECUTE FUNCTION slow();
+"""
+
+
+def test_a_backlog_of_more_rows_than_a_time_limit_allows_drains(
+    postgres_server: Postgres, postgres_url: str, tmp_path: Path
+) -> None:
+    rows = 4000  # more than four seconds' work
+    with Persistd(tmp_path, config(postgres_server, postgres_url, MANUAL, answer_timeout="0.5")) as service:
+        service.post("task", task("0"))
+        service.flush()
+        postgres_server.admin(SLOW_TRIGGER, database_of(postgres_url))
+        postgres_server.admin(f"ALTER ROLE {USER} SET statement_timeout = '100ms'")  # ours goes before it
+        try:
+            for start in range(0, rows, 1000):
+                service.post("task", *(task(f"{number}") for number in range(start, start + 1000)))
+            flush = "/api/v1/persistence/flush"
+            wait_until(lambda: service.http.post(flush).status_code == 200, "the backlog to drain")
+        finally:
+            postgres_server.admin(f"ALTER ROLE {USER} RESET ALL")
+        assert len(read_postgres(postgres_url)["task"]) == rows
+        assert 1 <= len(service.log("flush failed")) <= 5
+        assert [line for line in service.log("flush failed") if line["code"] != "57014"] == []
+
+
 # Somebody else is in the way
 
 

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from tests.rig import rig, wait_until
 from tests.rows import body, task
 from tornado_persist.pipeline import backlog, flusher
+from tornado_persist.pipeline.chunks import ChunkSize
 from tornado_persist.records.models import KINDS, Batch
 from tornado_persist.telemetry import log
 from tornado_persist.testing import FlakySink
@@ -164,7 +165,7 @@ async def test_the_barrier_holds_for_rows_that_wait_in_the_journal_alone(tmp_pat
 
 @pytest.mark.gen_test
 async def test_a_backlog_is_written_without_being_asked_for(tmp_path: Path) -> None:
-    async with rig(tmp_path, max_rows=3) as it:
+    async with rig(tmp_path, max_rows=3, interval=0.5) as it:
         it.sink.down = True
         for key in "abcdefgh":
             await it.add(key)
@@ -183,6 +184,7 @@ async def test_room_that_written_rows_leave_is_filled_while_the_next_are_written
             await it.add(*keys)
         await it.flusher.flush_once()
         it.sink.down = False
+        monkeypatch.setattr(it.flusher, "_chunk_size", ChunkSize(2))
         flushing = asyncio.create_task(it.flusher.flush(10))
         await wait_until(lambda: it.stored() == ["a", "b"] and it.buffer.waiting() == 2)
         assert len(it.buffer) == 4

@@ -12,9 +12,9 @@ import pytest
 from tests.rig import BreakingSink, Rig, rig
 from tests.rows import session
 from tornado_persist.errors import SinkConflict, SinkUnavailable
-from tornado_persist.pipeline import bisect
 from tornado_persist.pipeline.flusher import UNKNOWN_FAILURES
 from tornado_persist.records.models import Batch
+from tornado_persist.sinks import runner
 from tornado_persist.testing import FlakySink
 
 
@@ -27,12 +27,14 @@ def rejected(it: Rig) -> list[dict[str, Any]]:
 async def test_a_conflict_with_another_writer_is_tried_again_at_once_and_keeps_the_connection(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         await it.add("a")
-        it.sink.fail_next(bisect.CONFLICTS - 1, SinkConflict)
+        it.sink.fail_next(runner.CONFLICTS - 1, SinkConflict)
         assert (await it.flusher.flush_once()).error is None
-        assert it.sink.calls == ["open", *["write"] * bisect.CONFLICTS]
+        assert it.runner.up
+        assert it.sink.calls == ["open", *["write"] * runner.CONFLICTS]
         await it.add("b")
-        it.sink.fail_next(bisect.CONFLICTS, SinkConflict)
+        it.sink.fail_next(runner.CONFLICTS, SinkConflict)
         assert isinstance((await it.flusher.flush_once()).error, SinkConflict)
+        assert it.runner.state.error, "so many are a failure"
         await it.flusher.flush(5)
         assert it.stored() == ["a", "b"]
 

@@ -201,8 +201,28 @@ async def test_chunks_written_before_a_failure_are_not_written_again(
         assert (flushed.tasks, it.stored(), it.pending()) == (2, ["a", "b"], 2)
         assert it.journal.released == 0, "the journal holds what is half written"
         await it.flusher.flush(5)
-        assert [len(batch) for batch in it.sink.batches] == [2, 2]
+        assert [len(batch) for batch in it.sink.batches] == [2, 1, 1], "after a failure it goes on in small steps"
         assert it.journal.released == 1
+
+
+@pytest.mark.gen_test
+async def test_in_an_outage_few_rows_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    async with rig(tmp_path, capacity=10_000) as it:
+        write = it.sink.write
+
+        def noting(batch: Batch) -> None:
+            sizes.append(len(batch))
+            write(batch)
+
+        monkeypatch.setattr(it.sink, "write", noting)
+        it.sink.fail_next(3)
+        await it.add(*(f"t{number:04}" for number in range(1000)))
+        for _ in range(3):
+            assert (await it.flusher.flush_once()).error is not None
+        assert (await it.flusher.flush_once()).error is None
+        assert sizes[:3] == [1000, 100, 50]
+        assert sum(sizes[3:]) == 1000
 
 
 @pytest.mark.gen_test

@@ -13,7 +13,6 @@ import pytest
 
 from tests.rig import rig, wait_until
 from tornado_persist.errors import NotAccepting
-from tornado_persist.pipeline import flusher
 from tornado_persist.pipeline.backoff import Backoff
 from tornado_persist.pipeline.health import Growth
 
@@ -99,14 +98,30 @@ async def test_a_sink_that_is_found_up_again_is_not_kept_waiting(
         it.sink.down = True
         await it.add("a")
         await it.flusher.flush_once()
+        assert not await it.runner.healthy(max_age=0)
         it.sink.down = False
-        await it.runner.healthy(max_age=0)
-        assert (await it.health.ping()).healthy
-        await asyncio.sleep(0)
-        assert it.stored() == [], "it failed a moment ago: the backoff holds"
-        monkeypatch.setattr(flusher, "TRY_AGAIN_AFTER", 0.0)
-        assert (await it.health.ping()).healthy
+        monkeypatch.setattr(it.runner, "_checked_at", float("-inf"))
+        assert not (await it.health.ping()).healthy, "no write has gone through"
         await wait_until(lambda: it.stored() == ["a"])
+        assert it.health.snapshot().healthy
+
+
+async def test_a_sink_that_takes_no_write_is_not_well_and_not_tried_with_each_ping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        monkeypatch.setattr(it.flusher, "_backoff", Backoff(first=3600, most=3600, spread=lambda low, high: high))
+        it.sink.fail_next()
+        await it.add("a")
+        await it.flusher.flush_once()
+        for _ in range(3):
+            monkeypatch.setattr(it.runner, "_checked_at", float("-inf"))
+            assert not (await it.health.ping()).healthy
+        assert it.sink.calls.count("ping") == 3
+        assert it.flusher.retry_in > 3000
+        assert it.sink.calls.count("write") == 1
+        assert (await it.flusher.flush_once()).error is None
+        assert it.health.snapshot().healthy
 
 
 async def test_refused_rows_are_open_and_the_first_of_them_are_known(tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkError, SinkUnavailable
 from tornado_persist.pipeline.deadletters import RefusedRow
 from tornado_persist.records.models import Batch, Kind
 from tornado_persist.sinks.runner import SinkRunner
 
-#: Tries of the same write after another writer stood in its way, before it counts as a failure.
-CONFLICTS = 5
 #: Single rows that fail with an unknown code, none having been written, until it is an outage after all.
 UNKNOWN_ROWS = 16
 
@@ -54,7 +52,7 @@ async def _bisect(chunk: Batch, runner: SinkRunner, outcome: Outcome, isolate_un
     while parts:
         part, is_first_half = parts.pop()
         try:
-            await _write(part, runner)
+            await runner.write(part)
         except BatchRejected as exc:
             if not _halve(part, parts):
                 outcome.refused.append(_refused(part, runner, exc))
@@ -77,7 +75,7 @@ async def _bisect(chunk: Batch, runner: SinkRunner, outcome: Outcome, isolate_un
     for part, refused in doubtful:
         # Once more, now that others go through: the outage may have ended meanwhile.
         try:
-            await _write(part, runner)
+            await runner.write(part)
             outcome.written.append(part)
         except BatchRejected:
             outcome.refused.append(refused)
@@ -85,16 +83,6 @@ async def _bisect(chunk: Batch, runner: SinkRunner, outcome: Outcome, isolate_un
             if not exc.suspect:
                 raise
             outcome.refused.append(refused)
-
-
-async def _write(part: Batch, runner: SinkRunner) -> None:
-    for attempt in range(1, CONFLICTS + 1):
-        try:
-            await runner.write(part)
-            break
-        except SinkConflict:
-            if attempt == CONFLICTS:
-                raise
 
 
 def _halve(part: Batch, parts: _Parts) -> bool:

@@ -17,6 +17,7 @@ from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.backoff import Backoff
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.checkpoint import Checkpointer
+from tornado_persist.pipeline.chunks import ChunkSize
 from tornado_persist.records.models import KINDS, Batch, Row
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry import log
@@ -24,7 +25,7 @@ from tornado_persist.telemetry.metrics import Flush, Metrics
 
 logger = log.get(__name__)
 
-#: Rows in one transaction of the sink. Between two of them the sink waits for a busy event loop.
+#: Rows in one transaction of the sink, at most. Between two of them the sink waits for a busy event loop.
 CHUNK_ROWS = 20_000
 #: Seconds in which rows gather after a flush that has left more than the capacity, and how many need not wait for it: a
 #: transaction and the release of the journal's space cost some milliseconds, be the rows few or many. With 100 rows in
@@ -33,8 +34,6 @@ GATHER = 0.02
 ENOUGH_ROWS = 5000
 #: Written rows freed in one round of the event loop. All 20,000 of a chunk at once would hold it up for 8 ms.
 FREE_ROWS = 500
-#: Seconds after a failure from which on the next try no longer waits, once the sink is found up.
-TRY_AGAIN_AFTER = 5.0
 #: Flushes in a row that fail with an unknown code before single rows are tried.
 UNKNOWN_FAILURES = 3
 
@@ -78,8 +77,8 @@ class Flusher:
         self._background: asyncio.Task[None] | None = None
         self._refilling: asyncio.Task[None] | None = None
         self._backoff = Backoff()
+        self._chunk_size = ChunkSize(CHUNK_ROWS)
         self._retry: asyncio.TimerHandle | None = None
-        self._failed_at = 0.0
         self._unknown_failures = 0
         # Rows merged so far when the log last told of a flush.
         self._merged_before = sum(metrics.totals.merged.values())
@@ -115,13 +114,14 @@ class Flusher:
         """Write to another sink from the next flush on; what waits goes there now."""
         self.runner = runner
         self._backoff.succeeded()
+        self._chunk_size = ChunkSize(CHUNK_ROWS)
         self._set_retry(None)
         if any(map(self._backlog.pending, KINDS)):
             self._start()
 
-    def sink_is_up(self) -> None:
-        """The sink was found up: if the last failure is a while ago, try again now and not when the backoff would."""
-        if self._retry is not None and time.monotonic() - self._failed_at >= TRY_AGAIN_AFTER:
+    def try_now(self) -> None:
+        """The sink can be reached again: do not wait for the backoff's end."""
+        if self._retry is not None:
             self._set_retry(0.0)
 
     def _due(self) -> bool:
@@ -239,13 +239,13 @@ class Flusher:
         try:
             await self._refill()
             through, accepted = self._backlog.merged_through, dict(self._backlog.merged_rows)
-            chunks = self._buffer.take().parts(CHUNK_ROWS)
-            began, taken = time.monotonic(), sum(map(len, chunks))
+            rows = self._buffer.take()
+            began, taken = time.monotonic(), len(rows)
             runner = self.runner
-            if chunks:
+            if rows:
                 await self._checkpointer.record_position(runner)
-            while chunks:
-                await self._write(chunks.popleft(), runner)
+            while rows:
+                await self._write(rows.pop(self._chunk_size.rows), runner)
                 self._refill_ahead()
             if through > self.flushed_through:
                 self.flushed_through = through
@@ -260,7 +260,13 @@ class Flusher:
         return flushed
 
     async def _write(self, chunk: Batch, runner: SinkRunner) -> None:
+        began = time.monotonic()
         outcome = await bisect.write(chunk, runner, isolate_unknown=self._unknown_failures >= UNKNOWN_FAILURES)
+        if outcome.error is not None:
+            if not outcome.error.suspect:  # that is for bisection
+                self._chunk_size.failed(len(chunk))
+        elif not outcome.refused:
+            self._chunk_size.succeeded(len(chunk), time.monotonic() - began)
         totals = self._metrics.totals
         for part in outcome.written:
             self._buffer.release(part)
@@ -325,7 +331,6 @@ class Flusher:
                 self._merged_before = merged
             return
         self._unknown_failures += isinstance(error, SinkUnavailable) and error.suspect
-        self._failed_at = time.monotonic()
         delay = self._backoff.failed()
         self._set_retry(delay)
         code = error.code if isinstance(error, SinkError) else ""

@@ -207,11 +207,11 @@ class Health:
     async def ping(self) -> HealthSnapshot:
         """As :meth:`look`, and after a ping of an idle sink; the ping goes on in the background if it takes longer.
 
-        If the sink is up again, a flush that failed a while ago is tried at once.
+        If the sink can be reached again, a flush that failed is tried at once.
         """
-        up, _ = await asyncio.gather(self._flusher.runner.healthy(), self.look())
-        if up:
-            self._flusher.sink_is_up()
+        await asyncio.gather(self._flusher.runner.healthy(), self.look())
+        if self._flusher.runner.came_back():
+            self._flusher.try_now()
         return self.snapshot()
 
     async def _look_at_disk(self) -> None:

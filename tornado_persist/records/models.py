@@ -7,7 +7,6 @@ by it, and the API description shows it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, Required, TypeAlias, cast, get_args, get_origin, get_type_hints
@@ -256,9 +255,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sessions) + len(self.tasks)
 
-    def parts(self, size: int) -> deque[Batch]:
-        """All of it in batches of at most ``size`` rows."""
-        return deque(self.part(start, start + size) for start in range(0, len(self), size))
+    def pop(self, size: int) -> Batch:
+        """Take the first ``size`` rows out of it."""
+        first = self.part(0, size)
+        del self.tasks[: len(first.tasks)], self.sessions[: len(first.sessions)]
+        return first
 
     def part(self, start: int, stop: int) -> Batch:
         """The rows from ``start`` to ``stop``, counted through sessions and then tasks."""

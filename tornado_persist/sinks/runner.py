@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
+from tornado_persist.sinks.availability import Availability
 from tornado_persist.sinks.base import Sink
 from tornado_persist.telemetry import log, redaction
 
@@ -23,6 +24,11 @@ logger = log.get(__name__)
 
 #: Seconds after which a call that has not come back counts as a sink that is down.
 STALLED_AFTER = 5.0
+#: Tries of the same write after another writer stood in its way, before it counts as a failure.
+CONFLICTS = 5
+
+
+_SILENT = f"it has not answered for {STALLED_AFTER:g} seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +58,7 @@ class SinkRunner:
         self._rewind_to = rewind_to
         #: What ``sink.describe()`` said when it was last opened.
         self.description = sink.name
-        #: Why the sink is down; empty while it is up.
-        self.error = "not opened yet"
-        self._up: bool | None = None
+        self._availability = Availability()
         self._since: datetime | None = None
         self._opened = False
         self._busy_since: float | None = None
@@ -74,45 +78,57 @@ class SinkRunner:
         Raises:
             SinkUnavailable: see :meth:`Sink.open`.
         """
-        await self._call(lambda: None)
+        await self._ask(lambda: None)
 
     async def write(self, batch: Batch) -> None:
-        """:meth:`Sink.write`, with its exceptions."""
-        await self._call(self.sink.write, batch)
+        """:meth:`Sink.write`, with its exceptions. A conflict is tried again at once, ``CONFLICTS`` times at most."""
+        try:
+            await self._call(self._write, batch)
+        except BatchRejected:
+            self._note(self._availability.write_ended)  # it has looked at the rows
+            raise
+        except SinkUnavailable as exc:
+            self._note(self._availability.write_ended, exc)
+            raise
+        self._note(self._availability.write_ended)
 
     async def position(self) -> dict[str, Any] | None:
         """:meth:`Sink.position`, with its exceptions."""
         if type(self.sink).position is Sink.position:
             return None  # without a way through the thread
-        return await self._call(self.sink.position)
+        return await self._ask(self.sink.position)
 
     async def find_sessions(self, session_ids: Collection[str]) -> set[str]:
         """:meth:`Sink.find_sessions`, with its exceptions."""
-        return await self._call(self.sink.find_sessions, session_ids)
+        return await self._ask(self.sink.find_sessions, session_ids)
 
     async def healthy(self, *, wait: float = 0.4, max_age: float = 1.0) -> bool:
-        """Whether the sink answers, as far as is known within ``wait`` seconds.
+        """Whether the sink is up, as far as is known within ``wait`` seconds.
 
-        An idle sink is pinged, unless a call ended in the last ``max_age`` seconds. A busy one counts as up until its
-        call takes ``STALLED_AFTER`` seconds.
+        An idle sink is pinged, unless a call ended in the last ``max_age`` seconds. A busy one counts as before until
+        its call takes ``STALLED_AFTER`` seconds.
         """
         if self._busy_since is None and time.monotonic() - self._checked_at > max_age and not self._closed:
             if self._ping is None or self._ping.done():
                 self._ping = asyncio.create_task(self._ping_quietly())
             await asyncio.wait([self._ping], timeout=wait)
-        if self._stalled and self._up is not False:
-            self._note(up=False, error=f"it has not answered for {STALLED_AFTER:g} seconds")
+        if self._stalled and self._availability.up is not False:
+            self._note(self._availability.stalled, SinkUnavailable(_SILENT))
         return self.up
+
+    def came_back(self) -> bool:
+        """Whether a ping has gone through after one that failed; asked once for each time."""
+        return self._availability.came_back()
 
     @property
     def up(self) -> bool:
-        """Whether the last call went through and none hangs."""
-        return bool(self._up) and not self._stalled
+        """Whether the last write went through, nothing failed since, and no call hangs."""
+        return bool(self._availability.up) and not self._stalled
 
     @property
     def state(self) -> SinkState:
         """What is known now; asks nobody and never waits."""
-        error = self.error or (f"it has not answered for {STALLED_AFTER:g} seconds" if self._stalled else "")
+        error = self._availability.error or (_SILENT if self._stalled else "")
         return SinkState(self.sink.name, self.sink.address, self.description, self.up, self._since, error)
 
     @property
@@ -138,33 +154,37 @@ class SinkRunner:
 
     async def _ping_quietly(self) -> None:
         with contextlib.suppress(SinkUnavailable):
-            await self._call(self.sink.ping)
+            await self._ask(self.sink.ping)
+
+    async def _ask(self, function: Callable[..., T], *args: Any) -> T:
+        """Anything but a write."""
+        try:
+            result = await self._call(function, *args)
+        except SinkUnavailable as exc:
+            self._note(self._availability.ping_ended, exc)
+            raise
+        self._note(self._availability.ping_ended)
+        return result
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         if self._closed:
             raise SinkUnavailable("the sink is closed")
-        try:
-            result: T = await self._submit(self._guarded, (function, args))
-        except (BatchRejected, SinkConflict):
-            self._note(up=True)
-            raise
-        except SinkUnavailable as exc:
-            self._note(up=False, error=str(exc), code=exc.code)
-            raise
-        self._note(up=True)
+        result: T = await self._submit(self._guarded, (function, args))
         return result
 
-    def _note(self, *, up: bool, error: str = "", code: str = "") -> None:
+    def _note(self, event: Callable[[str], None], error: SinkUnavailable | None = None) -> None:
         if self._closed:
             return
-        changed = up is not self._up
-        self._up, self.error, self._checked_at = up, error, time.monotonic()
-        if changed:
-            self._since = datetime.now(UTC)
-        if changed and up:
+        before, self._checked_at = self._availability.up, time.monotonic()
+        event(str(error) if error else "")
+        if self._availability.up is before:
+            return
+        self._since = datetime.now(UTC)
+        if self._availability.up:
             logger.info("sink up", sink=self.sink.name, at=self.description)
-        elif changed:
-            logger.warning("sink down", sink=self.sink.name, error=error, code=code)
+        else:
+            code = error.code if error else ""
+            logger.warning("sink down", sink=self.sink.name, error=self._availability.error, code=code)
 
     def _submit(self, function: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
         future = self._loop.create_future()
@@ -193,6 +213,15 @@ class SinkRunner:
                 self._loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:  # the loop is closed
                 return
+
+    def _write(self, batch: Batch) -> None:
+        for left in reversed(range(CONFLICTS)):
+            try:
+                self.sink.write(batch)
+                return
+            except SinkConflict:
+                if not left or self._closed:
+                    raise
 
     def _guarded(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         try:
