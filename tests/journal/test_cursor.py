@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.journal.tools import Disk, flip
+from tornado_persist.errors import StartError
+from tornado_persist.journal import Inspection, Journal
 from tornado_persist.journal.cursor import HALF, Checkpoint, Cursor, CursorDamaged
 
 STATE = {"accepted": {"task": 12}, "sink": {"tasks.jsonl": 3456}, "名": "值"}
@@ -34,6 +36,25 @@ def again(cursor: Cursor) -> Cursor:
 
 def test_there_is_none_at_first(tmp_path: Path) -> None:
     assert Cursor(tmp_path).read(ALL) is None
+
+
+@pytest.mark.parametrize("halves", [(3, 2), (2, 3), (12, 12)])
+def test_one_of_a_later_version_ends_the_start_and_stays(tmp_path: Path, halves: tuple[int, int]) -> None:
+    (tmp_path / "journal").mkdir()
+    cursor = Cursor(tmp_path / "journal")
+    cursor.write(Checkpoint(0, STATE))
+    content = cursor.path.read_bytes()
+    parts = (content[:HALF], content[HALF:])
+    later = b"".join(
+        part.replace(b"cursor 2", b"cursor %d" % n)[:HALF] for part, n in zip(parts, halves, strict=True)
+    )
+    cursor.path.write_bytes(later)
+    journal = Journal(tmp_path / "journal", tmp_path / "damaged")
+    with pytest.raises(StartError, match=f"cursor has format {max(halves)}, which this version .* does not know"):
+        journal.open()
+    assert cursor.path.read_bytes() == later
+    with pytest.raises(StartError, match="does not know"):
+        Inspection(tmp_path / "journal")
 
 
 def test_what_was_written_last_is_read(cursor: Cursor) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from tornado_persist.errors import StartError
 from tornado_persist.files import fsync_directory, reason, write_all
 
 #: Bytes of a half at least; with a state that needs more it is as large as that takes.
@@ -26,7 +27,9 @@ HALF = 16384
 #: The problem of a journal without the cursor that it must have had.
 MISSING = "it is missing"
 
+_VERSION = 2
 _HEAD = re.compile(rb"persistd-cursor 2 ([0-9a-f]{8}) (\d+)\n")
+_ANY_VERSION = re.compile(rb"persistd-cursor (\d{1,9}) ")
 
 
 class CursorDamaged(ValueError):
@@ -64,6 +67,7 @@ class Cursor:
 
         Raises:
             CursorDamaged: it does not hold what was written.
+            StartError: a later version wrote it.
             OSError: it cannot be read.
         """
         try:
@@ -74,6 +78,7 @@ class Cursor:
         halves: dict[int, Checkpoint] = {}
         problem = ""
         for half in (content[:middle], content[middle:]):
+            self._check_version(half)
             try:
                 number, checkpoint = _decode(half)
                 halves[number] = checkpoint
@@ -92,6 +97,7 @@ class Cursor:
         """What was written last, or else that everything counts from ``oldest`` on; and what is wrong, or empty.
 
         Raises:
+            StartError: a later version wrote it.
             OSError: it cannot be read now, but may be whole.
         """
         problem = "" if oldest in (None, 1) else MISSING
@@ -106,6 +112,14 @@ class Cursor:
         if checkpoint is not None:
             return checkpoint, ""
         return Checkpoint(oldest - 1 if oldest else 0), problem
+
+    def _check_version(self, half: bytes) -> None:
+        version = _ANY_VERSION.match(half)
+        if version is not None and int(version[1]) > _VERSION:
+            raise StartError(
+                f"journal cursor {self.path} has format {int(version[1])}, "
+                "which this version of tornado-persist does not know"
+            )
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Make this the cursor, durably. After an OSError it is the old or the new one."""

@@ -196,6 +196,7 @@ class Inspection(Directory):
         """Reads the cursor.
 
         Raises:
+            StartError: a later version wrote the cursor.
             InputError: the directory cannot be read.
         """
         #: What is wrong with the cursor; empty when it is well.
