@@ -40,6 +40,7 @@ class Rig:
         interval: float = 3600,
         capacity: int = 1000,
         max_rows: int = 100_000,
+        buffer_bytes: int = 1 << 28,
         max_batch: int = 1000,
         find_sessions: FindSessions | None = None,
         **journal: Any,
@@ -50,7 +51,7 @@ class Rig:
         checkpoint = await asyncio.to_thread(self.journal.open)
         self.metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
         self.buffer = Buffer()
-        self.backlog = Backlog(self.journal, self.buffer, self.metrics, max_rows=max_rows)
+        self.backlog = Backlog(self.journal, self.buffer, self.metrics, max_rows=max_rows, max_bytes=buffer_bytes)
         await self.backlog.recover(checkpoint.seq)
         self.journal.start()
         self.runner = SinkRunner(self.sink, checkpoint.state.get("position"))

@@ -121,6 +121,11 @@ class Buffer(_Table):
     max_rows: int = Field(
         100_000, ge=1, description="rows held in memory at most; past it batches wait in the journal alone"
     )
+    max_bytes: int = Field(
+        268_435_456,
+        ge=1,
+        description="bytes of the journal records whose rows are in memory at most; past it as with ``max_rows``",
+    )
     flush_timeout: Seconds = Field(8.0, gt=0, le=3600, description="seconds that POST /flush waits at most")
 
 

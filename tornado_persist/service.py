@@ -157,7 +157,10 @@ class Service:
             _cut_dead_letters(self._dead_letters, checkpoint.state)
         self._metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
         self._buffer = Buffer()
-        self._backlog = Backlog(self._journal, self._buffer, self._metrics, max_rows=self._settings.buffer.max_rows)
+        limits = self._settings.buffer
+        self._backlog = Backlog(
+            self._journal, self._buffer, self._metrics, max_rows=limits.max_rows, max_bytes=limits.max_bytes
+        )
         await self._backlog.recover(checkpoint.seq)
         waiting = self._pending()
         if waiting:
@@ -314,7 +317,7 @@ class Service:
         if new.buffer.flush_interval != self._settings.buffer.flush_interval:
             self._flusher.set_interval(new.buffer.flush_interval)
         self._flusher.capacity = new.buffer.capacity
-        self._backlog.max_rows = new.buffer.max_rows
+        self._backlog.max_rows, self._backlog.max_bytes = new.buffer.max_rows, new.buffer.max_bytes
         self._flusher.poke()
         self._api.flush_timeout = new.buffer.flush_timeout
         level = self._settings.log.model_copy(update={"level": new.log.level})

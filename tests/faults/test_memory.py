@@ -186,3 +186,38 @@ def test_a_crash_in_a_long_outage_changes_neither_the_memory_nor_the_order(
         rows = accounting(service)
         assert (rows["accepted"], rows["rejected"], rows["pending"]) == (count, 0, 0)
         assert megabytes(service, "VmHWM") - idle < MANY_MB * max_rows // MANY_IN_MEMORY + 16
+
+
+#: Bytes of a large row's text, large rows in a request, and requests: in the short form and in the long one.
+LARGE, LARGE_ROWS, LARGE_REQUESTS, MANY_LARGE_REQUESTS = 1_000_000, 8, 60, 260
+#: Kilobytes of memory of its own that the process may have: 50 MiB when idle, the stacks of its threads, the default
+#: ``buffer.max_bytes``, and some copies of a chunk.
+MEMORY = 512 << 10
+
+
+def test_large_rows_in_a_long_outage_and_a_crash_stay_within_the_memory(
+    server: Server, url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    requests = MANY_LARGE_REQUESTS if request.config.getoption("--soak") else LARGE_REQUESTS
+    count = requests * LARGE_ROWS
+    limited = ("sh", "-c", f'ulimit -d {MEMORY}; exec "$@"', "sh")
+    with Persistd(tmp_path, config(server, url, 100_000), prefix=limited) as service:
+        server.stop()
+        for start in range(0, count, LARGE_ROWS):
+            response = service.post(
+                "task", *(task(f"{n}", source_text=f"{n:08}" * (LARGE // 8)) for n in range(start, start + LARGE_ROWS))
+            )
+            assert response.status_code == 200, response.text
+        assert accounting(service)["pending"] == count
+        service.kill()
+        service.start()
+        assert accounting(service)["pending"] == count
+        server.start()
+        wait_for_drain(service)
+        assert accounting(service) == {"accepted": count, "written": count, "merged": 0, "rejected": 0, "pending": 0}
+        assert service.stop() == 0
+        assert not [line for line in service.log() if "exception" in line]
+    with closing(psycopg.connect(url) if isinstance(server, Postgres) else connect_mysql(url)) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT COUNT(*), SUM(LENGTH(source_text)) FROM translation_tasks")
+        assert cursor.fetchone() == (count, count * LARGE)

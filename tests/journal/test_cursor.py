@@ -45,9 +45,7 @@ def test_one_of_a_later_version_ends_the_start_and_stays(tmp_path: Path, halves:
     cursor.write(Checkpoint(0, STATE))
     content = cursor.path.read_bytes()
     parts = (content[:HALF], content[HALF:])
-    later = b"".join(
-        part.replace(b"cursor 2", b"cursor %d" % n)[:HALF] for part, n in zip(parts, halves, strict=True)
-    )
+    later = b"".join(part.replace(b"cursor 2", b"cursor %d" % n)[:HALF] for part, n in zip(parts, halves, strict=True))
     cursor.path.write_bytes(later)
     journal = Journal(tmp_path / "journal", tmp_path / "damaged")
     with pytest.raises(StartError, match=f"cursor has format {max(halves)}, which this version .* does not know"):

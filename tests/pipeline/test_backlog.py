@@ -28,6 +28,46 @@ async def test_past_max_rows_batches_wait_in_the_journal_alone(tmp_path: Path) -
 
 
 @pytest.mark.gen_test
+async def test_past_the_bytes_of_their_records_batches_wait_in_the_journal_alone_and_come_back_in_order(
+    tmp_path: Path,
+) -> None:
+    text = "x" * 1000
+    async with rig(tmp_path, buffer_bytes=5000, segment_bytes=20_000) as it:
+        it.sink.down = True
+        for n in range(20):
+            await it.add(f"t{n:02}", source_text=text)
+        assert (len(it.buffer), it.pending(), it.backlog.merged_through) == (4, 20, 4)
+        assert 4000 < it.buffer.bytes <= 5000
+    async with rig(tmp_path, buffer_bytes=5000) as again:
+        assert (len(again.buffer), again.pending(), again.backlog.left_out()) == (4, 20, True)
+        most = 0
+
+        def look() -> bool:
+            nonlocal most
+            most = max(most, again.buffer.bytes)
+            return again.pending() == 0
+
+        flushing = asyncio.create_task(again.flusher.flush(10))
+        await wait_until(look)
+        assert (await flushing).error is None
+        assert again.stored() == [f"t{n:02}" for n in range(20)]
+        assert (4000 < most <= 5000, again.buffer.bytes) == (True, 0)
+
+
+@pytest.mark.gen_test
+async def test_a_batch_of_more_bytes_than_the_memory_may_hold_goes_alone(tmp_path: Path) -> None:
+    async with rig(tmp_path, buffer_bytes=1000) as it:
+        it.sink.hold()
+        await it.add("a", source_text="x" * 3000)
+        await it.add("b")
+        assert (len(it.buffer), it.backlog.left_out()) == (1, True)
+        it.backlog.max_bytes = 100_000
+        it.sink.release()
+        await it.flusher.flush(5)
+        assert it.stored() == ["a", "b"]
+
+
+@pytest.mark.gen_test
 async def test_a_batch_that_would_fit_waits_behind_one_that_did_not(tmp_path: Path) -> None:
     async with rig(tmp_path, max_rows=5) as it:
         it.sink.hold()

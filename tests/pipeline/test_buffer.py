@@ -124,6 +124,58 @@ def test_a_second_take_before_the_first_is_settled_is_a_bug() -> None:
         buffer.take()
 
 
+def test_the_bytes_of_records_count_until_their_rows_are_released() -> None:
+    buffer = Buffer()
+    buffer.add("session", [session("s")], T0, 10)
+    buffer.add("task", [task("a"), task("b")], T0, 200)
+    buffer.add("task", [task("c")], T0, 1000)
+    buffer.add("task", [task("c")], T1, 2000)
+    batch = buffer.take()
+    buffer.add("task", [task("a"), task("d")], T1, 40_000)
+    buffer.release(Batch(batch.sessions, batch.tasks[:1]))
+    assert buffer.bytes == 43_200, "half of a record counts as a whole one"
+    buffer.release(Batch(tasks=batch.tasks[1:2]))
+    assert buffer.bytes == 43_000
+    buffer.restore()
+    assert (buffer.bytes, len(buffer)) == (43_000, 3)
+    buffer.release(buffer.take())
+    assert (buffer.bytes, len(buffer)) == (0, 0)
+
+
+def test_a_key_that_is_updated_without_end_costs_no_list_of_records() -> None:
+    buffer = Buffer()
+    for _ in range(1000):
+        buffer.add("task", [task("a")], T0, 5)
+    assert (buffer.bytes, len(buffer._waiting_sizes["task"])) == (5000, 1)
+
+
+def chunks(buffer: Buffer, rows: int, size: int) -> list[str]:
+    """The keys in each chunk, as the flusher cuts them."""
+    taken, found = buffer.take(), []
+    while taken:
+        chunk = taken.pop(buffer.fitting(rows, size))
+        buffer.release(chunk)
+        found.append("".join(row[KEYS[kind][-1]] for kind in KINDS for row in chunk.rows(kind)))
+    assert buffer.bytes == 0
+    return found
+
+
+def test_chunks_hold_few_rows_and_the_records_of_few_bytes() -> None:
+    def filled() -> Buffer:
+        buffer = Buffer()
+        buffer.add("task", [task("a"), task("b")], T0, 40)
+        buffer.add("task", [task("c")], T0, 40)
+        buffer.add("session", [session("s")], T0, 40)
+        buffer.add("task", [task("d"), task("e")], T0, 500)
+        buffer.add("task", [task("f"), task("a")], T0, 40)
+        return buffer
+
+    assert chunks(filled(), 10, 1000) == ["sabcdef"]
+    assert chunks(filled(), 3, 1000) == ["sab", "cde", "f"]
+    assert chunks(filled(), 10, 100) == ["sab", "c", "de", "f"], "a record that is too large goes alone"
+    assert chunks(filled(), 1, 100) == list("sabcdef")
+
+
 OPTIONAL: dict[Kind, list[str]] = {
     "session": ["game_info", "metadata", "total_tasks"],
     "task": ["context", "target_text", "error_message"],
@@ -171,7 +223,7 @@ class BufferAndModel(RuleBasedStateMachine):
             stored = self.model.setdefault((kind, key_of(kind, row)), {"created_at": at})
             stored.update(row, updated_at=at)
         self.accepted += len(rows)
-        self.merged += self.buffer.add(kind, [SHAPES[kind].row(row) for row in rows], at)
+        self.merged += self.buffer.add(kind, [SHAPES[kind].row(row) for row in rows], at, 100 * len(rows))
 
     @precondition(lambda self: self.taken is None)
     @rule()
@@ -198,6 +250,8 @@ class BufferAndModel(RuleBasedStateMachine):
     @invariant()
     def rows_are_conserved(self) -> None:
         assert self.accepted == self.written + self.merged + len(self.buffer)
+        assert 100 * len(self.buffer) <= self.buffer.bytes <= 100 * self.accepted
+        assert (self.buffer.bytes == 0) == (len(self.buffer) == 0)
 
     def teardown(self) -> None:
         if self.taken is not None:

@@ -41,6 +41,11 @@ class Record:
     rows: int
     body: bytes
 
+    @property
+    def size(self) -> int:
+        """Bytes in the file, with the header."""
+        return HEADER_SIZE + len(self.body)
+
 
 class Header(NamedTuple):
     """The 40 bytes before a body; ``at`` in microseconds since 1970."""

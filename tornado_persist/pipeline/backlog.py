@@ -1,8 +1,9 @@
 """What is accepted and not in the sink: in memory up to a limit, the rest in the journal alone.
 
-The journal holds every accepted batch until it is released. The buffer holds, merged, those up to some sequence number;
-past ``max_rows`` rows in the buffer later batches only count here, and are read back in order once there is room. A
-batch is merged live only if nothing before it is left out, so the buffer's order is the journal's.
+The journal holds every accepted batch until it is released. The buffer holds those up to some sequence number, merged.
+Past ``max_rows`` rows in the buffer, or ``max_bytes`` bytes of their records, later batches only count here, and are
+read back in order once there is room. A batch is merged live only if nothing before it is left out, so the buffer's
+order is the journal's.
 """
 
 from __future__ import annotations
@@ -33,20 +34,25 @@ REQUEST_IDS_NAMED = 20
 class Backlog:
     """Fills the buffer, from requests while there is room, else from the journal."""
 
-    def __init__(self, journal: Journal, buffer: Buffer, metrics: Metrics, *, max_rows: int) -> None:
-        """``max_rows``: rows in memory at most."""
+    def __init__(self, journal: Journal, buffer: Buffer, metrics: Metrics, *, max_rows: int, max_bytes: int) -> None:
+        """``max_rows``: rows in memory at most; ``max_bytes``: bytes of their records at most."""
         self._journal = journal
         self._buffer = buffer
         self._metrics = metrics
         self.max_rows = max_rows
+        self.max_bytes = max_bytes
         # What was accepted once was valid then; limits that became stricter since must not lose it.
         self._parser = Parser()
         self._refilling = asyncio.Lock()
+        # Read and not merged, for want of room; only `refill` uses it.
+        self._read: list[Record] = []
         # The requests whose batches wait, with the sequence numbers of their records, in that order.
         self._pending_request_ids: deque[tuple[int, str]] = deque(maxlen=REQUEST_IDS_KEPT)
         #: The last record that was accepted, and the last whose rows are in the buffer, or past it.
         self.accepted_through = 0
         self.merged_through = 0
+        #: The last record that was read back; its rows have waited long enough.
+        self.read_back_through = 0
         #: Rows accepted up to ``merged_through``.
         self.merged_rows: dict[Kind, int] = {}
 
@@ -59,15 +65,15 @@ class Backlog:
         outside = self._metrics.totals.accepted[kind] - self.merged_rows[kind]
         return outside + self._buffer.count(kind)
 
-    def admit(self, seq: int, kind: Kind, rows: list[Row], at: str) -> None:
-        """Count a batch that the journal has made durable, and merge it if there is room."""
+    def admit(self, seq: int, kind: Kind, rows: list[Row], at: str, size: int) -> None:
+        """Count a batch that the journal has made durable, and merge it if there is room; ``size``: of its record."""
         in_turn = not self.left_out()
         self.accepted_through = seq
         if request_id := log.request_id.get():
             self._pending_request_ids.append((seq, request_id))
         self._metrics.totals.accepted[kind] += len(rows)
-        if in_turn and self._room(len(rows)):
-            self._merge(seq, kind, rows, at)
+        if in_turn and self._room(len(rows), size):
+            self._merge(seq, kind, rows, at, size)
 
     def pop_request_ids(self, through: int) -> list[str]:
         """Forget the requests of records up to ``through``; returns the first :data:`REQUEST_IDS_NAMED` of them."""
@@ -85,13 +91,19 @@ class Backlog:
         Raises OSError when the journal cannot be read.
         """
         async with self._refilling:
-            while self.left_out() and self._room(1):
+            while self.left_out() and self._room(1, 1):
                 accepted = self.accepted_through  # it may grow during the read
-                records = await asyncio.to_thread(self._journal.read, self.merged_through, READ_BYTES)
+                records = [record for record in self._read if record.seq > self.merged_through]
+                self._read = []
+                if not records:
+                    records = await asyncio.to_thread(self._journal.read, self.merged_through, READ_BYTES)
                 if not records:  # the journal has reported the rest as damaged
                     self.merged_through = accepted
-                for record in records:
-                    if record.seq > self.accepted_through or not self._room(record.rows):
+                for at, record in enumerate(records):
+                    if record.seq > self.accepted_through:
+                        break
+                    if not self._room(record.rows, record.size):
+                        self._read = records[at:]
                         break
                     self._read_back(record)
                 else:
@@ -112,6 +124,7 @@ class Backlog:
         self.merged_through = released
         self.accepted_through = self._journal.last
         await self.refill()
+        self.read_back_through = 0
 
     def _read_back(self, record: Record) -> None:
         try:
@@ -120,10 +133,11 @@ class Backlog:
             # Only a journal of another version can hold such a record.
             logger.error("a journal record cannot be read", seq=record.seq, rows=record.rows, error=str(exc))
             rows = []
-        self._merge(record.seq, record.kind, rows, stamp(record.at))
+        self._merge(record.seq, record.kind, rows, stamp(record.at), record.size)
+        self.read_back_through = record.seq
 
-    def _merge(self, seq: int, kind: Kind, rows: list[Row], at: str) -> None:
-        self._metrics.totals.merged[kind] += self._buffer.add(kind, rows, at)
+    def _merge(self, seq: int, kind: Kind, rows: list[Row], at: str, size: int) -> None:
+        self._metrics.totals.merged[kind] += self._buffer.add(kind, rows, at, size)
         self.merged_rows[kind] += len(rows)
         self.merged_through = seq
 
@@ -135,6 +149,7 @@ class Backlog:
                 logger.error("accepted rows were lost to damage of the journal", kind=kind, rows=lost)
                 self._metrics.lose(kind, lost, datetime.now(UTC))
 
-    def _room(self, rows: int) -> bool:
-        """Whether so many rows may come; a batch that is larger than the whole memory goes alone."""
-        return not len(self._buffer) or len(self._buffer) + rows <= self.max_rows
+    def _room(self, rows: int, size: int) -> bool:
+        """Whether so many rows and bytes may come; a batch that is larger than the whole memory goes alone."""
+        waiting = len(self._buffer)
+        return not waiting or (waiting + rows <= self.max_rows and self._buffer.bytes + size <= self.max_bytes)

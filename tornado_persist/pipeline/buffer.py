@@ -3,18 +3,25 @@
 A row is in one of two places: it *waits*, and newer updates merge into it, or it is *taken*, on its way to the sink,
 and newer updates of its key wait beside it. What was taken is either released (committed) or restored: put back under
 whatever came since.
+
+Beside the rows it holds the sizes of their records, as counts of rows in the same order. A size counts until all rows
+that its record brought are released, so :attr:`Buffer.bytes` is never too low.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 from tornado_persist.records.models import KEYS, KINDS, SHAPES, Batch, Kind, Row
 
 #: Of a session a text, of a task a tuple.
 _KEY = {kind: attrgetter(*KEYS[kind]) for kind in KINDS}
+#: Of each record the rows that it brought and that are left, and its bytes.
+_Sizes: TypeAlias = dict[Kind, deque[tuple[int, int]]]
 
 
 class Buffer:
@@ -23,13 +30,19 @@ class Buffer:
     def __init__(self) -> None:
         self._waiting: dict[Kind, dict[Any, Row]] = {kind: {} for kind in KINDS}
         self._taken: dict[Kind, dict[Any, Row]] = {kind: {} for kind in KINDS}
+        self._waiting_sizes: _Sizes = {kind: deque() for kind in KINDS}
+        self._taken_sizes: _Sizes = {kind: deque() for kind in KINDS}
+        #: Bytes of the records whose rows are here.
+        self.bytes = 0
 
-    def add(self, kind: Kind, rows: Sequence[Row], at: str) -> int:
+    def add(self, kind: Kind, rows: Sequence[Row], at: str, size: int = 0) -> int:
         """Merge rows by the merge rule: a field given replaces, a field left out stays.
 
-        ``at`` is when they were accepted, as rows hold times. Takes ownership of the row objects. Returns how many rows
-        were merged into one that waited already.
+        ``at`` is when they were accepted, as rows hold times; ``size`` the bytes of their record. Takes ownership of
+        the row objects. Returns how many rows were merged into one that waited already.
         """
+        if not rows:
+            return 0
         waiting, merge = self._waiting[kind], SHAPES[kind].merge
         merged = 0
         for key, row in zip(map(_KEY[kind], rows), rows, strict=True):
@@ -38,6 +51,12 @@ class Buffer:
             if older is not row:
                 waiting[key] = merge(older, row)
                 merged += 1
+        self.bytes += size
+        if merged < len(rows):
+            self._waiting_sizes[kind].append((len(rows) - merged, size))
+        else:  # a key that is updated without end must not make this longer
+            count, before = self._waiting_sizes[kind].pop()
+            self._waiting_sizes[kind].append((count, before + size))
         return merged
 
     def take(self) -> Batch:
@@ -50,18 +69,45 @@ class Buffer:
             raise RuntimeError("the last batch taken is still out")
         self._taken = self._waiting
         self._waiting = {kind: {} for kind in KINDS}
+        self._taken_sizes, self._waiting_sizes = self._waiting_sizes, {kind: deque() for kind in KINDS}
         return Batch(sessions=list(self._taken["session"].values()), tasks=list(self._taken["task"].values()))
+
+    def fitting(self, rows: int, size: int) -> int:
+        """How many of the next ``rows`` rows to release are from records of ``size`` bytes, or from a single record.
+
+        Where rows were merged it is a little off.
+        """
+        count = filled = 0
+        for brought, bytes_ in chain.from_iterable(self._taken_sizes[kind] for kind in KINDS):
+            if count and filled + bytes_ > size:
+                break
+            count += brought
+            filled += bytes_
+            if count >= rows:
+                break
+        return max(1, min(count, rows))
 
     def release(self, batch: Batch) -> None:
         """Forget rows of the last batch taken: the sink has committed them."""
         for kind in KINDS:
             taken = self._taken[kind]
             rows = batch.rows(kind)
+            sizes = self._taken_sizes[kind]
             if len(rows) == len(taken):  # the usual case
                 self._taken[kind] = {}
+                self.bytes -= sum(size for _, size in sizes)
+                sizes.clear()
                 continue
             for key in map(_KEY[kind], rows):
                 del taken[key]
+            left = len(rows)
+            while left and sizes:
+                count, size = sizes.popleft()
+                if count > left:
+                    sizes.appendleft((count - left, size))
+                    break
+                left -= count
+                self.bytes -= size
 
     def restore(self) -> dict[Kind, int]:
         """Put back what was taken and not released, under the updates that came since.
@@ -80,6 +126,9 @@ class Buffer:
                     merged[kind] += 1
             self._waiting[kind] = rows
             self._taken[kind] = {}
+            self._taken_sizes[kind] += self._waiting_sizes[kind]
+            self._waiting_sizes[kind] = self._taken_sizes[kind]
+            self._taken_sizes[kind] = deque()
         return merged
 
     def count(self, kind: Kind) -> int:

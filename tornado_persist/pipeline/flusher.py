@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from contextvars import Context
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ logger = log.get(__name__)
 
 #: Rows in one transaction of the sink, at most. Between two of them the sink waits for a busy event loop.
 CHUNK_ROWS = 20_000
+#: Bytes of the records of a chunk: a sink makes copies of the rows, in two or three forms.
+CHUNK_BYTES = 16 << 20
 #: Seconds in which rows gather after a flush that has left more than the capacity, and how many need not wait for it: a
 #: transaction and the release of the journal's space cost some milliseconds, be the rows few or many. With 100 rows in
 #: a request PostgreSQL takes a fifth more of them.
@@ -125,7 +128,9 @@ class Flusher:
             self._set_retry(0.0)
 
     def _due(self) -> bool:
-        return self._buffer.waiting() >= self.capacity or self._backlog.left_out()
+        if self._backlog.left_out() or self._backlog.read_back_through > self.flushed_through:
+            return True
+        return self._buffer.waiting() >= self.capacity
 
     def _tick(self) -> None:
         self.next_flush = _now() + self._interval
@@ -245,7 +250,11 @@ class Flusher:
             if rows:
                 await self._checkpointer.record_position(runner)
             while rows:
-                await self._write(rows.pop(self._chunk_size.rows), runner)
+                await self._write(rows.pop(self._buffer.fitting(self._chunk_size.rows, CHUNK_BYTES)), runner)
+                if rows:
+                    # Drivers leave cycles that hold the rows. Large rows are few objects, for which the collector would
+                    # not run by itself before 256 MiB of written rows are held.
+                    gc.collect(1)
                 self._refill_ahead()
             if through > self.flushed_through:
                 self.flushed_through = through

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
-from tornado_persist.journal import Journal
+from tornado_persist.journal import HEADER_SIZE, Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.records.models import Kind, Row
@@ -94,7 +94,7 @@ class Ingest:
         if rows:
             # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
             seq = await self._journal.append(kind, now, len(rows), body)
-            self._backlog.admit(seq, kind, rows, at)
+            self._backlog.admit(seq, kind, rows, at, HEADER_SIZE + len(body))
             self._added()
         return Accepted(len(rows), at)
 
