@@ -26,14 +26,14 @@ class TestKeyValueSink(SinkContract):
         stored: Stored = {"session": {}, "task": {}}
         with closing(sqlite3.connect(sink.path)) as store:
             for kind, key, value in store.execute("SELECT kind, key, value FROM rows"):
-                stored[kind][key] = json.loads(value)
+                stored[kind][tuple(json.loads(key))] = json.loads(value)
         return stored
 
     @contextmanager
     def fault(self, sink: KeyValueSink) -> Iterator[None]:
         with closing(sqlite3.connect(sink.path, isolation_level=None)) as store:
             store.execute(
-                "CREATE TRIGGER not_this BEFORE INSERT ON rows WHEN NEW.key = 'refused'"
+                "CREATE TRIGGER not_this BEFORE INSERT ON rows WHEN json_extract(NEW.key, '$[1]') = 'refused'"
                 " BEGIN SELECT RAISE(ABORT, 'refused'); END"
             )
             yield
