@@ -49,6 +49,13 @@ SYSTEMD: tuple[Tool, ...] = (
     else ()
 )
 
+#: A second mount of a directory, which passes on locks as network file systems do.
+BINDFS: tuple[Tool, ...] = (
+    (Tool("bindfs", ("bindfs", "fusermount"), {"apt-get": (("bindfs",),)}),)
+    if shutil.which("apt-get") and os.access("/dev/fuse", os.W_OK)
+    else ()
+)
+
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "PostgreSQL server",
@@ -106,6 +113,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool("Chromium", ("chromium",), dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("chromium",),))),
     *SYSTEMD,
+    *BINDFS,
 )
 
 #: Searched after ``PATH``. Servers are often installed where only their service looks; the highest version wins.

@@ -12,6 +12,7 @@ import stat
 import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from tornado_persist.errors import ConfigError, StartError
 
@@ -24,6 +25,9 @@ _PROBED = 0.2
 _HOLDER = 64
 #: A line of /proc/PID/fdinfo/FD.
 _EXCLUSIVE = re.compile(r"^lock:.*FLOCK.*WRITE", re.MULTILINE)
+
+#: What is said of a link that another user may have made.
+_LINK = "a symbolic link in a directory that another user can write to is not followed"
 
 _BLOCK = 4096  # bytes: a disk loses at least this much at a time
 #: Stands for bytes that the disk cannot read. Zeros would look like a tail that was never written.
@@ -99,6 +103,30 @@ def fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def open_private(path: Path, flags: int) -> int:
+    """Open a file that holds rows: a new one cannot be read by others.
+
+    In a directory that another user can write to, no symbolic link is followed: it could lead to any file of ours.
+
+    Raises:
+        OSError: as ``os.open`` does.
+    """
+    if writable_by_others(path.parent):
+        flags |= os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o640)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP and path.is_symlink():
+            raise OSError(exc.errno, _LINK, str(path)) from None
+        raise
+
+
+def writable_by_others(directory: Path) -> bool:
+    """Whether a user other than root and this process's can put files there. The group counts as trusted."""
+    status = directory.stat()
+    return status.st_uid not in (0, os.geteuid()) or bool(status.st_mode & stat.S_IWOTH)
+
+
 def reason(exc: OSError) -> str:
     """The operating system's message, without the error's number."""
     return exc.strerror or str(exc)
@@ -127,11 +155,50 @@ class DataDir:
             ConfigError: it cannot be used.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(0o750, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
+            self._refuse_links()
         except OSError as exc:
-            raise ConfigError("data_dir", f"{self.path} cannot be written: {exc.strerror}") from None
+            raise ConfigError("data_dir", f"{self.path} cannot be written: {reason(exc)}") from None
+
+    def exists(self) -> bool:
+        """Whether the directory is there and can be used; False if :meth:`make` would create it. Creates nothing.
+
+        Raises:
+            ConfigError: it cannot be used, or not be created.
+        """
+        try:
+            place = next(path for path in (self.path, *self.path.parents) if path.exists())
+            if not place.is_dir():
+                raise _os_error(errno.ENOTDIR)
+            if os.statvfs(place).f_flag & os.ST_RDONLY:
+                raise _os_error(errno.EROFS)
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise _os_error(errno.EACCES)
+            if place != self.path:
+                return False
+            self._refuse_links()
+        except OSError as exc:
+            raise ConfigError("data_dir", f"{self.path} cannot be written: {reason(exc)}") from None
+        return True
+
+    def _refuse_links(self) -> None:
+        """Refuse symbolic links that another user may have made: SQLite, for one, would write through them.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        if not writable_by_others(self.path):
+            return
+        for directory, directories, files in os.walk(self.path):
+            for name in (*directories, *files):
+                if os.path.islink(os.path.join(directory, name)):  # noqa: PTH114, PTH118 - there may be many
+                    raise ConfigError("data_dir", f"{Path(directory, name)}: {_LINK}; remove it, or run as its user")
+
+    def open_log(self) -> BinaryIO:
+        """The background service's log, to append to. Raises OSError."""
+        return os.fdopen(open_private(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
     def lock(self) -> None:
         """Lock the directory for this process, until it ends or calls :meth:`unlock`.
@@ -156,7 +223,7 @@ class DataDir:
                 if not _flock(self._fds[0], fcntl.LOCK_EX):
                     return self._give_back()
             while True:
-                fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                fd = open_private(self.lock_file, os.O_RDWR | os.O_CREAT)
                 self._fds.append(fd)
                 if not _flock(fd, fcntl.LOCK_EX):
                     return self._give_back()
@@ -186,7 +253,9 @@ class DataDir:
         A full disk is ignored: the journal needs no new room to drain, so the start must not fail.
         """
         with contextlib.suppress(OSError):
-            self.pid_file.write_text(f"{os.getpid()}\n")
+            fd = open_private(self.pid_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            with os.fdopen(fd, "w", encoding="ascii") as file:
+                file.write(f"{os.getpid()}\n")
 
     def _write_holder(self) -> None:
         # Always of one length, and over the old text: a full disk has room for that.
@@ -273,6 +342,10 @@ class DataDir:
             except OSError:
                 continue
         return False
+
+
+def _os_error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
 
 
 def _flock(fd: int, kind: int) -> bool:

@@ -21,6 +21,7 @@ from tornado_persist.cli.check import Finding, hint
 from tornado_persist.config import Settings
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.files import DataDir
+from tornado_persist.service import make_sink
 
 Look = Callable[..., list[Finding]]
 
@@ -50,7 +51,11 @@ def closed_port() -> int:
         return port
 
 
-def test_a_good_place_has_nothing_to_be_done(look: Look) -> None:
+def test_a_good_place_has_nothing_to_be_done(look: Look, tmp_path: Path) -> None:
+    DataDir(tmp_path / "data").make()
+    made = make_sink(Settings(data_dir=tmp_path / "data"))
+    made.open()
+    made.close()
     every = look()
     subjects = ["configuration", "data_dir", "journal", "disk", "address", "sink", "tables"]
     assert [one.subject for one in every if one.subject != "disk"] == [name for name in subjects if name != "disk"]
@@ -71,7 +76,7 @@ def test_whatever_is_wrong_comes_with_what_to_do(look: Look) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a directory away")
 def test_a_directory_of_somebody_else_is_a_warning(look: Look, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data").mkdir(0o750)
     os.chown(tmp_path / "data", 12345, 12345)
     finding = found(look(), "data_dir")
     assert finding.level == "warning"
@@ -84,6 +89,9 @@ def test_a_directory_that_everybody_may_write_is_a_warning(look: Look, tmp_path:
     (tmp_path / "data").chmod(0o777)
     finding = found(look(), "data_dir")
     assert (finding.level, finding.advice) == ("warning", f"chmod o-w {tmp_path / 'data'}")
+    (tmp_path / "data").chmod(0o755)
+    finding = found(look(), "data_dir")
+    assert (finding.level, finding.advice) == ("warning", f"chmod o-rx {tmp_path / 'data'}")
 
 
 def test_a_journal_smaller_than_one_request_is_an_error(look: Look) -> None:
@@ -115,6 +123,7 @@ def test_a_port_that_is_taken_is_an_error_unless_the_service_has_it(look: Look, 
         assert finding.level == "error"
         assert "ss -ltnp" in finding.advice
         holder = DataDir(tmp_path / "data")
+        holder.make()
         holder.lock()
         try:
             assert found(look(server={"port": port}), "address").level == "ok"
@@ -214,3 +223,41 @@ def test_a_part_of_the_directory_that_cannot_be_written_is_an_error(tmp_path: Pa
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", program]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert f"{journal} cannot be written\n         error -> give it to the service's user" in done.stdout
+
+
+def every_path(directory: Path) -> set[Path]:
+    return set(directory.rglob("*"))
+
+
+@pytest.mark.parametrize(("sink", "file"), [("sqlite", "persist.db"), ("jsonl", "jsonl/sessions.jsonl")])
+def test_it_creates_nothing_and_says_what_a_start_creates(look: Look, tmp_path: Path, sink: str, file: str) -> None:
+    every = look(sink)
+    assert every_path(tmp_path) == set()
+    assert found(every, "data_dir").text == f"{tmp_path}/data: not there, a start creates it"
+    assert any(one.text.startswith(f"{sink}: a start creates {tmp_path}/data/{file}") for one in every)
+    assert {one.level for one in every if one.subject != "disk"} == {"ok"}
+    (tmp_path / "data").mkdir(0o750)
+    before = every_path(tmp_path)
+    assert found(look(sink), "data_dir").text == f"{tmp_path}/data: writable"
+    assert every_path(tmp_path) == before
+
+
+@pytest.mark.parametrize("sink", ["postgres", "mysql"])
+def test_it_creates_no_table(look: Look, sink: str, request: pytest.FixtureRequest) -> None:
+    url = sqlalchemy.make_url(request.getfixturevalue(f"{sink}_url"))
+    tables = {sink: {"url": url.render_as_string(hide_password=False)}}
+    for _ in range(2):
+        said = [one.text for one in look(sink, sinks=tables) if one.subject == "sink"]
+        assert "at 127.0.0.1" in said[0] or "localhost" in said[0]
+        assert said[1] == f"{sink}: a start creates table translation_sessions, table translation_tasks"
+    made = make_sink(Settings(sink=sink, sinks=tables))
+    made.open()
+    made.close()
+    assert found(look(sink, sinks=tables), "tables").text == "there, and writable"
+
+
+def test_a_place_where_nothing_can_be_created_is_an_error(look: Look, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    finding = found(look(sinks={"sqlite": {"path": f"{tmp_path}/file/x.db"}}), "sink")
+    assert finding.level == "error"
+    assert finding.text == f"sqlite: {tmp_path}/file/x.db cannot be created in {tmp_path}/file"

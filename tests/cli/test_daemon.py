@@ -166,6 +166,9 @@ def test_a_log_file_that_cannot_be_written_is_named(place: Path) -> None:
 
 
 def test_check_says_what_it_found(place: Path) -> None:
+    assert f"sqlite: a start creates {place}/data/persist.db\n" in run(place, "check")[1]
+    assert run(place, "start")[0] == 0
+    assert run(place, "stop")[0] == 0
     code, said, _ = run(place, "check")
     assert code == 0
     assert f"configuration  {place}/persistd.toml: valid\n" in said

@@ -150,3 +150,10 @@ def test_a_data_directory_without_a_journal_is_named(command: Command, tmp_path:
 @pytest.mark.parametrize("words", [("journal",), ("journal", "dance"), ("journal", "show", "x")])
 def test_a_wrong_command_line_is_2(command: Command, words: tuple[str, ...]) -> None:
     assert command(*words).code == 2
+
+
+def test_it_needs_the_data_directory_alone(service: Persistd, command: Command, tmp_path: Path) -> None:
+    fill(service)
+    (tmp_path / "persistd.toml").write_text(f'data_dir = "{service.data_dir}"\nsink = "oracle"\n[server]\nprot = 1\n')
+    for words in (("ls",), ("show", "1"), ("verify",), ("export",)):
+        assert command("journal", *words).code == 0, words

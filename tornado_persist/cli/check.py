@@ -12,16 +12,17 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tornado_persist import listening
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration
 from tornado_persist.cli.output import size
 from tornado_persist.config import Settings
-from tornado_persist.errors import SinkError
+from tornado_persist.errors import SinkError, SinkUnavailable
 from tornado_persist.files import DataDir, reason
 from tornado_persist.journal.record import HEADER_SIZE
 from tornado_persist.service import make_sink
+from tornado_persist.sinks.base import Sink
 from tornado_persist.telemetry.redaction import mask
 
 #: What to do about a sink's failure, by its name, and by the driver's code and message; the first that fits.
@@ -57,6 +58,7 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     ),
     ("", r"ENOSPC|FULL|No space|disk is full", "make room on the disk"),
 )
+_NO_RIGHT = SinkUnavailable(code="EACCES")
 _NO_HINT = "rows wait in the journal until this is over; the message is the sink's own"
 
 _ADDRESS = {
@@ -93,16 +95,19 @@ class Finding:
 
 
 def look(settings: Settings, file: Path | None) -> Iterator[Finding]:
-    """Each finding as it is made; the sink, which may take some seconds, is last. Makes ``data_dir`` and the tables.
+    """Each finding as it is made; the sink, which may take some seconds, is last. Creates nothing.
 
     Raises:
         ConfigError: ``data_dir`` cannot be used at all, or the sink cannot do what is asked of it.
     """
     yield Finding("configuration", f"{file or 'none, defaults'}: valid")
     data_dir = DataDir(settings.data_dir)
-    data_dir.make()
+    exists = data_dir.exists()
     running = data_dir.locked()
-    yield from _data_dir(data_dir, running)
+    if exists:
+        yield from _data_dir(data_dir, running)
+    else:
+        yield Finding("data_dir", f"{data_dir.path}: not there, a start creates it")
     yield from _journal(settings)
     yield from _disk(settings)
     yield from _address(settings, running)
@@ -116,6 +121,8 @@ def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
     status = path.stat()
     if status.st_mode & 0o002:
         yield Finding("data_dir", f"{path} can be written by everybody", "warning", f"chmod o-w {path}")
+    elif status.st_mode & 0o005:
+        yield Finding("data_dir", f"{path} can be read by everybody", "warning", f"chmod o-rx {path}")
     if status.st_uid != os.geteuid():
         yield Finding(
             "data_dir",
@@ -157,7 +164,7 @@ def _journal(settings: Settings) -> Iterator[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    free = shutil.disk_usage(settings.data_dir).free
+    free = shutil.disk_usage(_nearest(settings.data_dir)).free
     journal = settings.path("journal")
     used = sum(path.stat().st_size for path in journal.iterdir() if path.is_file()) if journal.is_dir() else 0
     room = max(0, settings.journal.max_bytes - used)
@@ -207,7 +214,7 @@ def _log(settings: Settings) -> Iterator[Finding]:
         return
     path = settings.path(settings.log.file)
     target = path if path.exists() else path.parent
-    if os.access(target, os.W_OK):
+    if os.access(target, os.W_OK) or (target == settings.data_dir and not target.exists()):
         yield Finding("log", f"{path}: writable")
     else:
         yield Finding(
@@ -218,6 +225,9 @@ def _log(settings: Settings) -> Iterator[Finding]:
 def _sink(settings: Settings) -> Iterator[Finding]:
     sink = make_sink(settings)
     try:
+        if missing := sink.missing():
+            yield from _to_be_created(sink, missing)
+            return
         sink.open()
         sink.ping()
         yield Finding("sink", f"{settings.sink}: {sink.describe()}")
@@ -227,6 +237,22 @@ def _sink(settings: Settings) -> Iterator[Finding]:
         yield Finding("sink", f"{settings.sink}: unavailable: {exc}", "error", hint(settings.sink, exc))
     finally:
         sink.close()
+
+
+def _to_be_created(sink: Sink[Any], missing: list[str]) -> Iterator[Finding]:
+    if sink.describe() != sink.name:
+        yield Finding("sink", f"{sink.name}: {sink.describe()}")
+    for path in map(Path, missing):
+        place = _nearest(path)
+        if path.is_absolute() and not (place.is_dir() and os.access(place, os.W_OK)):
+            yield Finding("sink", f"{sink.name}: {path} cannot be created in {place}", "error", hint("", _NO_RIGHT))
+            return
+    yield Finding("sink", f"{sink.name}: a start creates {', '.join(missing)}")
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the first of its parents that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def hint(sink: str, error: SinkError) -> str:

@@ -70,7 +70,7 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "tornado_persist", "run"]
     reader, writer = os.pipe()
     command += ["--daemon", "--ready-fd", str(writer), *(["-c", str(configuration.file)] if configuration.file else [])]
-    with data_dir.log_file.open("ab") as output, os.fdopen(reader, "rb") as ready:
+    with data_dir.open_log() as output, os.fdopen(reader, "rb") as ready:
         said_before = output.tell()
         child = subprocess.Popen(
             command,

@@ -15,7 +15,6 @@ from typing import IO, Any
 
 from tornado_persist.cli import output
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
-from tornado_persist.config import Settings
 from tornado_persist.errors import InputError
 from tornado_persist.files import DataDir, fsync_directory, reason
 from tornado_persist.journal import Begin, Damage, DamagedDirectory, Entry, Gap, Inspection, Item, Tail
@@ -81,10 +80,9 @@ class _Segment:
 
 
 def _ls(configuration: Configuration, options: argparse.Namespace) -> int:
-    settings = configuration.settings
-    journal = Inspection(settings.path("journal"))
+    journal = Inspection(configuration.data_dir / "journal")
     segments: list[_Segment] = []
-    problems = _Problems(settings, journal)
+    problems = _Problems(configuration.data_dir, journal)
     for item in journal.items():
         if isinstance(item, Begin):
             segments.append(_Segment(item.path.name, item.size))
@@ -134,10 +132,9 @@ def _row(it: _Segment) -> list[str]:
 
 
 def _show(configuration: Configuration, options: argparse.Namespace) -> int:
-    settings = configuration.settings
     first, last = (options.first, options.last) if options.seq is None else (options.seq, options.seq)
-    journal = Inspection(settings.path("journal"))
-    problems = _Problems(settings, journal)
+    journal = Inspection(configuration.data_dir / "journal")
+    problems = _Problems(configuration.data_dir, journal)
     shown = 0
     for item in journal.items():
         if not isinstance(item, Entry):
@@ -169,9 +166,8 @@ def _print_record(segment: str, entry: Entry, *, released: bool, as_json: bool) 
 
 
 def _verify(configuration: Configuration, options: argparse.Namespace) -> int:
-    settings = configuration.settings
-    journal = Inspection(settings.path("journal"))
-    problems = _Problems(settings, journal)
+    journal = Inspection(configuration.data_dir / "journal")
+    problems = _Problems(configuration.data_dir, journal)
     segments = records = size = 0
     for item in journal.items():
         if isinstance(item, Begin):
@@ -186,9 +182,8 @@ def _verify(configuration: Configuration, options: argparse.Namespace) -> int:
 
 
 def _export(configuration: Configuration, options: argparse.Namespace) -> int:
-    settings = configuration.settings
-    journal = Inspection(settings.path("journal"))
-    problems = _Problems(settings, journal)
+    journal = Inspection(configuration.data_dir / "journal")
+    problems = _Problems(configuration.data_dir, journal)
     records = rows = 0
     with _output(options.output) as out:
         for item in journal.items():
@@ -235,10 +230,10 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
 class _Problems:
     """Names what is wrong as it is found, and remembers it for the exit code."""
 
-    def __init__(self, settings: Settings, journal: Inspection) -> None:
-        self.pid = DataDir(settings.data_dir).holder()
+    def __init__(self, data_dir: Path, journal: Inspection) -> None:
+        self.pid = DataDir(data_dir).holder()
         self.found: list[dict[str, Any]] = []
-        self._copies = DamagedDirectory(settings.path("damaged"))
+        self._copies = DamagedDirectory(data_dir / "damaged")
         self._directory = journal.path
         #: The segment that is being read.
         self.segment = ""

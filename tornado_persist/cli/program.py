@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
+    # What the service and its commands write holds rows: other users may not read it.
+    before = os.umask(0o077)
+    os.umask(before | 0o027)
     try:
         return _run_command(arguments)
     except OSError as exc:
@@ -64,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         complain(f"standard output cannot be written: {exc.strerror}")
         return FAILED
+    finally:
+        os.umask(before)
 
 
 def _open_standard_streams() -> None:

@@ -24,7 +24,7 @@ from tornado_persist.cli import output
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain
 from tornado_persist.cli.lines import decode
 from tornado_persist.errors import ConfigError, InputError, PersistError
-from tornado_persist.files import fsync_directory, reason
+from tornado_persist.files import fsync_directory, open_private, reason
 from tornado_persist.records.models import KEYS, KINDS, Fields, Kind, key_of
 
 State: TypeAlias = Literal["open", "sending", "retried", "dropped"]
@@ -130,7 +130,7 @@ class Rejections:
             PersistError: another retry or drop is at work.
         """
         try:
-            fd = os.open(self.settled_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            fd = open_private(self.settled_path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         except OSError as exc:
             raise InputError(self.settled_path, f"cannot be written: {reason(exc)}") from None
         with os.fdopen(fd, "r+b") as file:

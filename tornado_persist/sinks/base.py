@@ -47,6 +47,16 @@ class Sink(ABC, Generic[SettingsT]):
             SinkUnavailable: the place cannot be reached, or refuses us, or lacks what it must have.
         """
 
+    def missing(self) -> list[str]:
+        """What :meth:`open` would create, in words. Creates nothing; only ``persistd check`` needs it.
+
+        By default ``data_dir``, if it is not there: a sink without a better answer is not opened before it is.
+
+        Raises:
+            SinkUnavailable: the place cannot be reached, or refuses us.
+        """
+        return [] if self.data_dir.exists() else [str(self.data_dir)]
+
     @abstractmethod
     def write(self, batch: Batch) -> None:
         """Commit the whole batch, sessions before tasks, durably, or raise and leave none of it behind.

@@ -130,6 +130,10 @@ class JSONLSink(Sink[JSONLSettings]):
             self.close()
             raise
 
+    def missing(self) -> list[str]:
+        with _disk_errors(self.directory):
+            return [str(path) for path in map(self.path, KINDS) if not path.exists()]
+
     def close(self) -> None:
         for file in self._files.values():
             with suppress(OSError):  # whatever was written is fsynced already

@@ -207,6 +207,21 @@ class SQLSink(Sink[SQLSettingsT]):
             self.close()
             raise
 
+    def missing(self) -> list[str]:
+        self.close()
+        if not self.settings.create_tables:
+            return []
+        try:
+            with self._faults():
+                self._engine = self._create_engine()
+                self._connection = connection = self._engine.connect()
+                self._set_up(connection)
+                tables = self._missing(connection)
+                self._description = self._describe(connection)
+                return [f"table {table.name}" for table in tables]
+        finally:
+            self.close()
+
     def write(self, batch: Batch) -> None:
         with self._faults(writing=True):
             connection = self._connected()

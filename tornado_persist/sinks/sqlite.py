@@ -65,6 +65,9 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
     def address(self) -> str:
         return str(self.path)
 
+    def missing(self) -> list[str]:
+        return super().missing() if self.path.exists() else [str(self.path)]
+
     def _create_engine(self) -> Engine:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         engine = make_engine(

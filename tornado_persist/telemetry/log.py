@@ -18,12 +18,15 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, Processor
 
+from tornado_persist.files import open_private
 from tornado_persist.telemetry.redaction import mask
 
 Format = Literal["auto", "console", "json"]
 
 #: Seconds until a rotation that failed is tried again; until then the file grows.
 _ROTATE_AGAIN = 60.0
+
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 #: Stands for standard output where a file could be named.
 STDOUT = Path("-")
@@ -105,7 +108,7 @@ def reopen() -> None:
             if handler.streams:
                 return
     if _streams is not None:
-        fd = os.open(_streams, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = open_private(_streams, _APPEND)
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)
@@ -227,7 +230,7 @@ class LogFile(_Lines, RotatingFileHandler):
         super().__init__(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
 
     def _open(self) -> io.TextIOWrapper:
-        raw = Path(self.baseFilename).open("ab", buffering=0)  # noqa: SIM115  # the handler closes it
+        raw = os.fdopen(open_private(Path(self.baseFilename), _APPEND), "ab", buffering=0)
         if self.streams:
             for fd in (1, 2):
                 os.dup2(raw.fileno(), fd)
