@@ -83,10 +83,19 @@ class InvalidBatch(BatchRefused):
 
     #: Errors that are named; a client that gets every field wrong needs no more of them.
     MAX_ERRORS: ClassVar[int] = 20
+    #: Characters of the message, and of each step of a ``loc``: a client's own names may be megabytes.
+    MAX_MESSAGE: ClassVar[int] = 500
+    MAX_STEP: ClassVar[int] = 64
 
     def __init__(self, message: str, errors: Iterable[FieldError] = ()) -> None:
-        super().__init__(message)
-        self.errors = list(islice(errors, self.MAX_ERRORS))
+        super().__init__(message[: self.MAX_MESSAGE])
+        self.errors: list[FieldError] = [
+            {
+                "loc": [step if isinstance(step, int) else step[: self.MAX_STEP] for step in error["loc"]],
+                "msg": error["msg"],
+            }
+            for error in islice(errors, self.MAX_ERRORS)
+        ]
         #: Rows of the batch; None where they were not counted.
         self.rows: int | None = None
 

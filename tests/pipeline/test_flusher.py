@@ -15,7 +15,8 @@ from tests.rig import BreakingSink, rig, wait_until
 from tornado_persist.errors import FlushFailed, SinkUnavailable
 from tornado_persist.pipeline import flusher as flusher_module
 from tornado_persist.pipeline.backoff import Backoff
-from tornado_persist.records.models import Batch, Kind, Row
+from tornado_persist.records.models import Batch, Kind
+from tornado_persist.records.rules import Parsed
 from tornado_persist.testing import FlakySink
 
 
@@ -66,13 +67,13 @@ async def test_written_rows_are_let_go_chunk_by_chunk(tmp_path: Path, monkeypatc
         known: dict[str, weakref.ref[Note]] = {}
         parse = it.ingest._parser.parse
 
-        def noting(kind: Kind, body: bytes) -> list[Row]:
-            rows = parse(kind, body)
-            for row in rows:
+        def noting(kind: Kind, body: bytes) -> Parsed:
+            parsed = parse(kind, body)
+            for row in parsed.rows:
                 note = Note()
                 setattr(row, "status", note)  # noqa: B010
                 known[row["task_id"]] = weakref.ref(note)
-            return rows
+            return parsed
 
         def there() -> str:
             return "".join(key for key, row in known.items() if row() is not None)

@@ -14,7 +14,8 @@ from tests.rig import rig
 from tests.rows import body, session, task
 from tornado_persist.errors import InvalidBatch, NotAccepting, NotJSON, SinkUnavailable
 from tornado_persist.pipeline import ingest as ingest_module
-from tornado_persist.records.models import Kind, Row
+from tornado_persist.records.models import Kind
+from tornado_persist.records.rules import Parsed
 from tornado_persist.records.times import stamp
 
 
@@ -157,19 +158,19 @@ async def test_large_bodies_are_parsed_one_in_each_round_of_the_loop_in_their_or
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with rig(tmp_path) as it:
-        rounds, parsed = 0, list[tuple[str, int]]()
+        rounds, seen = 0, list[tuple[str, int]]()
         parse = it.ingest._parser.parse
 
         def count() -> None:
             nonlocal rounds
             rounds += 1
-            if len(parsed) < 7:
+            if len(seen) < 7:
                 asyncio.get_running_loop().call_soon(count)
 
-        def noting(kind: Kind, raw: bytes) -> list[Row]:
-            rows = parse(kind, raw)
-            parsed.append((rows[0]["task_id"], rounds))
-            return rows
+        def noting(kind: Kind, raw: bytes) -> Parsed:
+            parsed = parse(kind, raw)
+            seen.append((parsed.rows[0]["task_id"], rounds))
+            return parsed
 
         monkeypatch.setattr(it.ingest._parser, "parse", noting)
         text = "x" * ingest_module.LARGE
@@ -178,5 +179,5 @@ async def test_large_bodies_are_parsed_one_in_each_round_of_the_loop_in_their_or
         batches[1].cancel()
         count()
         await asyncio.gather(*batches, return_exceptions=True)
-        assert [key for key, _ in parsed] == list("acdefgh")
-        assert len({round_ for _, round_ in parsed}) == 7, "two of them shared a round"
+        assert [key for key, _ in seen] == list("acdefgh")
+        assert len({round_ for _, round_ in seen}) == 7, "two of them shared a round"

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from tests.rows import body, task
 from tornado_persist.errors import BatchRefused
-from tornado_persist.records.models import KEYS, MAX_INT32, MAX_INT64, Fields, Row, Task
-from tornado_persist.records.parser import Decoder, Parser
+from tornado_persist.records.decoder import Decoder
+from tornado_persist.records.models import KEYS, MAX_INT32, MAX_INT64, SHAPES, Fields, Task
+from tornado_persist.records.parser import Parser
+from tornado_persist.records.rules import Parsed, Rules
 
-decoder = Decoder("task", max_batch=3, drop_unknown=True)
-
-
+RULES = Rules(max_batch=3)
+decoder = Decoder("task", SHAPES["task"], RULES)
 parser = Parser(max_batch=3)
-strict_decoder = Decoder("task", max_batch=3, drop_unknown=False)
+strict_decoder = Decoder("task", SHAPES["task"], Rules(max_batch=3, unknown_fields="reject"))
 strict_parser = Parser(max_batch=3, unknown_fields="reject")
 
 texts = st.text(max_size=8) | st.sampled_from(
@@ -45,7 +46,7 @@ rows = st.builds(
 )
 
 
-def judged(raw: bytes, by: Parser = parser) -> list[Row] | None:
+def judged(raw: bytes, by: Parser = parser) -> Parsed | None:
     try:
         return by.validate("task", raw)
     except BatchRefused:
@@ -61,9 +62,10 @@ def agree(raw: bytes) -> None:
             assert exactly(decoded) == exactly(judgement)
 
 
-def exactly(rows: list[Row]) -> list[list[str]]:
+def exactly(parsed: Parsed | None) -> list[object]:
     """As texts that tell 1 from 1.0 and from True."""
-    return [sorted(map(repr, row.items())) for row in rows]
+    assert parsed is not None
+    return [*(sorted(map(repr, row.items())) for row in parsed.rows), parsed.ignored, parsed.ignored_rows, parsed.body]
 
 
 @given(st.lists(rows, max_size=4))
@@ -115,7 +117,7 @@ def test_what_clients_usually_send_is_taken() -> None:
         {**full, "start_time": "2025-09-30T16:35:00", "more": 1},
         task("b", end_time="2025-09-30 16:35+08:00"),
     ]
-    assert decoder.decode(body("task", *rows)) == parser.validate("task", body("task", *rows))
+    assert exactly(decoder.decode(body("task", *rows))) == exactly(parser.validate("task", body("task", *rows)))
 
 
 def test_every_key_of_a_task_is_looked_at() -> None:
@@ -130,25 +132,25 @@ def test_rows_of_many_forms_are_taken_whatever_came_before() -> None:
     bodies = [body("task", *some) for some in ([plain], [more, more], [plain, more, null], [dropped], [null], [])]
     for first in bodies:
         for second in bodies:
-            one = Decoder("task", max_batch=3, drop_unknown=True)
+            one = Decoder("task", SHAPES["task"], RULES)
             for raw in (first, second, second, first):
                 decoded = one.decode(raw)
                 assert decoded is not None
-                assert exactly(decoded) == exactly(judged(raw) or [])
+                assert exactly(decoded) == exactly(judged(raw))
 
 
 def test_where_no_field_may_be_dropped_it_takes_what_has_none_to_drop() -> None:
     for rows in ([task("a"), task("b")], [task("a"), task("b", context=None)], []):
         raw = body("task", *rows)
-        assert strict_decoder.decode(raw) == strict_parser.validate("task", raw) == rows
+        assert exactly(strict_decoder.decode(raw)) == exactly(strict_parser.validate("task", raw))
 
 
 def test_bodies_whose_rows_are_alike_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Decoder("task", max_batch=3, drop_unknown=True)
-    monkeypatch.setattr(one, "_rows_mixed", None)
+    one = Decoder("task", SHAPES["task"], RULES)
+    monkeypatch.setattr(one, "_decode_mixed", None)
     for context in ("a", "b"):
         for raw in (body("task", task("a")), body("task", task("a", context=context), task("b", context=context))):
-            assert exactly(one.decode(raw) or []) == exactly(judged(raw) or [])
+            assert exactly(one.decode(raw)) == exactly(judged(raw))
 
 
 @pytest.mark.parametrize("name", ["unknown", "created_at", "updated_at"])
@@ -159,4 +161,4 @@ def test_a_field_that_no_row_has_is_dropped_or_left_to_the_parser(name: str, val
             assert strict_decoder.decode(raw) is None
             decoded = decoder.decode(raw)
             assert decoded is not None
-            assert exactly(decoded) == exactly(judged(raw) or [])
+            assert exactly(decoded) == exactly(judged(raw))

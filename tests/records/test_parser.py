@@ -18,7 +18,7 @@ parser = Parser(max_batch=1000)
 
 
 def parse_one(kind: Kind, row: Fields) -> Row:
-    (parsed,) = parser.parse(kind, body(kind, row))
+    (parsed,) = parser.parse(kind, body(kind, row)).rows
     return parsed
 
 
@@ -125,7 +125,7 @@ def test_any_other_key_is_taken_as_it_is(key: str) -> None:
         ("status", "done"),
         ("status", "Pending"),
         ("row_index", "1"),
-        ("row_index", 1.0),
+        ("row_index", 1.5),
         ("row_index", True),
         ("row_index", 2**31),
         ("row_index", -(2**31) - 1),
@@ -227,9 +227,8 @@ def test_times_come_out_in_utc(written: str, meant: datetime) -> None:
         b'{"tasks": []} x',
         b"\xff\xfe",
         b'{"tasks": "\xff"}',
-        b'{"tasks": [], "x": "\\ud800"}',
         b'{"tasks": [], "x": "\x00"}',
-        b'{"tasks": [], "x": ' + b"[" * 1000 + b"]" * 1000 + b"}",
+        b'{"tasks": [], "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
 def test_what_is_no_json_object_is_told_what_was_expected(raw: bytes) -> None:
@@ -268,13 +267,13 @@ def test_nested_json_may_be_20_levels_deep() -> None:
 
 def test_a_batch_may_have_max_batch_rows() -> None:
     small = Parser(max_batch=2)
-    assert len(small.parse("task", body("task", task("a"), task("b")))) == 2
-    with pytest.raises(InvalidBatch, match="At most 2 rows"):
+    assert len(small.parse("task", body("task", task("a"), task("b"))).rows) == 2
+    with pytest.raises(InvalidBatch, match=r"3 rows came, and at most 2 .*server.max_batch"):
         small.parse("task", body("task", task("a"), task("b"), task("c")))
 
 
 def test_an_empty_batch_is_valid() -> None:
-    assert parser.parse("task", b'{"tasks": []}') == []
+    assert parser.parse("task", b'{"tasks": []}').rows == []
 
 
 def test_the_first_20_errors_are_named_and_no_value_is_repeated() -> None:
@@ -286,5 +285,5 @@ def test_the_first_20_errors_are_named_and_no_value_is_repeated() -> None:
 
 
 def test_the_same_key_twice_in_a_batch_stays_two_rows_in_their_order() -> None:
-    rows = parser.parse("task", body("task", task("a", status="pending"), task("a", status="failed")))
+    rows = parser.parse("task", body("task", task("a", status="pending"), task("a", status="failed"))).rows
     assert [row["status"] for row in rows] == ["pending", "failed"]

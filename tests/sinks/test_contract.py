@@ -172,4 +172,4 @@ def test_the_contract_writes_nothing_that_the_door_would_refuse(kind: Kind) -> N
     else:
         rows += [task(f"text {i}", source_text=text) for i, text in enumerate(TEXTS)]
     sent = [{name: value for name, value in row.items() if name not in ("created_at", "updated_at")} for row in rows]
-    assert Parser().parse(kind, json.dumps({f"{kind}s": sent}).encode()) == sent
+    assert Parser().parse(kind, json.dumps({f"{kind}s": sent}).encode()).rows == sent

@@ -199,11 +199,6 @@ def test_what_the_driver_cannot_pass_on_is_the_rows_fault(sink: SQLiteSink, fiel
     assert isinstance(failure(sink, Batch(tasks=[task("a", **fields)])), BatchRejected)
 
 
-@pytest.mark.parametrize("value", [float("nan"), "\ud800"], ids=["nan", "surrogate"])
-def test_json_that_cannot_be_written_is_the_rows_fault(sink: SQLiteSink, value: object) -> None:
-    assert isinstance(failure(sink, Batch([session("s", metadata={"x": value})])), BatchRejected)
-
-
 # Whose fault it is: not a row's
 
 

@@ -104,14 +104,14 @@ def test_the_fields_are_those_that_the_parser_knows() -> None:
         for field in schema["required"]:
             with pytest.raises(InvalidBatch, match=field):
                 parser.parse(kind, body(kind, {name: value for name, value in whole.items() if name != field}))
-        assert parser.parse(kind, body(kind, {name: whole[name] for name in schema["required"]}))
+        assert parser.parse(kind, body(kind, {name: whole[name] for name in schema["required"]})).rows
 
 
 def test_the_examples_are_accepted() -> None:
     for kind in KINDS:
         operation = describe(LIMITS)["paths"][f"{PREFIX}/{PLURALS[kind]}/batch"]["post"]
         example = operation["requestBody"]["content"]["application/json"]["example"]
-        (row,) = Parser().parse(kind, json.dumps(example).encode())
+        (row,) = Parser().parse(kind, json.dumps(example).encode()).rows
         assert key_of(kind, row) == key_of(kind, example[PLURALS[kind]][0])
 
 

@@ -42,7 +42,7 @@ class Backlog:
         self.max_rows = max_rows
         self.max_bytes = max_bytes
         # What was accepted once was valid then; limits that became stricter since must not lose it.
-        self._parser = Parser()
+        self._parser = Parser(replay=True)
         self._refilling = asyncio.Lock()
         # Read and not merged, for want of room; only `refill` uses it.
         self._read: list[Record] = []
@@ -128,7 +128,7 @@ class Backlog:
 
     def _read_back(self, record: Record) -> None:
         try:
-            rows = self._parser.parse(record.kind, record.body)
+            rows = self._parser.parse(record.kind, record.body).rows
         except BatchRefused as exc:
             # Only a journal of another version can hold such a record.
             logger.error("a journal record cannot be read", seq=record.seq, rows=record.rows, error=str(exc))

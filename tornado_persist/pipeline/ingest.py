@@ -12,7 +12,7 @@ from tornado_persist.journal import HEADER_SIZE, Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.records.models import Kind, Row
-from tornado_persist.records.parser import Parser, count_rows
+from tornado_persist.records.parser import Parser
 from tornado_persist.records.times import stamp
 
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
@@ -82,19 +82,16 @@ class Ingest:
         if len(body) >= LARGE:
             await self._large_body.acquire()
             asyncio.get_running_loop().call_soon(self._large_body.release)  # in the next round: one of them in each
-        try:
-            rows = self._parser.parse(kind, body)
-        except InvalidBatch as exc:
-            exc.rows = count_rows(kind, body)
-            raise
+        parsed = self._parser.parse(kind, body)
+        rows = parsed.rows
         if self.find_sessions is not None:
             await self._require_sessions(kind, rows, self.find_sessions)
         now = datetime.now(UTC)
         at = stamp(now)
         if rows:
             # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
-            seq = await self._journal.append(kind, now, len(rows), body)
-            self._backlog.admit(seq, kind, rows, at, HEADER_SIZE + len(body))
+            seq = await self._journal.append(kind, now, len(rows), parsed.body)
+            self._backlog.admit(seq, kind, rows, at, HEADER_SIZE + len(parsed.body))
             self._added()
         return Accepted(len(rows), at)
 

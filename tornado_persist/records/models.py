@@ -7,12 +7,14 @@ by it, and the API description shows it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Required, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -41,7 +43,10 @@ Name = Annotated[str, *_limits(max_length=255)]
 FilePath = Annotated[str, *_limits(max_length=512)]
 Provider = Annotated[str, *_limits(max_length=50)]
 Text = Annotated[str, *_limits(max_length=MAX_TEXT)]
+MAX_STATUS = 20  # characters
 Status = Literal["pending", "processing", "completed", "failed"]
+#: Those of the specification; ``records.statuses`` may name others.
+STATUSES: tuple[str, ...] = get_args(Status)
 #: A count that is left out is 0 when its row is first stored.
 Count = Annotated[int, *_limits(ge=0, le=MAX_INT32)]
 Index = Annotated[int, *_limits(ge=-MAX_INT32 - 1, le=MAX_INT32)]
@@ -50,6 +55,7 @@ Milliseconds = Annotated[int, *_limits(ge=0, le=MAX_INT64)]
 Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), msgspec.Meta(ge=0, le=1)]
 # What the pattern leaves open (a 30th of February) the parser finds.
 Time = Annotated[str, *_limits(pattern=TIME_PATTERN)]
+#: Free JSON. A row holds its text.
 Object = dict[str, Any]
 
 
@@ -116,8 +122,24 @@ def _declared(record: type) -> dict[str, Declared]:
     return {name: Declared(required.get(name, hint), name in required) for name, hint in hints}
 
 
+def _bounds(declared: Any) -> tuple[int, int] | None:
+    """The least and the largest of an integer type, null apart."""
+    for part in (declared, *get_args(declared)):
+        for meta in getattr(part, "__metadata__", ()):
+            if part.__origin__ is int and isinstance(meta, msgspec.Meta):
+                assert meta.ge is not None
+                assert meta.le is not None
+                return int(meta.ge), int(meta.le)
+    return None
+
+
 #: The declarations above by kind and field, in the order of the specification.
 FIELDS: Mapping[Kind, Mapping[str, Declared]] = {"session": _declared(Session), "task": _declared(Task)}
+#: The fields that hold integers, with the least and the largest.
+INTEGERS: Mapping[Kind, Mapping[str, tuple[int, int]]] = {
+    kind: {name: bounds for name, declared in fields.items() if (bounds := _bounds(declared.type))}
+    for kind, fields in FIELDS.items()
+}
 #: What a field left out holds when its row is first stored; every other one is null.
 DEFAULTS: Mapping[Kind, Mapping[str, int]] = {
     kind: {name: 0 for name, declared in fields.items() if declared.type == Count} for kind, fields in FIELDS.items()
@@ -129,6 +151,10 @@ class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_field
 
     It reads like a mapping from names to values: ``row["status"]``, ``row.get("context")``, ``dict(row)``,
     ``{**row, ...}``. It equals any mapping with the same items.
+
+    Free JSON (``game_info``, ``metadata``) is kept as text: as objects, 10 MiB of it would be 250 MiB. The mapping
+    reads it, so ``row["metadata"]`` is a ``dict``. The attribute ``row.metadata`` and ``msgspec.structs.astuple`` give
+    the text, a ``msgspec.Raw``, which msgspec's encoder writes as it is and ``bytes()`` returns.
     """
 
     # Texts, once the row is accepted. No JSON decodes as this type, so a client cannot set them.
@@ -137,7 +163,7 @@ class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_field
 
     def __getitem__(self, name: str) -> Any:
         if name in self.__struct_fields__ and (value := getattr(self, name)) is not UNSET:
-            return value
+            return json.loads(bytes(value)) if type(value) is Raw else value
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -150,7 +176,11 @@ class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_field
         return [name for name in self.__struct_fields__ if getattr(self, name) is not UNSET]
 
     def items(self) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in self.keys()]
+        return [(name, self[name]) for name in self.keys()]
+
+    def as_kept(self) -> Fields:
+        """The fields with their values as they are kept: free JSON as text."""
+        return {name: getattr(self, name) for name in self.keys()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -173,7 +203,7 @@ class Shapes:
     def __init__(self, name: str, types: Mapping[str, Any]) -> None:
         """``types``: every field in the order of the specification, with its type for msgspec."""
         self._name = name
-        self._types = types
+        self.types = types
         self._classes: dict[frozenset[str], type[Row]] = {}
         self._unions: dict[tuple[type[Row], type[Row]], type[Row]] = {}
 
@@ -186,21 +216,23 @@ class Shapes:
         wanted = frozenset(names)
         shape = self._classes.get(wanted)
         if shape is None:
-            if unknown := wanted - self._types.keys():
+            if unknown := wanted - self.types.keys():
                 raise KeyError(f"a {self._name} has no field {', '.join(sorted(unknown))}")
-            fields = [(name, type_) for name, type_ in self._types.items() if name in wanted]
+            fields = [(name, type_) for name, type_ in self.types.items() if name in wanted]
             # kw_only is not inherited, so these fields come before the two of Row.
             shape = cast(type[Row], msgspec.defstruct(self._name, fields, bases=(Row,), module=__name__))
             self._classes[wanted] = shape
         return shape
 
     def row(self, fields: Mapping[str, Any]) -> Row:
-        """A row with these fields, and with the times of its updates if they are given.
+        """A row with these fields, and with the times of its updates if they are given; objects become text.
 
         Raises:
             KeyError: there is no field of such a name.
+            ValueError: JSON cannot hold an object.
         """
-        return self.find(fields.keys() - Row.__struct_fields__)(**fields)
+        kept: Fields = {name: _text(value) if isinstance(value, dict) else value for name, value in fields.items()}
+        return self.find(fields.keys() - Row.__struct_fields__)(**kept)
 
     def merge(self, older: Row, newer: Row) -> Row:
         """``newer`` merged into ``older``: its fields replace those of the same name, the others stay.
@@ -210,7 +242,7 @@ class Shapes:
         shape = type(newer)
         whole = shape if type(older) is shape else self._union(type(older), shape)
         # Clients mostly send the same fields again, or more: then the newer row already is the result.
-        merged = newer if whole is shape else whole(**{**dict(older), **dict(newer)})
+        merged = newer if whole is shape else whole(**{**older.as_kept(), **newer.as_kept()})
         merged.created_at = older.created_at
         return merged
 
@@ -232,10 +264,31 @@ def key_of(kind: Kind, row: Row | Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(row[name] for name in KEYS[kind])
 
 
-#: The classes of rows by kind.
-SHAPES: Mapping[Kind, Shapes] = {
-    kind: Shapes(kind, {name: declared.type for name, declared in fields.items()}) for kind, fields in FIELDS.items()
-}
+def _text(value: Object) -> Raw:
+    return Raw(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
+
+
+def _kept_type(declared: Any) -> Any:
+    """The type by which msgspec decodes a field: free JSON stays text."""
+    return Raw if declared in (Object, Object | None) else declared
+
+
+@cache
+def shapes_with(kind: Kind, statuses: tuple[str, ...] | None) -> Shapes:
+    """The classes of rows whose status is one of these, or any text of its length.
+
+    There are several sets of classes, because a type that names the statuses makes msgspec look them up and not make a
+    new text for each row.
+    """
+    status: Any = (
+        Literal.__getitem__(statuses) if statuses else Annotated[str, *_limits(min_length=1, max_length=MAX_STATUS)]
+    )
+    types = {name: _kept_type(declared.type) for name, declared in FIELDS[kind].items()}
+    return Shapes(kind, {**types, "status": status})
+
+
+#: The classes of rows by kind, with the statuses of the specification.
+SHAPES: Mapping[Kind, Shapes] = {kind: shapes_with(kind, STATUSES) for kind in KINDS}
 
 
 @dataclass(slots=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 
-#: ISO 8601 with a date and a time. ``datetime.fromisoformat`` alone would also take week dates and any separator.
-#: MySQL's DATETIME begins with the year 1000.
-PATTERN = r"^[1-9]\d{3}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?$"
+#: ISO 8601 with a date and a time. ``datetime.fromisoformat`` alone would also take week dates and any separator, and
+#: what it takes changes with Python's version. MySQL's DATETIME begins with the year 1000.
+PATTERN = r"^[1-9]\d{3}-\d\d-\d\d[Tt ]\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?(?:[Zz]|[+-]\d\d(?::?\d\d)?)?$"
 
 #: The formats that programs write by default, by length: the punctuation, and what is missing to 32 characters.
 _DATE = {4: "-", 7: "-", 10: "T", 13: ":", 16: ":"}
@@ -27,17 +27,21 @@ _FORMS = {
 _MANY = 8
 
 _matches = re.compile(PATTERN, re.ASCII).fullmatch
+#: The midnight at which a day ends. Python reads it since 3.13.
+_MIDNIGHT = re.compile(r".{11}24:00(?::00(?:\.0+)?)?(?:Z|[+-].*)?")
 _parse = datetime.fromisoformat
 
 
-def in_utc(text: str) -> str:
-    """An ISO 8601 date and time, as rows hold it. Without an offset it is taken as UTC.
+def in_utc(text: str, zone: tzinfo = UTC) -> str:
+    """An ISO 8601 date and time, as rows hold it. Without an offset it is of ``zone``: the first one, if there are two.
 
     Raises:
         ValueError: it is not a date and time, or it is before the year 1000 or after 9999 in UTC.
     """
     # The formats that programs write by default, recognized by their punctuation: 0.25 µs, a sixth of the general way.
     size = len(text)
+    if text[10:13] == "T24" or (size < 32 and zone is not UTC):
+        return _convert(text, zone)
     if size == 19 and text[4::3] == "--T::" and text[0] != "0":
         _parse(text)
         return text + ".000000+00:00"
@@ -48,10 +52,10 @@ def in_utc(text: str) -> str:
         if text[26:] == "+00:00":
             _parse(text)
             return text
-    return _convert(text)
+    return _convert(text, zone)
 
 
-def all_in_utc(texts: Sequence[str]) -> list[str]:
+def all_in_utc(texts: Sequence[str], zone: tzinfo = UTC) -> list[str]:
     """:func:`in_utc` of each, in half the time (0.24 µs instead of 0.41) where all have one format.
 
     Raises:
@@ -59,22 +63,27 @@ def all_in_utc(texts: Sequence[str]) -> list[str]:
     """
     count = len(texts)
     width = len(texts[0]) if count >= _MANY else 0
-    if width in _FORMS and set(map(len, texts)) == {width}:
+    if width in _FORMS and zone is UTC and set(map(len, texts)) == {width}:
         punctuation, rest = _FORMS[width]
         together = "".join(texts)
         columns = (together[at::width] == character * count for at, character in punctuation.items())
-        if all(columns) and together.isascii() and "0" not in together[::width]:
+        if all(columns) and together.isascii() and "0" not in together[::width] and "T24" not in together:
             deque(map(_parse, texts), maxlen=0)  # the digits
             return [text + rest for text in texts]
-    return list(map(in_utc, texts))
+    return [in_utc(text, zone) for text in texts]
 
 
-def _convert(text: str) -> str:
+def _convert(text: str, zone: tzinfo = UTC) -> str:
     if not _matches(text):
         raise ValueError("not an ISO 8601 date and time")
-    time = _parse(text)
+    # As Python 3.11 reads it. It takes an offset of hours alone, and one without a colon.
+    text = text.upper().replace(",", ".")
+    midnight = _MIDNIGHT.fullmatch(text)
+    time = _parse(f"{text[:11]}00{text[13:]}" if midnight else text)
     try:
-        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        if midnight:
+            time += timedelta(days=1)
+        time = (time if time.tzinfo else time.replace(tzinfo=zone)).astimezone(UTC)
     except OverflowError:
         raise ValueError("beyond the year 9999") from None
     if time.year < 1000:

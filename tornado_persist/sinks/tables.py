@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from msgspec import Raw
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -32,11 +33,13 @@ _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def dump_json(value: Any) -> str:
-    """JSON as every database here takes it.
+    """JSON as every database here takes it; free JSON of a row is text already.
 
     Raises:
         BatchRejected: JSON cannot say ``value`` (NaN, a number of thousands of digits, nested too deep).
     """
+    if isinstance(value, Raw):
+        return bytes(value).decode()
     try:
         return _encoder.encode(value)
     except (ValueError, RecursionError) as exc:
