@@ -10,7 +10,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable
 from datetime import UTC
 from functools import cache
-from itertools import compress, repeat
+from itertools import chain, compress, repeat
 from operator import attrgetter, is_not, itemgetter
 from typing import Annotated, Any, TypeAlias
 
@@ -20,13 +20,14 @@ from msgspec.structs import astuple
 
 from tornado_persist.records.freejson import find_problem
 from tornado_persist.records.models import FIELDS, INTEGERS, PLURALS, Key, Kind, Object, Row, Shapes, Time
-from tornado_persist.records.rules import Parsed, Rules, shown_names
+from tornado_persist.records.rules import MAX_IGNORED, Parsed, Rules, shown_names
 from tornado_persist.records.times import all_in_utc
 
 #: Decodes a body into an object that has the list of its rows.
 Decode: TypeAlias = Callable[[bytes], Any]
 
 _PIECE = 16384  # bytes
+_MAX_DROPPERS = 64
 _VISIBLE = bytes(range(0x21, 0x7F))  # of ASCII
 
 
@@ -63,6 +64,7 @@ class Decoder:
         self._decode_names = msgspec.json.Decoder(dict[str, Raw]).decode
         self._decode_all_names = msgspec.json.Decoder(list[dict[str, Raw]]).decode
         self._decoders: dict[frozenset[str], Decode] = {}
+        self._droppers: dict[frozenset[str], tuple[Decode, type[Row]]] = {}
         self._converter = cache(self._make_converter)
 
     def decode(self, body: bytes) -> Parsed | None:
@@ -109,7 +111,41 @@ class Decoder:
             return None
         return rows
 
+    def _decode_dropping(self, body: bytes) -> Parsed | None:
+        """:meth:`_rows_alike` where the first row, and so every row, has fields that are dropped."""
+        start = body.find(b"{", body.find(b"[") + 1)
+        try:
+            names = frozenset(self._decode_names(body[start : body.find(b"}", start) + 1]))
+            unknown = sorted(names - self._fields)
+            # The names are the client's, so there is a limit to the classes that are made for them.
+            if not 0 < len(unknown) <= MAX_IGNORED or not self._required <= names:
+                return None
+            if names not in self._droppers and len(self._droppers) < _MAX_DROPPERS:
+                self._droppers[names] = self._dropper(names, unknown)
+            if names not in self._droppers:
+                return None
+            decode, shape = self._droppers[names]
+            tuples = [*map(astuple, getattr(decode(body), self._name))]
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        _check_utf8(body)
+        size = -len(unknown)
+        _check_dropped(chain.from_iterable(values[size:] for values in tuples))
+        return Parsed([shape(*values[:size]) for values in tuples], body, shown_names(set(unknown)), len(tuples))
+
+    def _dropper(self, names: frozenset[str], unknown: list[str]) -> tuple[Decode, type[Row]]:
+        declared = [(name, type_) for name, type_ in self._shapes.types.items() if name in names]
+        dropped = [(f"dropped{number}", Raw) for number in range(len(unknown))]
+        rename = {f"dropped{number}": name for number, name in enumerate(unknown)}
+        both: Any = [*declared, *dropped]
+        row = msgspec.defstruct("Dropping", both, rename=rename, gc=False, forbid_unknown_fields=True)
+        return self._decoder_of(row, forbid_unknown=True), self._shapes.find(name for name, _ in declared)
+
     def _decode_mixed(self, body: bytes) -> Parsed:
+        if self._rules.unknown_fields == "ignore" and not self._rules.replay:
+            parsed = self._decode_dropping(body)
+            if parsed is not None:
+                return parsed
         try:
             return Parsed(self._shaped(self._decode_whole(body)), body)
         except msgspec.MsgspecError:
@@ -141,8 +177,7 @@ class Decoder:
                 unknown = row.keys() - self._fields
                 names |= unknown
                 dropped += [row[name] for name in unknown]
-        if find_problem(b",".join(dropped), None):
-            raise ValueError("a field that is dropped holds what no field may hold")
+        _check_dropped(dropped)
         parsed.ignored = shown_names(names)
 
     def _whole_row(self, *, forbid_unknown: bool, lax: bool = False) -> type:
@@ -173,6 +208,12 @@ def _are_plain(keys: str) -> bool:
     if keys.isascii():  # six times as fast as what follows
         return not keys.encode().translate(None, _VISIBLE)
     return keys.isprintable() and " " not in keys
+
+
+def _check_dropped(values: Iterable[Raw]) -> None:
+    """Raises ValueError: in one of the fields that are dropped is what no field may hold."""
+    if find_problem(b",".join(values), None):
+        raise ValueError("a field that is dropped holds what no field may hold")
 
 
 def encode(name: str, rows: Iterable[Row]) -> bytes:

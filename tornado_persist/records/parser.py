@@ -17,8 +17,9 @@ from tornado_persist.records.judge import Judge
 from tornado_persist.records.models import KINDS, STATUSES, Kind, shapes_with
 from tornado_persist.records.rules import Parsed, Rules
 
-#: Bytes that a row has at least; a body that is shorter has no more than ``max_batch`` rows.
-_LEAST = 128
+#: Bytes from which on rows are counted before they are read: 10 MiB of small ones would be read in vain. Counting costs
+#: a tenth of the reading.
+_LARGE = 1 << 20
 
 
 class Parser:
@@ -57,8 +58,7 @@ class Parser:
         """
         body = body.removeprefix(BOM_UTF8)
         most = self._max_batch
-        # Else 10 MiB of small rows would be read before they are refused.
-        if most is not None and len(body) > _LEAST * most and body.count(b"{") > most + 1:
+        if most is not None and len(body) > _LARGE and body.count(b"{") > most + 1:
             self._judges[kind].count(body)
         parsed = self._decoders[kind].decode(body)
         return self._judges[kind].judge(body) if parsed is None else parsed
