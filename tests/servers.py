@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -368,6 +368,8 @@ class MariaDB(Server):
 
     scheme = "mysql"
     program = "mariadbd"
+    #: More of its settings; before the start.
+    more: Mapping[str, object] = {}
     accounts = ("mysql", "nobody")
     stop_signal = signal.SIGTERM
     quit_signal = signal.SIGKILL  # nothing of it outlives its process
@@ -395,6 +397,7 @@ class MariaDB(Server):
             "character-set-server": "utf8mb4",
             "default-time-zone": "+08:00",
             "sql-mode": "",
+            **self.more,
         }
         options = [f"--{key}={value}" for key, value in settings.items()]
         return [str(require("mariadbd")), "--no-defaults", "--skip-name-resolve", *options]

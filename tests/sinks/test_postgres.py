@@ -10,8 +10,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import ValidationError
 
-from tests.servers import PgBouncer, Postgres, database_of
+from tests.servers import PgBouncer, Postgres, database_of, free_port
 from tests.sinks.readers import ids, read_postgres
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
@@ -92,6 +93,63 @@ def test_a_unix_socket_and_libpqs_parameters_may_be_given(
     sink.open()
     assert setting(sink, "application_name") == "me"
     assert str(directory) in sink.describe()
+
+
+def test_of_several_hosts_the_primary_is_taken_and_named(
+    make: Callable[..., PostgresSink], postgres_server: Postgres, postgres_url: str
+) -> None:
+    port, name = postgres_server.port, database_of(postgres_url)
+    with Postgres() as other:  # by now it is read-only, as a standby is
+        other.admin(f"CREATE DATABASE {name} OWNER persist")
+        other.admin("ALTER SYSTEM SET default_transaction_read_only = on")
+        other.admin("SELECT pg_reload_conf()")
+        gone = free_port()
+        hosts = f"127.0.0.1:{gone},127.0.0.1:{other.port},127.0.0.1:{port}"
+        options = "target_session_attrs=read-write"
+        for url in (
+            f"postgresql://persist:secret@{hosts}/{name}?{options}",
+            f"postgresql://persist:secret@/{name}?{options}&host=127.0.0.1,127.0.0.1&port={other.port},{port}",
+            f"postgresql://persist:secret@/{name}?{options}&host=127.0.0.1:{other.port}&host=127.0.0.1:{port}",
+        ):
+            sink = make(url)
+            assert f"127.0.0.1:{other.port},127.0.0.1:{port}/{name}" in sink.address
+            sink.open()
+            assert sink.describe().endswith(f" at 127.0.0.1:{port}/{name}")
+            sink.write(Batch([session("s")]))
+    assert read_postgres(postgres_url)["session"].keys() == {("s",)}
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("postgresql://u:hush@h/d?host=h1,h2&port=1,2,3", "2 hosts and 3 ports"),
+        ("postgresql://u:hush@/d?host=h1,h2,h3&port=1,2", "3 hosts and 2 ports"),
+        ("postgresql://u:hush@/d?host=h1:1&host=h2:2&port=5", "not each host"),
+        ("postgresql://u:hush@/d?port=1,2", "0 hosts and 2 ports"),
+        ("postgresql://u:hush@h1:1,h2:70000/d", "a port in the URL"),
+        ("postgresql://u:hush@h1:1,/d", "not a database URL"),
+        ("postgresql://u:hush@h1,h2/d?host=h3", "not a database URL"),
+    ],
+)
+def test_hosts_and_ports_that_do_not_fit_are_a_mistake_in_the_configuration(url: str, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem) as caught:
+        PostgresSettings.model_validate({"url": url})
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("postgresql://u:p@h1,h2/d", "h1,h2", None),
+        ("postgresql://u:p@h1:1,h2/d", "h1,h2", "1,"),
+        ("postgresql://[::1]:1,h2:2/d?sslmode=require", "::1,h2", "1,2"),
+        ("postgresql://u@/d?host=h1,h2&port=5", "h1,h2", "5,5"),
+        ("postgresql://u@h1:1,h2:2", "h1,h2", "1,2"),
+    ],
+)
+def test_several_hosts_go_to_libpq_as_lists(url: str, host: str, port: str | None) -> None:
+    parsed = PostgresSettings.model_validate({"url": url}).parsed
+    assert (parsed.query.get("host"), parsed.query.get("port")) == (host, port)
 
 
 def test_describe_names_version_and_place(sink: PostgresSink, postgres_url: str, postgres_server: Postgres) -> None:

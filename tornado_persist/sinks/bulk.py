@@ -13,7 +13,7 @@ from itertools import repeat
 from typing import Any
 
 import pymysql
-from pymysql.constants import CLIENT, ER
+from pymysql.constants import CLIENT, CR, ER
 
 from tornado_persist.sinks.encoders import Encoder, Spelt
 
@@ -50,6 +50,7 @@ class BulkConnection(_Connection):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # By their text: the number by which the server knows it, and how many parameters it has.
         self._statements: dict[bytes, tuple[int, int]] = {}
+        self._needs_tls = bool(kwargs.get("ssl"))
         super().__init__(*args, **kwargs)
 
     def connect(self, sock: Any = None) -> None:
@@ -109,6 +110,9 @@ class BulkConnection(_Connection):  # type: ignore[misc]
     # not set it either.
 
     def _request_authentication(self) -> None:
+        if self._needs_tls and not self.server_capabilities & CLIENT.SSL:
+            # Some versions of the driver would go on without TLS, and send the password.
+            raise pymysql.err.OperationalError(CR.CR_SSL_CONNECTION_ERROR, "the server offers no TLS")
         if not self.server_capabilities & CLIENT.LONG_PASSWORD:
             self.client_flag &= ~CLIENT.LONG_PASSWORD
             self.bulk = self._shaking_hands = True

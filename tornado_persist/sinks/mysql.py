@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import pymysql
 from pydantic import SecretStr
 from pymysql.constants import SERVER_STATUS
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import URL, Connection, Engine, event, text
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
+from tornado_persist.sinks import tls
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.encoders import BLOCK, Ahead, Encoder, batched
 from tornado_persist.sinks.sql import (
@@ -26,7 +27,6 @@ from tornado_persist.sinks.sql import (
     SQLSink,
     URLSettings,
     make_engine,
-    place,
     updated,
 )
 from tornado_persist.sinks.tables import TABLES
@@ -99,9 +99,16 @@ class MySQLSettings(URLSettings):
     driver = "mysql+pymysql"
     needs_database = True
 
-    #: ``mysql://user:password@host:port/database``, with PyMySQL's parameters as its query, ``unix_socket`` and
-    #: ``ssl_ca`` among them.
+    #: ``mysql://user:password@host:port/database``, with PyMySQL's parameters as its query, ``unix_socket`` and the TLS
+    #: options among them.
     url: SecretStr = SecretStr("mysql://persist@localhost:3306/persist")
+
+    @classmethod
+    def _check_parts(cls, url: URL) -> URL:
+        if "host" in url.query:
+            raise ValueError("the URL names more than one host")
+        tls.arguments(url.query)
+        return url
 
     @classmethod
     def _check_options(cls, options: Mapping[str, Any]) -> None:
@@ -133,6 +140,8 @@ class MySQLSink(SQLSink[MySQLSettings]):
             "autocommit": False,
             "init_command": "SET " + ", ".join(f"SESSION {name} = {value}" for name, value in _SESSION.items()),
         }
+        arguments |= tls.arguments(url.query)
+        url = url.difference_update_query(tls.OPTIONS)
         if url.password:
             # The driver would take Latin-1.
             arguments["password"] = url.password.encode()
@@ -246,7 +255,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SELECT VERSION()").scalar_one()
         product = "MariaDB" if getattr(connection.dialect, "is_mariadb", False) else "MySQL"
-        return f"{product} {version} at {place(self.settings.parsed)}"
+        return f"{product} {version} at {self.address}"
 
     def _fault(self, error: Exception) -> Fault:
         # What PyMySQL says of itself has no number, or 0.

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import psycopg
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
-from sqlalchemy import Connection, Engine, Table, event
+from sqlalchemy import URL, Connection, Engine, Table, event
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
@@ -31,7 +31,6 @@ from tornado_persist.sinks.sql import (
     URLSettings,
     make_engine,
     on_conflict,
-    place,
     quoted,
 )
 from tornado_persist.sinks.tables import TABLES
@@ -104,8 +103,29 @@ class PostgresSettings(URLSettings):
     driver = "postgresql+psycopg"
 
     #: ``postgresql://user:password@host:port/database``, with libpq's parameters as its query. For a Unix socket the
-    #: query's ``host`` is the directory.
+    #: query's ``host`` is the directory. Several hosts: ``host:port,host:port``.
     url: SecretStr = SecretStr("postgresql://persist@localhost:5432/persist")
+
+    @classmethod
+    def _check_parts(cls, url: URL) -> URL:
+        hosts, ports = _listed(url, "host"), _listed(url, "port")
+        pairs = [host.split(":") for host in hosts if host[:1] != "/" and host.count(":") == 1]
+        if pairs:  # SQLAlchemy's own way
+            if ports or len(pairs) < len(hosts):
+                raise ValueError("not each host in the URL's query has one port")
+            hosts, ports = zip(*pairs, strict=True)
+        if len(ports) == 1 and hosts:
+            ports = [*ports] * len(hosts)
+        if len(ports) > 1 and len(hosts) != len(ports):
+            raise ValueError(f"the URL names {len(hosts)} hosts and {len(ports)} ports")
+        if any(not port.isdecimal() or not 0 < int(port) < 65536 for port in ports if port):
+            raise ValueError("a port in the URL's query is not between 1 and 65535")
+        lists = {}
+        if hosts:
+            lists["host"] = ",".join(hosts)
+        if ports and any(ports):
+            lists["port"] = ",".join(ports)
+        return url.difference_update_query(("host", "port")).update_query_dict(lists)
 
     @classmethod
     def _check_options(cls, options: Mapping[str, Any]) -> None:
@@ -280,7 +300,8 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SHOW server_version").scalar_one()
-        return f"PostgreSQL {version} at {place(self.settings.parsed)}"
+        info = _driver(connection).info  # of several hosts the one that answered
+        return f"PostgreSQL {version} at {info.host}:{info.port}/{info.dbname}"
 
     def _fault(self, error: Exception) -> Fault:
         assert isinstance(error, psycopg.Error)
@@ -343,6 +364,12 @@ def _merge(cursor: Cursor, statement: bytes, kind: Kind, fields: Sequence[str], 
         _merge(cursor, statement, kind, fields, rows[middle:])
     else:
         cursor.execute(statement, arrays)
+
+
+def _listed(url: URL, name: str) -> Sequence[str]:
+    """The values of a parameter of the URL that is a list, with commas or given several times."""
+    value = url.query.get(name, ())
+    return value.split(",") if isinstance(value, str) else [*value]
 
 
 def _connect(limit: float, dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> _LimitedConnection:

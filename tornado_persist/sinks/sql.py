@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
+from itertools import zip_longest
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -40,6 +42,8 @@ CONNECT_TIMEOUT = 5
 #: Seconds to wait for somebody else's lock. Then the write fails and is tried again: a lock that is never released
 #: shows up in the log, where a wait for ever would say nothing.
 LOCK_TIMEOUT = 5
+#: What stands before, in and after the list of hosts in a URL with several.
+_SEVERAL_HOSTS = re.compile(r"(\w[\w+]*://(?:[^@/?#]*@)?)([^@/?#,]*(?:,[^@/?#,]*)+)([/?].*)?", re.DOTALL)
 #: Keys in one look-up.
 _LOOKUP = 500
 
@@ -69,7 +73,7 @@ class URLSettings(SQLSettings):
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: SecretStr) -> SecretStr:
-        url = parse_url(value.get_secret_value(), cls.schemes).set(drivername=cls.driver)
+        url = cls._check_parts(parse_url(value.get_secret_value(), cls.schemes).set(drivername=cls.driver))
         if cls.needs_database and not url.database:
             raise ValueError("the URL names no database")
         try:
@@ -79,6 +83,11 @@ class URLSettings(SQLSettings):
         return value
 
     @classmethod
+    def _check_parts(cls, url: URL) -> URL:
+        """The URL as the driver takes it; a mistake in it is a ValueError that quotes nothing."""
+        return url
+
+    @classmethod
     @abstractmethod
     def _check_options(cls, options: Mapping[str, Any]) -> None:
         """Raise any exception if the driver would not take ``options``."""
@@ -86,16 +95,19 @@ class URLSettings(SQLSettings):
     @property
     def parsed(self) -> URL:
         """The URL's parts."""
-        return parse_url(self.url.get_secret_value(), self.schemes).set(drivername=self.driver)
+        return self._check_parts(parse_url(self.url.get_secret_value(), self.schemes).set(drivername=self.driver))
 
     @property
     def address(self) -> str:
         """Host or socket, port and database of the URL."""
         url = self.parsed
-        host = url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost"
-        host = f"[{host}]" if ":" in host else str(host)
-        port = f":{url.port}" if url.port else ""
-        return f"{host}{port}/{url.database or ''}"
+        hosts = str(url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost").split(",")
+        ports = str(url.port or url.query.get("port") or "").split(",")
+        shown = [
+            (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+            for host, port in zip_longest(hosts, ports, fillvalue="")
+        ]
+        return f"{','.join(shown)}/{url.database or ''}"
 
 
 SQLSettingsT = TypeVar("SQLSettingsT", bound=SQLSettings)
@@ -451,8 +463,11 @@ def parse_url(url: str, schemes: Collection[str]) -> URL:
         ValueError: it is malformed. The message quotes nothing of it, for any part may hold a piece of the password.
     """
     shape = f"{next(iter(schemes))}://user:password@host:port/database"
+    several = _SEVERAL_HOSTS.fullmatch(url)
     try:
-        parts = make_url(url)
+        parts = make_url(f"{several[1]}{several[3] or ''}" if several else url)
+        if several:
+            parts = parts.update_query_dict(_hosts(several[2], parts))
     except (ArgumentError, ValueError):
         raise ValueError(f"not a database URL of the form {shape}") from None
     if parts.drivername not in schemes:
@@ -464,8 +479,12 @@ def parse_url(url: str, schemes: Collection[str]) -> URL:
     return parts
 
 
-def place(url: URL) -> str:
-    """Host, port and database, for people."""
-    host = url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost"
-    port = f":{url.port}" if url.port else ""
-    return f"{host}{port}/{url.database or ''}"
+def _hosts(text: str, parts: URL) -> dict[str, str]:
+    """libpq's way to name several hosts, ``host:port,host:port``, as parameters of a query."""
+    if {"host", "port"} & parts.query.keys():
+        raise ValueError
+    found = [re.fullmatch(r"(\[.*\]|[^:]*)(?::(\d*))?", host) for host in text.split(",")]
+    hosts = [match[1].strip("[]") for match in found if match]
+    if len(hosts) < len(found) or not all(hosts):
+        raise ValueError
+    return {"host": ",".join(hosts), "port": ",".join(match[2] or "" for match in found if match)}
