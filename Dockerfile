@@ -2,14 +2,15 @@
 #   docker build -t tornado-persist .
 #   docker run -p 127.0.0.1:8001:8001 -v persistd:/var/lib/persistd tornado-persist
 
-FROM python:3.13-slim AS build
+FROM python:3.14-slim AS build
 WORKDIR /src
 COPY setup.py pyproject.toml README.rst LICENSE ./
 COPY tornado_persist tornado_persist
+COPY conf conf
 RUN python -m venv /opt/persistd \
     && /opt/persistd/bin/pip install --no-cache-dir --disable-pip-version-check .
 
-FROM python:3.13-slim
+FROM python:3.14-slim
 # The same numbers everywhere, for volumes that outlive an image.
 RUN groupadd --system --gid 10001 persistd \
     && useradd --system --uid 10001 --gid persistd --home-dir /var/lib/persistd --no-create-home \

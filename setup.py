@@ -22,8 +22,21 @@ def description() -> str:
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
+def shared() -> list[tuple[str, list[str]]]:
+    """What an operator takes as a start: configuration, unit, alerts and boards, below ``PREFIX/share``."""
+    files: dict[str, list[str]] = {}
+    for path in sorted((HERE / "conf").rglob("*")):
+        if path.is_file():
+            relative = path.relative_to(HERE)
+            target = Path("share", "tornado-persist", *relative.parent.parts[1:])
+            files.setdefault(target.as_posix(), []).append(relative.as_posix())
+    return list(files.items())
+
+
+#: For authors of sinks: tornado_persist.testing.
+TESTING = ["pytest>=8.3"]
 TEST = [
-    "pytest>=8.3",
+    *TESTING,
     "pytest-tornado>=0.8.1",
     "pytest-xdist>=3.6.1",
     "hypothesis>=6.112",
@@ -35,6 +48,9 @@ TEST = [
     "ruamel.yaml>=0.18",
     "schemathesis>=4.0",
     "openapi-python-client>=0.29",
+    # They build the distributions that the tests look into. pytest-tornado needs pkg_resources, without its warning.
+    "setuptools>=66.1,<67.5",
+    "wheel>=0.43,<0.46",
     "sphinx>=8.1",
     "furo>=2024.8.6",
 ]
@@ -64,6 +80,10 @@ setup(
         "Operating System :: POSIX",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Database :: Front-Ends",
         "Typing :: Typed",
     ],
@@ -71,17 +91,22 @@ setup(
     package_data={
         "tornado_persist": ["py.typed", "web/assets/docs/*", "web/assets/dashboard/*", "web/assets/dashboard/uplot/*"],
     },
+    data_files=shared(),
     python_requires=">=3.11",
     install_requires=[
-        "tornado>=6.4",
+        # Request smuggling before 6.5 (GHSA-753j-mpmx-qq6g), stalls by headers before 6.6 (GHSA-c98p-7wgm-6p64,
+        # GHSA-pcg2-g6cj-q92c).
+        "tornado>=6.6",
         "pydantic>=2.10",
         "annotated-types>=0.6",
         "msgspec>=0.19",
-        "pydantic-settings>=2.7",
+        "pydantic-settings>=2.14.2",  # GHSA-4xgf-cpjx-pc3j
         "SQLAlchemy>=2.0.36",
         "psycopg[binary]>=3.2.2",
-        # rsa: the default authentication of MySQL 8 without TLS. sinks/bulk.py uses private parts of the package.
+        # SQL injection before 1.1.1 (CVE-2024-36039). rsa: the default authentication of MySQL 8 without TLS.
+        # sinks/bulk.py uses private parts of the package.
         "PyMySQL[rsa]>=1.1.1,<1.3",
+        "cryptography>=50",  # rsa's; CVE-2026-69247
         "rich>=13.7",
         "structlog>=25.5",
         "prometheus_client>=0.21.1",
@@ -89,7 +114,7 @@ setup(
         "systemd-watchdog>=1.0.1",
         "typing_extensions>=4.12",
     ],
-    extras_require={"test": TEST, "dev": DEV},
+    extras_require={"testing": TESTING, "test": TEST, "dev": DEV},
     # The group tornado_persist.sinks is for sinks of other distributions; the built-in ones need no entry.
     entry_points={"console_scripts": ["persistd = tornado_persist.cli:main"]},
 )

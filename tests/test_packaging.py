@@ -64,8 +64,8 @@ def test_a_missing_readme_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_extras(metadata: dict[str, Any]) -> None:
     extras = metadata["extras_require"]
-    assert set(extras) == {"test", "dev"}
-    assert set(extras["test"]) < set(extras["dev"])
+    assert set(extras) == {"testing", "test", "dev"}
+    assert set(extras["testing"]) < set(extras["test"]) < set(extras["dev"])
     # The service itself needs nothing that only its tests need.
     needed = {Requirement(line).name for line in metadata["install_requires"]}
     assert needed.isdisjoint(Requirement(line).name for line in extras["dev"])

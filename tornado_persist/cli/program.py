@@ -34,6 +34,7 @@ _MODULES = {
     "journal": ("journal",),
     "rejected": ("rejected",),
     "importing": ("import",),
+    "configuration": ("config",),
 }
 SHELLS = ("bash", "zsh")
 #: Errors of a standard output that takes no more.
@@ -123,10 +124,10 @@ def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     it.add_argument("--version", action="version", version=f"persistd {__version__}")
     completes_files(it.add_argument("-c", "--config", metavar="FILE", help="the configuration, a TOML file"))
     it.set_defaults(command=_run, ready_fd=None, daemon=False)
-    if list(arguments) == ["--version"]:
+    asked = _asked(arguments)
+    if asked is None and "--version" in arguments:
         return it
     commands = Commands(it)
-    asked = _asked(arguments)
     for module, names in _MODULES.items():
         if asked is None or asked in names:
             import_module(f"tornado_persist.cli.{module}").add(commands)
