@@ -146,6 +146,7 @@ class DataDir:
         self.lock_file = path / "lock"
         self.pid_file = path / "persistd.pid"
         self.log_file = path / "persistd.log"
+        self.note_file = path / "service.json"
         self._fds: list[int] = []
 
     def make(self) -> None:
@@ -257,6 +258,22 @@ class DataDir:
             with os.fdopen(fd, "w", encoding="ascii") as file:
                 file.write(f"{os.getpid()}\n")
 
+    def note(self, **facts: object) -> None:
+        """Replace what this process says of itself to commands; to be called with the lock.
+
+        ``url`` is where it answers; ``left`` are the rows in the journal after its end. A full disk is ignored.
+        """
+        new = self.note_file.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write(json.dumps(facts) + "\n")
+            new.replace(self.note_file)
+
+    def noted(self) -> dict[str, object]:
+        """What the last service said by :meth:`note`; empty if that cannot be read."""
+        return _read_object(self.note_file)
+
     def _write_holder(self) -> None:
         # Always of one length, and over the old text: a full disk has room for that.
         text = json.dumps({"pid": os.getpid()}).ljust(_HOLDER - 1) + "\n"
@@ -303,7 +320,7 @@ class DataDir:
 
         None when nobody has it, or when the holder is in another container, on another host, or another user's.
         """
-        pid = self._said().get("pid")
+        pid = _read_object(self.lock_file).get("pid")
         if isinstance(pid, int) and pid > 0 and self._has_open(pid):
             return pid
         try:
@@ -311,13 +328,6 @@ class DataDir:
         except OSError:
             return None
         return next((pid for pid in pids if self._has_open(pid, locked=True)), None)
-
-    def _said(self) -> dict[str, object]:
-        try:
-            said = json.loads(self.lock_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return said if isinstance(said, dict) else {}
 
     def _has_open(self, pid: int, *, locked: bool = False) -> bool:
         """Whether a process has the lock file open (or, if the file was deleted, the directory); and has ``locked`` it.
@@ -346,6 +356,15 @@ class DataDir:
 
 def _os_error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _flock(fd: int, kind: int) -> bool:

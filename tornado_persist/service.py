@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.checkpoint import Checkpointer
 from tornado_persist.pipeline.deadletters import DeadLetters, OpenRows
 from tornado_persist.pipeline.flusher import Flusher
-from tornado_persist.pipeline.health import Health, Instance
+from tornado_persist.pipeline.health import Health, Instance, Reloads
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.records.models import KINDS
 from tornado_persist.records.parser import Parser
@@ -91,9 +92,10 @@ class Service:
             ConfigError: the data directory cannot be written, or the sink cannot do what is asked of it.
             StartError: the data directory is in use, the journal cannot be worked with, or the port is taken.
         """
-        data_dir = DataDir(self._settings.data_dir)
+        self._data_dir = data_dir = DataDir(self._settings.data_dir)
         data_dir.make()
         data_dir.lock()
+        data_dir.note()  # forgets what an earlier process said
         self._manager = ServiceManager()
         beat = PeriodicCallback(self._manager.beat, (self._manager.interval or FOR_EVER) * 1000)
         try:
@@ -219,6 +221,7 @@ class Service:
     def _announce(self, serving: Callable[[str], None]) -> None:
         settings = self._settings
         logger.info("serving", url=self._url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
+        self._data_dir.note(url=self._url)
         serving(self._url)
         self._manager.ready()
         self._say_status()
@@ -270,9 +273,12 @@ class Service:
         await self._flusher.finish(max(CLOSING_TIME, deadline - time.monotonic()))
         if not await asyncio.to_thread(self._journal.close, max(CLOSING_TIME, deadline - time.monotonic())):
             logger.error("the journal could not be closed in time")
-        logger.info("stopped", left_in_journal=self._pending())
+        left = self._pending()
+        await asyncio.to_thread(self._data_dir.note, left=left)
+        logger.info("stopped", left_in_journal=left)
 
-    # Reload.
+    # Reload. ``persistd reload`` reads in /health how many have begun, sends SIGHUP, and waits until one more is
+    # done: one that had begun before may have read the file before it was changed.
 
     async def _reload_when_asked(self) -> None:
         while True:
@@ -281,36 +287,60 @@ class Service:
             await self.reload()
 
     async def reload(self) -> None:
-        """Read the configuration again and apply what can change live; what is wrong with it changes nothing."""
+        """Read the configuration again and apply what can change live, all of it or nothing."""
         if self._stop.is_set():
             return
+        begun = self._health.reloads.begun + 1
+        self._health.reloads = replace(self._health.reloads, begun=begun)
         self._manager.reloading()
-        await self._reopen_log()
-        await self._reload()
+        failed = await self._reopen_log()
+        applied: list[str] = []
+        needs_restart: list[str] = []
+        try:
+            applied, needs_restart = await self._apply(await asyncio.to_thread(config.load, self._file))
+        except ConfigError as exc:
+            failed += exc.mistakes
+            logger.error("configuration not reloaded", error=str(exc))
+        except Exception:
+            failed.append("a bug; the log has its traceback")
+            logger.exception("a bug in a reload")
+        self._health.reloads = Reloads(begun, begun, tuple(applied), tuple(needs_restart), tuple(failed))
         self._manager.ready()
         self._say_status()
 
-    async def _reload(self) -> None:
-        try:
-            new = await asyncio.to_thread(config.load, self._file)
-        except ConfigError as exc:
-            logger.error("configuration not reloaded", error=str(exc))
-            return
-        for key in _changed(self._settings, new):
-            if not key.startswith(LIVE):
-                logger.warning("this setting changes only with a restart", key=key)
-        self._apply_numbers(new)
-        same = (self._settings.sink, self._settings.sink_settings()) == (new.sink, new.sink_settings())
-        if not same and not await self._switch_sink(new):
-            return
-        logger.info("configuration reloaded", sink=self._settings.sink)
-
-    async def _reopen_log(self) -> None:
+    async def _reopen_log(self) -> list[str]:
         """logrotate may have moved the file; that does not depend on what stands in the configuration now."""
         try:
             await asyncio.to_thread(log.reopen)
         except OSError as exc:
             logger.error("the log file cannot be opened again", file=exc.filename, error=exc.strerror)
+            return [f"log.file: {exc.filename} cannot be opened again: {exc.strerror}"]
+        return []
+
+    async def _apply(self, new: Settings) -> tuple[list[str], list[str]]:
+        """Returns the keys that were applied, and those that need a restart.
+
+        Raises:
+            ConfigError: the new sink cannot be used now; nothing was changed.
+        """
+        old = self._settings
+        changed = _changed(old, new)
+        applied = [key for key in changed if key.startswith(LIVE)]
+        needs_restart = [key for key in changed if not key.startswith(LIVE)]
+        live = {"sink": new.sink, "sinks": new.sinks, "buffer": new.buffer}
+        level = old.log.model_copy(update={"level": new.log.level})
+        settings = old.model_copy(update={**live, "log": level})
+        same = (old.sink, old.sink_settings()) == (new.sink, new.sink_settings())
+        # First, as it alone may fail.
+        runner = None if same else await self._open_sink(settings)
+        self._apply_numbers(settings)
+        self._settings = settings
+        if runner is not None:
+            await self._switch_to(runner, settings)
+        for key in needs_restart:
+            logger.warning("this setting changes only with a restart", key=key)
+        logger.info("configuration reloaded", applied=applied, sink=settings.sink)
+        return applied, needs_restart
 
     def _apply_numbers(self, new: Settings) -> None:
         log.set_level(new.log.level)
@@ -320,33 +350,31 @@ class Service:
         self._backlog.max_rows, self._backlog.max_bytes = new.buffer.max_rows, new.buffer.max_bytes
         self._flusher.poke()
         self._api.flush_timeout = new.buffer.flush_timeout
-        level = self._settings.log.model_copy(update={"level": new.log.level})
-        self._settings = self._settings.model_copy(update={"buffer": new.buffer, "log": level})
 
-    async def _switch_sink(self, new: Settings) -> bool:
-        settings = self._settings.model_copy(update={"sink": new.sink, "sinks": new.sinks})
+    async def _open_sink(self, settings: Settings) -> SinkRunner:
+        """Raises ConfigError."""
+        runner = None
         try:
             runner = SinkRunner(make_sink(settings))
-        except ConfigError as exc:
-            logger.error("sink not changed", sink=self._settings.sink, refused=new.sink, error=str(exc))
-            return False
-        try:
             async with asyncio.timeout(settings.buffer.flush_timeout):
                 await runner.open()
-        except (SinkUnavailable, TimeoutError) as exc:
+        except (ConfigError, SinkUnavailable, TimeoutError) as exc:
+            if runner is not None:
+                await runner.close(0)
             error = str(exc) or "it does not answer"
-            logger.error("sink not changed", sink=self._settings.sink, refused=new.sink, error=error)
-            await runner.close(0)
-            return False
+            logger.error("sink not changed", sink=self._settings.sink, refused=settings.sink, error=error)
+            raise ConfigError("sink", f"{settings.sink} cannot be used: {error}") from exc
+        return runner
+
+    async def _switch_to(self, runner: SinkRunner, settings: Settings) -> None:
         timeout = settings.buffer.flush_timeout
         await self._flusher.flush(timeout)  # into the old sink; what it cannot take goes to the new one
-        old, self._settings = self._flusher.runner, settings
+        old = self._flusher.runner
         if settings.records.require_session:
             self._ingest.find_sessions = runner.find_sessions
         self._flusher.write_to(runner)
         await old.close(timeout)  # a call that hangs is given up: what it may still commit, the new sink gets as well
-        logger.info("sink changed", sink=new.sink)
-        return True
+        logger.info("sink changed", sink=settings.sink)
 
 
 def make_sink(settings: Settings) -> Sink[Any]:

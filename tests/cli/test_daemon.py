@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import COMMAND, environment, persistd, wait_until
+from tests.process import COMMAND, environment, persistd
 from tests.rows import body, task
 from tornado_persist import __version__
 from tornado_persist.files import DataDir
@@ -43,16 +43,77 @@ def test_a_daemon_from_start_to_stop(place: Path) -> None:
     assert httpx.get(f"{url}/health").json()["database"] == "healthy"
     httpx.post(f"{url}/api/v1/persistence/tasks/batch", content=body("task", task("a")))
 
-    assert run(place, "status")[:2] == (0, f"persistd runs, pid {pid}, data in {place}/data\n")
+    code, said, _ = run(place, "status")
+    assert code == 0
+    assert f"pid {pid}, data in {place}/data\n" in said
     assert run(place, "start") == (1, "", f"persistd: it runs already, pid {pid}\n")
     log = place / "data" / "persistd.log"
-    assert run(place, "reload")[0] == 0
-    wait_until(lambda: "configuration reloaded" in log.read_text())
+    assert run(place, "reload") == (0, "reloaded: nothing has changed\n", "")
+    assert "configuration reloaded" in log.read_text()
 
     assert run(place, "stop") == (0, "persistd stopped\n", "")
     assert '"event": "flush", "rows": 1' in log.read_text()
     assert not (place / "data" / "persistd.pid").exists()
     assert run(place, "status")[0] == 3
+
+
+def test_start_says_that_the_sink_is_away_and_stop_how_many_rows_stay(place: Path) -> None:
+    (place / "persistd.toml").write_text(
+        'sink = "postgres"\n[server]\nport = 0\nshutdown_timeout = 1\n'
+        '[sinks.postgres]\nurl = "postgresql://me:hush@127.0.0.1:9/x"\n'
+    )
+    code, said, _ = run(place, "start")
+    first, second = said.splitlines()
+    assert code == 0
+    assert re.fullmatch(r"the sink postgres is down: .*Connection refused.*; rows wait in the journal", second)
+    assert "hush" not in second
+    httpx.post(f"{first.rpartition(' ')[2]}/api/v1/persistence/tasks/batch", content=body("task", task("a"), task("b")))
+    assert run(place, "stop") == (0, "persistd stopped; 2 rows stay in the journal, for the next start\n", "")
+
+
+def test_reload_says_what_it_did_what_needs_a_restart_and_what_failed(place: Path) -> None:
+    assert run(place, "start")[0] == 0
+    file = place / "persistd.toml"
+
+    def reload(config: str) -> tuple[int, str, str]:
+        file.write_text(config)
+        return run(place, "reload")
+
+    assert reload("[server]\nport = 9\n[buffer]\ncapacity = 7\nflush_interval = 3600\n") == (
+        0,
+        "reloaded: buffer.capacity\nthese need a restart: server.port\n",
+        "",
+    )
+    # Whole or not at all: neither the sink nor the number.
+    code, said, complaint = reload(
+        'sink = "postgres"\n[server]\nport = 0\n[buffer]\ncapacity = 8\nflush_interval = 3600\n'
+        '[sinks.postgres]\nurl = "postgresql://me:hush@127.0.0.1:9/x"\n'
+    )
+    assert (code, said) == (1, "")
+    assert re.match("persistd: not reloaded: sink: postgres cannot be used: .*Connection refused", complaint)
+    assert "hush" not in complaint
+    code, said, complaint = reload("[server]\nport = 0\n[buffer]\ncapacity = 0\nflush_interval = 0\n")
+    assert (code, said) == (1, "")
+    assert [line.count("not reloaded: ") for line in complaint.splitlines()] == [1, 1], complaint
+    file.write_text("[server]\nport = 0\n")
+    health = json.loads(run(place, "status", "--json")[1])
+    assert (health["waiting"]["capacity"], health["sink"]["name"]) == (7, "sqlite")
+    assert (health["reloads"]["begun"], health["reloads"]["done"]) == (3, 3)
+    assert reload('sink = "jsonl"\n[server]\nport = 0\n[buffer]\ncapacity = 8\nflush_interval = 3600\n') == (
+        0,
+        "reloaded: buffer.capacity, sink\n",
+        "",
+    )
+
+
+def test_reload_of_a_service_that_does_not_answer_is_1(place: Path) -> None:
+    assert run(place, "start")[0] == 0
+    pid = DataDir(place / "data").holder()
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    code, _, complaint = run(place, "reload")
+    assert code == 1
+    assert complaint.startswith("persistd: it was told to reload, but the outcome is not known: no answer from http://")
 
 
 def test_stop_of_nothing_is_0_and_reload_of_nothing_1(place: Path) -> None:
@@ -86,7 +147,7 @@ def test_the_lock_tells_whom_to_stop_whatever_the_files_say(place: Path, damage:
                 wrong = stranger.pid if damage == "forged" else -1
                 (data / "persistd.pid").write_text(f"{wrong}\n")
                 (data / "lock").write_text(json.dumps({"pid": wrong}))
-        assert run(place, "status")[:2] == (0, f"persistd runs, pid {pid}, data in {data}\n")
+        assert f"pid {pid}, data in {data}\n" in run(place, "status")[1]
         assert run(place, "start") == (1, "", f"persistd: it runs already, pid {pid}\n")
         assert "is in use by another persistd" in run(place, "run")[2]
         assert run(place, "stop") == (0, "persistd stopped\n", "")

@@ -46,7 +46,7 @@ class Client:
         if parts.username is not None or parts.password is not None:
             raise ValueError("a URL with a user name or a password in it is not supported")
         self.url = url.rstrip("/")
-        self._prefix = parts.path.rstrip("/") + _PREFIX
+        self._path = parts.path.rstrip("/")
         made = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = made(parts.hostname, parts.port, timeout=timeout)
         self._timeout = timeout
@@ -57,9 +57,13 @@ class Client:
     def __exit__(self, *args: object) -> None:
         self._connection.close()
 
+    def health(self) -> dict[str, Any]:
+        """``GET /health``, whether it is healthy or not. Raises as :meth:`_ask` does."""
+        return self._ask("GET", "/health", good=("unhealthy",))
+
     def stats(self) -> dict[str, Any]:
         """``GET /stats``. Raises as :meth:`_ask` does."""
-        return self._ask("GET", "/stats")
+        return self._ask("GET", f"{_PREFIX}/stats")
 
     def flush(self) -> dict[str, Any]:
         """``POST /flush``; also where the flush failed the answer's fields, ``status`` being ``error``.
@@ -67,13 +71,13 @@ class Client:
         Raises:
             NoAnswer, RequestRefused: see :meth:`_ask`.
         """
-        return self._ask("POST", "/flush", b"", good=("flushed", "error"))
+        return self._ask("POST", f"{_PREFIX}/flush", b"", good=("flushed", "error"))
 
     def send(self, kind: Kind, body: bytes) -> dict[str, Any]:
         """POST a batch; its body as the API wants it. Raises as :meth:`_ask` does."""
         from tornado_persist.records.models import PLURALS
 
-        return self._ask("POST", f"/{PLURALS[kind]}/batch", body, good=("accepted",))
+        return self._ask("POST", f"{_PREFIX}/{PLURALS[kind]}/batch", body, good=("accepted",))
 
     def _ask(self, method: str, path: str, body: bytes | None = None, good: tuple[str, ...] = ()) -> dict[str, Any]:
         """The JSON of an answer.
@@ -86,7 +90,7 @@ class Client:
         fresh = self._connection.sock is None
         while True:
             try:
-                self._connection.request(method, self._prefix + path, body, headers)
+                self._connection.request(method, self._path + path, body, headers)
                 response = self._connection.getresponse()
                 content = response.read()
                 break
@@ -116,7 +120,7 @@ class Client:
     def _reason(self, exc: Exception) -> str:
         match exc:
             case TimeoutError():
-                return f"it took more than {self._timeout:g} seconds"
+                return f"it took more than {self._timeout:g} second{'' if self._timeout == 1 else 's'}"
             case http.client.HTTPException() | ConnectionResetError() | BrokenPipeError():
                 return "the connection broke"
             case ssl.SSLError():
@@ -149,12 +153,17 @@ def connect(configuration: Configuration, options: argparse.Namespace, timeout: 
         ConfigError: it is not known where the service is.
     """
     try:
-        return Client(options.url or _url(configuration.server()), timeout)
+        return Client(options.url or url_of(configuration.server()), timeout)
     except ValueError as exc:
         raise ConfigError("--url", str(exc)) from None
 
 
-def _url(server: Server) -> str:
+def url_of(server: Server) -> str:
+    """Where a service with this configuration answers.
+
+    Raises:
+        ConfigError: that is not known.
+    """
     host, port = server.host, server.port
     if port == 0:
         raise ConfigError("server.port", "0 does not say where the service is; give --url (its log has it)")

@@ -1,4 +1,4 @@
-"""``persistd run | start | stop | status | reload``: the service as a process."""
+"""``persistd run | start | stop | reload``: the service as a process."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from typing import Any
 
-from tornado_persist.cli.command import FAILED, NO_SERVICE, OK, Commands, Configuration, complain
-from tornado_persist.errors import ConfigError
+from tornado_persist.cli.client import Client
+from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain
+from tornado_persist.cli.output import count, printable
+from tornado_persist.cli.status import PATIENCE, client, nobody, who
+from tornado_persist.errors import ConfigError, PersistError
 from tornado_persist.files import DataDir, reason
 
 #: Seconds that ``stop`` waits beyond ``server.shutdown_timeout``.
 STOP_GRACE = 10.0
+#: Seconds that ``reload`` waits for the outcome, and from one look to the next. A new sink may take thrice
+#: ``buffer.flush_timeout``: to be opened, for the last flush into the old one, and to close that.
+RELOAD_PATIENCE = 60.0
+RELOAD_INTERVAL = 0.1
 #: Seconds for the drain where the configuration does not say: the default of ``server.shutdown_timeout``.
 DRAIN = 10.0
 
@@ -24,8 +34,7 @@ def add(commands: Commands) -> None:
     run_parser.add_argument("--daemon", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     commands.add("start", _start, "start the service in the background, and return once it serves")
     commands.add("stop", _stop, "stop the service, and return once it has drained")
-    commands.add("status", _status, "say whether the service runs: 0 if it does, else 3")
-    commands.add("reload", _reload, "have the service read its configuration again")
+    commands.add("reload", _reload, "have the service read its configuration again, and say what it did")
 
 
 def run(configuration: Configuration, options: argparse.Namespace) -> int:
@@ -65,7 +74,7 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(settings.data_dir)
     data_dir.make()
     if data_dir.locked():
-        complain(f"it runs already, {_who(data_dir)}")
+        complain(f"it runs already, {who(data_dir)}")
         return FAILED
     command = [sys.executable, "-m", "tornado_persist", "run"]
     reader, writer = os.pipe()
@@ -84,6 +93,7 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
         url = ready.read().decode()  # ends when the child serves, or ends itself
     if url:
         print(f"persistd runs, pid {child.pid}, on {url}")
+        _tell_of_sink(url)
         return OK
     child.wait()
     said = data_dir.log_file.read_bytes()[said_before:].decode(errors="replace").strip()
@@ -91,10 +101,18 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
     return FAILED
 
 
+def _tell_of_sink(url: str) -> None:
+    """That the sink is away, if it is."""
+    with suppress(PersistError), Client(url, PATIENCE) as service:
+        sink = service.health()["sink"]
+        if not sink["up"]:
+            print(printable(f"the sink {sink['name']} is down: {sink['error']}; rows wait in the journal"))
+
+
 def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(configuration.data_dir)
     if not data_dir.locked():
-        print(f"persistd does not run: {_nobody(data_dir)}")
+        print(f"persistd does not run: {nobody(data_dir)}")
         return OK
     pid = _signal(data_dir, signal.SIGTERM)
     if pid is None:
@@ -106,32 +124,67 @@ def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
     if not data_dir.wait_unlocked(timeout):
         complain(f"pid {pid} has not ended after {timeout:g} seconds")
         return FAILED
-    print("persistd stopped")
-    return OK
-
-
-def _status(configuration: Configuration, options: argparse.Namespace) -> int:
-    data_dir = DataDir(configuration.data_dir)
-    if not data_dir.locked():
-        print(f"persistd does not run: {_nobody(data_dir)}")
-        return NO_SERVICE
-    print(f"persistd runs, {_who(data_dir)}, data in {data_dir.path}")
+    left = data_dir.noted().get("left")
+    stays = f"; {count(left, 'row')} stay in the journal, for the next start" if isinstance(left, int) and left else ""
+    print(f"persistd stopped{stays}")
     return OK
 
 
 def _reload(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(configuration.data_dir)
     if not data_dir.locked():
-        complain(f"it does not run: {_nobody(data_dir)}")
+        complain(f"it does not run: {nobody(data_dir)}")
         return FAILED
-    return FAILED if _signal(data_dir, signal.SIGHUP) is None else OK
+    problem = None
+    try:
+        begun = _reloads(configuration)["begun"]
+    except PersistError as exc:
+        begun, problem = 0, exc
+    if _signal(data_dir, signal.SIGHUP) is None:
+        return FAILED
+    if problem is not None:
+        complain(f"it was told to reload, but the outcome is not known: {problem}; its log has it")
+        return FAILED
+    return _outcome(configuration, begun)
+
+
+def _reloads(configuration: Configuration) -> dict[str, Any]:
+    """Raises PersistError."""
+    with client(configuration) as service:
+        reloads: dict[str, Any] = service.health()["reloads"]
+        return reloads
+
+
+def _outcome(configuration: Configuration, begun: int) -> int:
+    """Wait for the first reload that begins after so many others, and say what it did."""
+    deadline, problem = time.monotonic() + RELOAD_PATIENCE, "it takes too long"
+    while time.monotonic() < deadline:
+        time.sleep(RELOAD_INTERVAL)
+        try:
+            reloads = _reloads(configuration)
+        except PersistError as exc:  # it may be busy for a moment
+            problem = str(exc)
+            continue
+        if reloads["done"] > begun:
+            break
+    else:
+        complain(f"the outcome of the reload is not known: {problem}; the service's log has it")
+        return FAILED
+    applied, needs_restart, failed = reloads["applied"], reloads["needs_restart"], reloads["failed"]
+    if applied or not failed:
+        print(f"reloaded: {', '.join(applied) or 'nothing has changed'}")
+    if needs_restart:
+        print(f"these need a restart: {', '.join(needs_restart)}")
+    for sentence in failed:
+        complain(f"not reloaded: {sentence}")
+    return FAILED if failed else OK
 
 
 def _signal(data_dir: DataDir, number: signal.Signals) -> int | None:
     """Signal the process that holds the lock, and no other. Returns its pid, or complains and returns None."""
     pid = data_dir.holder()
     if pid is None:
-        complain(f"it runs, {_who(data_dir)}: nothing was signalled")
+        complain(f"it runs, {who(data_dir)}: nothing was signalled")
         return None
     try:
         os.kill(pid, number)
@@ -139,12 +192,3 @@ def _signal(data_dir: DataDir, number: signal.Signals) -> int | None:
         complain(f"pid {pid} cannot be signalled: {reason(exc)}")
         return None
     return pid
-
-
-def _who(data_dir: DataDir) -> str:
-    pid = data_dir.holder()
-    return f"pid {pid}" if pid else "but its process cannot be seen from here (another container, host or user)"
-
-
-def _nobody(data_dir: DataDir) -> str:
-    return f"no service has {data_dir.path}"

@@ -28,7 +28,8 @@ from tornado_persist.errors import ConfigError, NoAnswer, PersistError
 
 #: The modules in the order of the help, and the commands that each adds. Only the one that is needed is imported.
 _MODULES = {
-    "daemon": ("run", "start", "stop", "status", "reload"),
+    "daemon": ("run", "start", "stop", "reload"),
+    "status": ("status",),
     "check": ("check",),
     "stats": ("stats", "flush"),
     "journal": ("journal",),

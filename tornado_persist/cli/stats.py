@@ -109,7 +109,8 @@ def _screen(head: str, stats: dict[str, Any] | PersistError, rates: dict[str, st
         half.append(figures)
     none: list[str] = []
     rows = [[*left, *[""] * (4 - len(left)), *right] for left, right in zip_longest(*halves, fillvalue=none)]
-    return Group(Text(head), "", output.table(rows, "-rr--rr"))
+    reason = Text(output.printable(_reason(stats)), no_wrap=True, overflow="ellipsis")
+    return Group(Text(head), reason, output.table(rows, "-rr--rr"))
 
 
 def _looks(client: Client, interval: float) -> Iterator[tuple[dict[str, Any] | PersistError, dict[str, str]]]:
@@ -144,9 +145,15 @@ def _print(stats: dict[str, Any], url: str, rates: dict[str, str], *, as_json: b
     if as_json:
         print(json.dumps(stats, ensure_ascii=False))
         return
-    print(f"{url}, {output.clock(datetime.now(UTC))}\n")
+    print(f"{url}, {output.clock(datetime.now(UTC))}")
+    print(output.printable(_reason(stats)))
     # Times and rates differ in length; figures stand under one another.
     output.print_table(_rows(stats, rates), "--rr")
+
+
+def _reason(stats: dict[str, Any]) -> str:
+    """Why the service is not healthy; it is too long for a table."""
+    return str(stats.get("health", {}).get("reason", ""))
 
 
 def _rows(stats: dict[str, Any], rates: dict[str, str], *, brief: bool = False) -> list[list[str]]:
@@ -158,7 +165,7 @@ def _rows(stats: dict[str, Any], rates: dict[str, str], *, brief: bool = False) 
         limits = {_LIMITS[name]: found.get(_LIMITS[name]) for name in found if name in _LIMITS}
         title = section.replace("_", " ")
         for name, value in found.items():
-            if name in limits or value == "":
+            if name in limits or value == "" or name == "reason":
                 continue
             label, words = _figure(name, value, now, brief=brief)
             if (limit := limits.get(_LIMITS.get(name, ""))) is not None:
@@ -175,7 +182,10 @@ def _figure(name: str, value: Any, now: datetime, *, brief: bool = False) -> tup
     label = label.replace("_", " ")
     if value is None:
         unit = name.rpartition("_")[2]
-        return label.removesuffix(f" {unit}"), "never" if unit in ("time", "seconds") else "not known"
+        return label.removesuffix(f" {unit}"), "never" if unit in ("time", "seconds", "last") else "not known"
+    if name == "last":
+        ago = "" if brief else f", {output.moment(datetime.fromisoformat(value['at']), now, brief=True)}"
+        return label, output.printable(f"{value['status']} {value['reason']}{ago}", _TEXT if brief else None)
     if isinstance(value, bool | list | dict):
         return label, json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):

@@ -48,6 +48,19 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
+class Reloads:
+    """How reloads of the configuration went, since the process started."""
+
+    begun: int = 0
+    done: int = 0
+    #: Of the last one that is done: keys that it applied, keys that need a restart, and what failed, in sentences. If
+    #: the configuration failed, no key was applied.
+    applied: tuple[str, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """What is accepted and not in the sink yet."""
 
@@ -84,6 +97,7 @@ class HealthSnapshot:
     disk_free: int | None  #: bytes free on the disk of ``data_dir``; None if that is not known
     open_rows: int | None  #: refused rows that were neither retried nor dropped; None if that is not known
     first_open: tuple[OpenRow, ...]  #: the oldest of them, a few
+    reloads: Reloads
 
     @property
     def accepting(self) -> bool:
@@ -154,6 +168,8 @@ class Health:
         self._open_rows = open_rows
         #: Set anew once it listens.
         self.instance = instance
+        #: Set anew when one begins and when it is done.
+        self.reloads = Reloads()
         self._growth = Growth()
         self._disk_free: int | None = None
         self._open: int | None = None
@@ -188,6 +204,7 @@ class Health:
             disk_free=self._disk_free,
             open_rows=self._open,
             first_open=self._first_open,
+            reloads=self.reloads,
         )
 
     async def look(self, *, max_age: float = 1.0) -> HealthSnapshot:

@@ -67,3 +67,8 @@ def open_rows(snapshot: HealthSnapshot) -> schemas.OpenRows:
     """How many refused rows are open, and the oldest of them."""
     first = [cast(schemas.OpenRow, asdict(row)) for row in snapshot.first_open]
     return {"rows": snapshot.open_rows, "first": first}
+
+
+def reloads(snapshot: HealthSnapshot) -> schemas.Reloads:
+    """How reloads of the configuration went."""
+    return cast(schemas.Reloads, asdict(snapshot.reloads))

@@ -11,7 +11,7 @@ from tornado_persist.pipeline.health import HealthSnapshot
 from tornado_persist.records.models import Kind
 from tornado_persist.records.times import stamp
 from tornado_persist.web import schemas
-from tornado_persist.web.answers import instance, rounded, sink, waiting
+from tornado_persist.web.answers import instance, reloads, rounded, sink, waiting
 from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accounting, refused, shown
 
 
@@ -43,6 +43,7 @@ class Health(GetHandler):
             "disk_free_bytes": snapshot.disk_free,
             "rejected_open_rows": snapshot.open_rows,
             "refused": refused(self.application.metrics.refusals),
+            "reloads": reloads(snapshot),
             "instance": instance(snapshot),
         }
         self.reply(health, 200 if snapshot.healthy else 503)

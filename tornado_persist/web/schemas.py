@@ -132,6 +132,17 @@ class Refused(TypedDict):
 
 
 @_closed
+class Reloads(TypedDict):
+    """Reloads of the configuration since the process started, and what came of the last one that is done."""
+
+    begun: Number
+    done: Number
+    applied: Annotated[list[str], Field(description="keys whose new values hold now")]
+    needs_restart: Annotated[list[str], Field(description="keys whose new values need a restart")]
+    failed: Annotated[list[str], Field(description="what failed; if the configuration did, no key was applied")]
+
+
+@_closed
 class Health(TypedDict):
     """Health of the service and its sink."""
 
@@ -145,6 +156,7 @@ class Health(TypedDict):
     disk_free_bytes: DiskFree
     rejected_open_rows: OpenCount
     refused: Refused
+    reloads: Reloads
     instance: Instance
 
 
