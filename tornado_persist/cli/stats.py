@@ -165,7 +165,7 @@ def _rows(stats: dict[str, Any], rates: dict[str, str], *, brief: bool = False) 
         limits = {_LIMITS[name]: found.get(_LIMITS[name]) for name in found if name in _LIMITS}
         title = section.replace("_", " ")
         for name, value in found.items():
-            if name in limits or value == "" or name == "reason":
+            if name in limits or value == "" or name == "reason" or (brief and name == "sink_address"):
                 continue
             label, words = _figure(name, value, now, brief=brief)
             if (limit := limits.get(_LIMITS.get(name, ""))) is not None:
