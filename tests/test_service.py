@@ -189,7 +189,7 @@ def test_a_reload_of_a_wrong_configuration_changes_nothing_and_says_why(tmp_path
         service.file.write_text("[buffer]\ncapacity = 0\n")
         service.send(signal.SIGHUP)
         said = service.wait_for_log("configuration not reloaded")
-        assert said["error"].startswith("buffer.capacity:")
+        assert "buffer.capacity: " in said["error"]
         assert service.stats()["buffer"]["capacity"] == 1000
 
 

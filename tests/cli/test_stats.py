@@ -62,7 +62,7 @@ def test_a_flush_that_fails_says_why_and_is_1(tmp_path: Path, command: Command) 
 
 @pytest.mark.parametrize("name", ["stats", "flush"])
 def test_a_service_that_does_not_answer_is_one_line_and_3(command: Command, name: str) -> None:
-    assert command(name) == (3, "", "persistd: no answer from http://127.0.0.1:9: Connection refused\n")
+    assert command(name) == (3, "", "persistd: no answer from http://localhost:9: Connection refused\n")
 
 
 @pytest.fixture
