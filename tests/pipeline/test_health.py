@@ -28,6 +28,7 @@ async def test_a_snapshot_tells_what_waits_and_where(tmp_path: Path) -> None:
         waiting = snapshot.waiting
         assert (waiting.sessions, waiting.tasks, waiting.rows) == (1, 3, 4)
         assert (waiting.in_memory, waiting.max_rows, waiting.capacity) == (3, 3, 7)
+        assert 0 < waiting.memory_bytes < waiting.journal_bytes < waiting.memory_max_bytes
         assert (waiting.journal_records, waiting.journal_max_bytes) == (3, 1 << 20)
         assert waiting.journal_bytes == it.journal.stats().bytes > 0
         assert 0 <= waiting.oldest_seconds < 60

@@ -306,6 +306,7 @@ def test_a_full_journal_is_told_with_its_cause(tmp_path: Path, visit: Open, widt
         )
         expect(page.locator("#journal-value")).to_contain_text("of 4 KiB")
         expect(page.locator("#memory-value")).to_contain_text("of 100,000")
+        expect(page.locator("#held-value")).to_contain_text(re.compile(r"KiB of 256 MiB$"))
         expect(page.locator("#answers")).to_contain_text("503 not now")
         assert sideways(page) == 0
         chinese = visit(service, width=width, locale="zh-CN")

@@ -68,6 +68,8 @@ class Waiting:
     tasks: int  #: rows
     in_memory: int  #: rows; the others wait in the journal alone
     max_rows: int  #: rows that may be in memory
+    memory_bytes: int  #: of the records whose rows are in memory
+    memory_max_bytes: int
     capacity: int  #: rows that start a flush
     journal_bytes: int
     journal_max_bytes: int
@@ -191,6 +193,8 @@ class Health:
                 tasks=self._backlog.pending("task"),
                 in_memory=len(self._buffer),
                 max_rows=self._backlog.max_rows,
+                memory_bytes=self._buffer.bytes,
+                memory_max_bytes=self._backlog.max_bytes,
                 capacity=self._flusher.capacity,
                 journal_bytes=journal.bytes,
                 journal_max_bytes=journal.max_bytes,

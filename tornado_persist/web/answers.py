@@ -47,6 +47,8 @@ def waiting(snapshot: HealthSnapshot) -> schemas.Pending:
         "rows": it.rows,
         "in_memory": it.in_memory,
         "max_rows": it.max_rows,
+        "memory_bytes": it.memory_bytes,
+        "memory_max_bytes": it.memory_max_bytes,
         "capacity": it.capacity,
         "journal_bytes": it.journal_bytes,
         "journal_max_bytes": it.journal_max_bytes,

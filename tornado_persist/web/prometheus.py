@@ -102,6 +102,8 @@ class Exporter:
         yield accounting
         yield _gauge("persistd_buffer_rows", "Rows held in memory.", waiting.in_memory)
         yield _gauge("persistd_buffer_max_rows", "Rows that may be held in memory.", waiting.max_rows)
+        yield _gauge("persistd_buffer_bytes", "Bytes of the records whose rows are in memory.", waiting.memory_bytes)
+        yield _gauge("persistd_buffer_max_bytes", "Bytes that these may have.", waiting.memory_max_bytes)
         yield _gauge("persistd_buffer_capacity_rows", "Rows that start a flush.", waiting.capacity)
 
     def _refused(self) -> Iterator[Metric]:

@@ -68,6 +68,8 @@ class Pending(TypedDict):
     rows: Number
     in_memory: Number
     max_rows: Number
+    memory_bytes: Annotated[int, Field(ge=0, description="of the records whose rows are in memory")]
+    memory_max_bytes: Number
     capacity: Number
     journal_bytes: Number
     journal_max_bytes: Number

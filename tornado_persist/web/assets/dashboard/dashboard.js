@@ -113,6 +113,11 @@ function meter(id, part, words) {
 function limits({ now, sink, waiting, disk_free_bytes: free }) {
   meter("memory", waiting.in_memory / waiting.max_rows, text.of(number(waiting.in_memory), number(waiting.max_rows)));
   meter(
+    "held",
+    waiting.memory_bytes / waiting.memory_max_bytes,
+    text.of(bytes(waiting.memory_bytes), bytes(waiting.memory_max_bytes)),
+  );
+  meter(
     "journal",
     waiting.journal_bytes / waiting.journal_max_bytes,
     text.of(bytes(waiting.journal_bytes), bytes(waiting.journal_max_bytes)),
