@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "sinks": {"sinks", "telemetry", "records", "files"},
     "pipeline": {"pipeline", "journal", "sinks.runner", "telemetry", "records", "files"},
     "web": {"web", "pipeline", "telemetry", "records"},
-    "config": {"sinks.base", "sinks.registry", "telemetry"},
+    "config": {"sinks.base", "sinks.registry", "telemetry", "records.models"},
     "service": {"web", "pipeline", "journal", "sinks", "telemetry", "records", "files", "config", "listening"},
     "cli": {
         *("cli", "service", "listening", "config", "sinks.base", "journal", "pipeline.backoff"),

@@ -279,3 +279,28 @@ def test_a_wrong_duration_is_named(tmp_path: Path, text: str) -> None:
 def test_a_wrong_size_is_named(tmp_path: Path, text: str) -> None:
     file = write(tmp_path / "c.toml", f"[journal]\nmax_bytes = {text}")
     assert mistakes(file)[0].startswith(f"{file}, line 2: journal.max_bytes: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("statuses = []", "records.statuses"),
+        ('statuses = ["done", "done"]', "records.statuses"),
+        ('statuses = [""]', "records.statuses"),
+        (f'statuses = ["{"x" * 21}"]', "records.statuses"),
+        ('timezone = "Mars/Olympus"', "records.timezone"),
+        ('timezone = "../../etc/passwd"', "records.timezone"),
+        ('timezone = "Europe"', "records.timezone"),
+        ('timezone = ""', "records.timezone"),
+    ],
+)
+def test_wrong_statuses_and_time_zones_are_named(tmp_path: Path, line: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        config.load(write(tmp_path / "c.toml", f"[records]\n{line}\n"))
+
+
+def test_statuses_and_time_zone_are_read(tmp_path: Path) -> None:
+    text = '[records]\nstatuses = ["offen", "\u5b8c\u6210"]\ntimezone = "Asia/Shanghai"\n'
+    records = config.load(write(tmp_path / "c.toml", text)).records
+    assert records.statuses == ("offen", "\u5b8c\u6210")
+    assert str(records.zone) == "Asia/Shanghai"

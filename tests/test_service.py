@@ -255,3 +255,18 @@ def test_a_taken_port_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
         refused = persistd("run", cwd=tmp_path, PERSISTD_SERVER__PORT=str(port))
     assert refused.returncode == 1
     assert refused.stderr == f"persistd: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_a_replay_needs_neither_the_statuses_nor_the_time_zone_of_then(tmp_path: Path) -> None:
+    wide = (
+        '[records]\nstatuses = ["pending", "cancelled"]\ntimezone = "Asia/Shanghai"\n[buffer]\nflush_interval = 3600\n'
+    )
+    with Persistd(tmp_path, wide) as service:
+        row = task("a", status="cancelled", start_time="2025-09-30T16:35:00")
+        assert service.post("task", row).status_code == 200
+        service.kill()
+    with Persistd(tmp_path, MANUAL) as service:
+        assert service.flush()["tasks_written"] == 1
+        found = sqlite_rows(service, "status, start_time")
+        assert found == [("cancelled", "2025-09-30T08:35:00.000000+00:00")]
+        assert service.post("task", row).status_code == 422

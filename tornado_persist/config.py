@@ -9,9 +9,11 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AllowInfNan,
@@ -21,6 +23,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -34,6 +37,7 @@ from pydantic_settings import (
 )
 
 from tornado_persist.errors import ConfigError
+from tornado_persist.records.models import KEY_PATTERN, MAX_STATUS, STATUSES
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import SinkSettings
 from tornado_persist.telemetry import redaction
@@ -93,6 +97,15 @@ Bytes: TypeAlias = Annotated[int, BeforeValidator(read_size)]
 Seconds: TypeAlias = Annotated[float, BeforeValidator(read_seconds), AllowInfNan(False)]
 
 
+def find_zone(name: str) -> tzinfo:
+    """A time zone by its IANA name. UTC needs no database, which small systems lack.
+
+    Raises:
+        KeyError, ValueError, OSError: there is none.
+    """
+    return UTC if name == "UTC" else ZoneInfo(name)
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -146,9 +159,39 @@ class Records(_Table):
     unknown_fields: Literal["ignore", "reject"] = Field(
         "ignore", description="fields that are not in the specification: drop them, or refuse the batch"
     )
+    statuses: tuple[Annotated[str, StringConstraints(max_length=MAX_STATUS, pattern=KEY_PATTERN)], ...] = Field(
+        STATUSES,
+        min_length=1,
+        description="what ``status`` may be: texts of 1 to 20 characters; these four are the specification's",
+    )
+    timezone: str = Field(
+        "UTC", min_length=1, description="the time zone of times without an offset, by its IANA name: ``Asia/Shanghai``"
+    )
     require_session: bool = Field(
         False, description="refuse tasks whose session was neither accepted before nor is in the sink"
     )
+
+    @field_validator("statuses")
+    @classmethod
+    def _each_once(cls, statuses: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({status for status in statuses if statuses.count(status) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is there twice")
+        return statuses
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            find_zone(name)
+        except (OSError, ValueError, KeyError):  # a directory, a path out of the database, no such file
+            raise ValueError(f"no time zone is called {name!r} here; names are as in Europe/Berlin") from None
+        return name
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone of times without an offset."""
+        return find_zone(self.timezone)
 
 
 class Log(_Table):

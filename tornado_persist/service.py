@@ -182,7 +182,12 @@ class Service:
             capacity=settings.buffer.capacity,
         )
         self._ingest = Ingest(
-            Parser(max_batch=settings.server.max_batch, unknown_fields=settings.records.unknown_fields),
+            Parser(
+                max_batch=settings.server.max_batch,
+                unknown_fields=settings.records.unknown_fields,
+                statuses=settings.records.statuses,
+                timezone=settings.records.zone,
+            ),
             self._journal,
             self._backlog,
             self._buffer,
@@ -212,6 +217,7 @@ class Service:
             flush_timeout=settings.buffer.flush_timeout,
             max_batch=settings.server.max_batch,
             unknown_fields=settings.records.unknown_fields,
+            statuses=settings.records.statuses,
         )
         server = make_server(self._api)
         server.add_sockets(sockets)

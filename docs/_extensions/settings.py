@@ -102,6 +102,8 @@ def _kind(field: FieldInfo) -> str:
         return ", ".join(f"``{json.dumps(choice)}``" for choice in get_args(field.annotation))
     if field.annotation is SecretStr:
         return "URL, never shown with its password"
+    if get_origin(field.annotation) is tuple:
+        return "list of texts"
     kind = _TYPES[getattr(field.annotation, "__name__", "")]
     units = {
         config.read_size: "size in bytes, or with a unit",
@@ -128,7 +130,7 @@ def _limit(limit: Any) -> str:
 def _default(value: Any) -> str:
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    return json.dumps(value if isinstance(value, bool | int | float) else str(value))
+    return json.dumps(value if isinstance(value, bool | int | float | tuple) else str(value))
 
 
 class SettingsDirective(SphinxDirective):

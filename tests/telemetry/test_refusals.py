@@ -15,6 +15,8 @@ from tornado_persist.telemetry.refusals import (
     FAULTS,
     LINES_A_SECOND,
     LONGEST,
+    TELL_EVERY,
+    DroppedFields,
     Quota,
     Refusal,
     Refusals,
@@ -118,3 +120,20 @@ def test_what_a_client_writes_is_cut_and_printable(lines: list[Any]) -> None:
     Refusals().add(refusal(user_agent=long, path=long, msg=long, loc=("tasks", 0, long)))
     assert len(str(lines)) < 6 * LONGEST
     assert "\\n" not in str(lines)
+
+
+def test_dropped_fields_are_told_once_a_minute_for_each_kind() -> None:
+    now = 0.0
+    dropped = DroppedFields(clock=lambda: now)
+    with capture_logs() as told:
+        dropped.add("task", 2, ["cost"])
+        dropped.add("task", 3, ["result"])
+        dropped.add("session", 1, ["owner"])
+        now = TELL_EVERY
+        dropped.add("task", 4, ["result"])
+    assert [(line["kind"], line["fields"], line["rows"]) for line in told] == [
+        ("task", ["cost"], 2),
+        ("session", ["owner"], 1),
+        ("task", ["result"], 7),
+    ]
+    assert dropped.rows == {"session": 1, "task": 9}

@@ -471,3 +471,17 @@ async def test_a_page_with_a_slash_leads_to_the_one_without(fetch: Fetch, page: 
     response = await fetch("GET", f"/{page}/")
     assert response.code == 200
     assert response.effective_url.endswith(f"/{page}")
+
+
+@pytest.mark.gen_test
+async def test_dropped_fields_are_named_in_the_answer_and_counted(fetch: Fetch) -> None:
+    before = (await fetch("GET", "/metrics")).body.decode()
+    assert 'persistd_unknown_fields_total{kind="task"} 0.0' in before
+    for _ in range(2):
+        response = await fetch(
+            "POST", f"{PREFIX}/tasks/batch", body("task", task("a", result=1), task("b", cost=2), task("c"))
+        )
+        assert json.loads(response.body)["ignored"] == ["cost", "result"]
+    assert 'persistd_unknown_fields_total{kind="task"} 4.0' in (await fetch("GET", "/metrics")).body.decode()
+    plain = json.loads((await fetch("POST", f"{PREFIX}/tasks/batch", body("task", task("a")))).body)
+    assert "ignored" not in plain

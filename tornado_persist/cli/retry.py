@@ -235,7 +235,7 @@ def _from_file(settings: Settings, path: Path, everything: list[Entry]) -> list[
         InputError: the file, or a row in it, is not as it should be.
     """
     entries = {entry.sha256: entry for entry in everything}
-    parser = Parser(unknown_fields=settings.records.unknown_fields)
+    parser = Parser(unknown_fields=settings.records.unknown_fields, statuses=settings.records.statuses)
     rows: list[_Again] = []
     settled = 0
     try:

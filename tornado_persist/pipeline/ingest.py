@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -29,6 +29,8 @@ class Accepted:
 
     count: int
     at: str
+    ignored: Sequence[str] = ()  #: names of fields that were dropped, see :class:`Parsed`
+    ignored_rows: int = 0  #: rows that had such fields
 
 
 class Ingest:
@@ -93,7 +95,7 @@ class Ingest:
             seq = await self._journal.append(kind, now, len(rows), parsed.body)
             self._backlog.admit(seq, kind, rows, at, HEADER_SIZE + len(parsed.body))
             self._added()
-        return Accepted(len(rows), at)
+        return Accepted(len(rows), at, parsed.ignored, parsed.ignored_rows)
 
     async def _require_sessions(self, kind: Kind, rows: list[Row], find_sessions: FindSessions) -> None:
         wanted = {row["session_id"] for row in rows}

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from tornado_persist.records.models import KINDS, Kind
-from tornado_persist.telemetry.refusals import Refusals
+from tornado_persist.telemetry.refusals import DroppedFields, Refusals
 
 # Otherwise every counter and histogram has a gauge with the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -222,6 +222,7 @@ class Metrics:
         self.flushes: deque[Flush] = deque(maxlen=KEPT)
         self.incidents = Incidents()
         self.refusals = Refusals(lambda message, at: self.incidents.add("refused", message, at))
+        self.dropped = DroppedFields()
         self._at_start = Totals()
         self._today: date | None = None
         self._today_count = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -162,3 +162,26 @@ def printable(text: str) -> str:
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:LONGEST]
     )
     return shown + "…" if len(text) > LONGEST else shown
+
+
+#: Seconds between two lines that name the dropped fields of a kind.
+TELL_EVERY = 60.0
+
+
+class DroppedFields:
+    """Counts rows of accepted batches that had fields which were dropped, since the process started."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock``: seconds that never go back."""
+        self._clock = clock
+        self.rows: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self._told: dict[Kind, tuple[float, int]] = {}
+
+    def add(self, kind: Kind, rows: int, names: Sequence[str]) -> None:
+        """Count the rows of one batch; once a minute the log names the fields."""
+        self.rows[kind] += rows
+        at, before = self._told.get(kind, (-TELL_EVERY, 0))
+        now = self._clock()
+        if now - at >= TELL_EVERY:
+            self._told[kind] = now, self.rows[kind]
+            logger.info("fields dropped", kind=kind, fields=list(names), rows=self.rows[kind] - before)

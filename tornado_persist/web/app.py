@@ -15,6 +15,7 @@ from tornado.web import Application, RequestHandler
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.records.models import STATUSES
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
 from tornado_persist.web import handlers, history, openapi, pages, prometheus
@@ -68,10 +69,12 @@ class Api(Application):
         flush_timeout: float,
         max_batch: int = 1000,
         unknown_fields: Literal["ignore", "reject"] = "ignore",
+        statuses: tuple[str, ...] = STATUSES,
     ) -> None:
         """``flush_timeout``: seconds that ``POST /flush`` waits at most.
 
-        ``max_batch`` and ``unknown_fields``, which the parser of ``ingest`` applies, are for the description.
+        ``max_batch``, ``unknown_fields`` and ``statuses``, which the parser of ``ingest`` applies, are for the
+        description.
         """
         self.ingest = ingest
         self.flusher = flusher
@@ -84,6 +87,7 @@ class Api(Application):
         self.flush_timeout = flush_timeout
         self._max_batch = max_batch
         self._unknown_fields = unknown_fields
+        self._statuses = statuses
         #: The requests in progress, from their headers to the end of the answer.
         self.requests: set[Handler] = set()
         super().__init__(list(ROUTES), default_handler_class=NotFound)
@@ -95,7 +99,9 @@ class Api(Application):
     @property
     def limits(self) -> openapi.Limits:
         """The limits on requests now."""
-        return openapi.Limits(self._max_batch, self.max_body_bytes, self.flush_timeout, self._unknown_fields)
+        return openapi.Limits(
+            self._max_batch, self.max_body_bytes, self.flush_timeout, self._unknown_fields, self._statuses
+        )
 
     async def finish_requests(self, timeout: float) -> None:
         """Refuse new batches, and wait until all requests in progress are answered, ``timeout`` seconds at most."""

@@ -87,6 +87,9 @@ class BatchHandler(Handler):
             raise NotAccepting(self._problem)
         batch = await self.application.ingest.accept(self.kind, await self.body())
         accepted: schemas.Accepted = {"status": "accepted", "count": batch.count, "timestamp": batch.at}
+        if batch.ignored:
+            accepted["ignored"] = list(batch.ignored)
+            self.application.metrics.dropped.add(self.kind, batch.ignored_rows, batch.ignored)
         self.reply(accepted)
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> schemas.Rejected:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from tornado_persist import __version__
-from tornado_persist.records.models import DEFAULTS, KINDS, PLURALS, Kind, Session, Task
+from tornado_persist.records.models import DEFAULTS, KINDS, PLURALS, STATUSES, Kind, Session, Task
 from tornado_persist.web import schemas as answers
 from tornado_persist.web.base import GetHandler
 
@@ -88,6 +88,7 @@ class Limits:
     #: Seconds.
     flush_timeout: float
     unknown_fields: Literal["ignore", "reject"] = "ignore"
+    statuses: tuple[str, ...] = STATUSES
 
 
 class OpenAPI(GetHandler):
@@ -164,6 +165,7 @@ class _Schemas:
         class TasksBody(TypedDict):
             tasks: Annotated[list[Task], Field(max_length=limits.max_batch)]
 
+        self._statuses = limits.statuses
         self._closed = limits.unknown_fields == "reject"
         self._types: dict[str, TypeAdapter[Any]] = {
             "SessionsBody": TypeAdapter(SessionsBody),
@@ -188,6 +190,7 @@ class _Schemas:
             self._complete_request(found[name])
         for kind in KINDS:
             name = kind.capitalize()
+            found[name]["properties"]["status"]["enum"] = list(self._statuses)
             for field, default in DEFAULTS[kind].items():
                 found[name]["properties"][field]["description"] = f"{default} if a new row leaves it out."
             found[name]["examples"] = [_EXAMPLES[kind]]
@@ -307,6 +310,7 @@ def _watching(schemas: _Schemas) -> dict[str, Any]:
 def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
     plural, rejected = PLURALS[kind], schemas.ref(answers.Rejected)
     unknown = "refused" if limits.unknown_fields == "reject" else "ignored"
+    named = "" if unknown == "refused" else ", and named in the answer as `ignored`"
     described = _operation(
         f"{plural}Batch",
         f"Create or update {plural}",
@@ -326,7 +330,8 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
             retry=True,
         ),
         f"At most {limits.max_batch} rows in at most {limits.max_body_bytes} bytes, which may be compressed with gzip"
-        f" or deflate (`Content-Encoding`). Fields that are not listed are {unknown}. An empty batch is accepted.",
+        f" or deflate (`Content-Encoding`). Fields that are not listed are {unknown}{named}."
+        " An empty batch is accepted.",
     )
     content = {"schema": schemas.body(kind), "example": {plural: [_EXAMPLES[kind]]}}
     return {**described, "requestBody": {"required": True, "content": {"application/json": content}}}

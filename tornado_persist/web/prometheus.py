@@ -115,6 +115,8 @@ class Exporter:
         yield batches
         text = "Rows of refused batches whose rows could be counted."
         yield _by_kind("persistd_rows_refused", text, refusals.rows.__getitem__)
+        text = "Rows of accepted batches that had fields which were dropped."
+        yield _by_kind("persistd_unknown_fields", text, self._metrics.dropped.rows.__getitem__)
 
     def _of_the_journal(self, waiting: Waiting) -> Iterator[Metric]:
         records, age = waiting.journal_records, waiting.oldest_seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, NotRequired, TypeAlias
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
@@ -191,6 +191,14 @@ class Accepted(TypedDict):
     status: Literal["accepted"]
     count: Annotated[int, Field(ge=0, description="rows")]
     timestamp: Time
+    ignored: NotRequired[
+        Annotated[
+            list[Annotated[str, Field(max_length=64)]],
+            Field(
+                max_length=20, description="fields that are not in the specification and were dropped, if there are any"
+            ),
+        ]
+    ]
 
 
 @_closed
