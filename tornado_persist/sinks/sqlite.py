@@ -14,10 +14,10 @@ from msgspec.structs import astuple
 from pydantic import Field
 from sqlalchemy import JSON, URL, Connection, Engine, Table, event
 
-from tornado_persist.errors import SinkUnavailable
-from tornado_persist.records.models import Kind, Row
+from tornado_persist.records.models import Batch, Kind, Row
 from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSettings, SQLSink, make_engine, on_conflict, quoted
 from tornado_persist.sinks.tables import TABLES, dump_json
+from tornado_persist.sinks.walguard import WALGuard
 
 #: Primary result codes that depend on the row; triggers' RAISE is among the constraints.
 _ROWS = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH}
@@ -56,6 +56,10 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
     driver_error = sqlite3.Error
     no_key_error = "SQLITE_ERROR ON CONFLICT clause does not match"
 
+    def __init__(self, settings: SQLiteSettings, data_dir: Path) -> None:
+        super().__init__(settings, data_dir)
+        self._guard = WALGuard(self.path)
+
     @property
     def path(self) -> Path:
         """The database file."""
@@ -70,6 +74,7 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
 
     def _create_engine(self) -> Engine:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._guard.begin()
         engine = make_engine(
             URL.create("sqlite", database=str(self.path)),
             # Without isolation_level the driver begins no transactions by itself; see below.
@@ -97,7 +102,7 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         driver.execute("PRAGMA synchronous = FULL").close()
 
     def _check(self, connection: Connection) -> None:
-        self._identity = self._identify()
+        self._guard.opened()
 
     def _new_key(self, table: Table, old_name: str) -> str:
         # SQLite cannot change a primary key.
@@ -108,13 +113,17 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         )
 
     def _before_use(self, connection: Connection) -> None:
-        if self._identify() != self._identity:
-            raise SinkUnavailable(f"{self.path} was removed or replaced while it was open")
-
-    def _identify(self) -> tuple[int, int]:
         # SQLite would go on writing to a file that has lost its name, and all of it would vanish at the end.
-        status = self.path.stat()
-        return status.st_dev, status.st_ino
+        self._guard.look(_driver(connection))
+
+    def write(self, batch: Batch) -> None:
+        super().write(batch)
+        if self._connection is not None:
+            self._guard.renew(_driver(self._connection))
+
+    def close(self) -> None:
+        super().close()
+        self._guard.end()
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         columns = ", ".join(map(quoted, fields))

@@ -1,0 +1,176 @@
+"""Keeps an SQLite WAL from being replayed into a file that it does not belong to.
+
+SQLite takes any valid ``-wal`` beside a database for that database's own. After a crash the WAL holds committed rows.
+If the database is a restored backup by then, replaying the WAL makes a mixture of both, which is corrupt.
+
+So the header of the database gets a new number every minute in which rows are written (its ``application_id``), and the
+file ``-id`` beside it has the two numbers that the file may have: the one before and the new one, of which a checkpoint
+copies the second from the WAL. A backup has an older number. One of the last minute that was moved here, and not copied
+over the file, is told by its inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from tornado_persist.errors import SinkUnavailable
+from tornado_persist.files import fsync_directory, open_private, write_all
+
+#: Seconds from one number to the next.
+RENEW_EVERY = 60.0
+#: Where the header of a database has the number.
+_OFFSET, _SIZE = 68, 4
+
+Identity = list[int]
+
+
+class WALGuard:
+    """Of one database file. It may be used while the database is open, but begins before and ends after that."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Held until the database is closed: to close any descriptor of the file would give up SQLite's locks on it.
+        self._fd = -1
+        self._renewed_at = float("-inf")
+        self._numbers: set[int] = set()
+        self._database: Identity | None = None
+        self._open_wal: Identity | None = None
+
+    def begin(self) -> None:
+        """Before the database is opened.
+
+        Raises:
+            SinkUnavailable: the WAL beside it is another file's. It was moved aside; next time it opens.
+        """
+        path = self._path = self._path.resolve()  # the files beside it are beside what a link leads to
+        self._wal, self._shm, self._note = (path.with_name(path.name + end) for end in ("-wal", "-shm", "-id"))
+        with contextlib.suppress(FileNotFoundError):
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        if self._fd < 0 or not _identify(self._wal) or self._wal.stat().st_size == 0:
+            return
+        note = self._read_note()
+        moved = note.get("database") != _identify(self._path) and note.get("wal") == _identify(self._wal)
+        if note and (moved or self._number() not in note["numbers"]):
+            aside = self._set_aside()
+            self.end()
+            raise SinkUnavailable(
+                f"{self._path} is not the file that {self._wal.name} belongs to, a restored backup perhaps; the WAL was"
+                f" moved to {aside.name}"
+            )
+
+    def opened(self) -> None:
+        """After the first transaction on the open database."""
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._database, self._open_wal = _identify(self._path), _identify(self._wal)
+
+    def look(self, connection: sqlite3.Connection) -> None:
+        """Before each use of the open database.
+
+        Raises:
+            SinkUnavailable: the file or its WAL was removed or replaced. It can be opened again.
+        """
+        if self._database is not None and _identify(self._path) != self._database:
+            self._set_aside()
+            raise SinkUnavailable(f"{self._path} was removed or replaced while it was open")
+        if self._overwritten():
+            self._set_aside()
+            self._detach()
+            raise SinkUnavailable(f"{self._path} was overwritten while it was open")
+        if self._open_wal and _identify(self._wal) != self._open_wal:
+            # SQLite still has it open: what it holds can go into the database.
+            connection.execute("PRAGMA wal_checkpoint(FULL)").close()
+            raise SinkUnavailable(f"{self._wal} was removed while it was open; what it held was saved")
+
+    def renew(self, connection: sqlite3.Connection) -> None:
+        """After a write: give the database a new number if the last one is old enough. Raises nothing."""
+        if not self._open_wal or time.monotonic() - self._renewed_at < RENEW_EVERY:
+            return
+        with contextlib.suppress(sqlite3.Error, OSError):
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
+            connection.execute("BEGIN IMMEDIATE").close()  # one process at a time
+            try:
+                (current,) = connection.execute("PRAGMA application_id").fetchone()
+                if current == self._number():  # else somebody reads, and the last one is in the WAL alone
+                    new = secrets.randbelow(2**31 - 1) + 1
+                    self._write_note({"numbers": [current, new], "database": self._database, "wal": self._open_wal})
+                    connection.execute(f"PRAGMA application_id = {new}").close()
+                    self._renewed_at, self._numbers = time.monotonic(), {current, new}
+                connection.execute("COMMIT").close()
+            except BaseException:
+                connection.execute("ROLLBACK").close()
+                raise
+
+    def end(self) -> None:
+        """After the database was closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._database, self._open_wal = -1, None, None
+        self._renewed_at, self._numbers = float("-inf"), set()
+
+    def _overwritten(self) -> bool:
+        if not self._open_wal or self._number() in self._numbers:
+            return False
+        self._numbers = set(self._read_note().get("numbers", ()))  # perhaps another process has renewed it
+        return bool(self._numbers) and self._number() not in self._numbers
+
+    def _number(self) -> int:
+        """What the file itself has, without the WAL."""
+        return int.from_bytes(os.pread(self._fd, _SIZE, _OFFSET), "big")
+
+    def _set_aside(self) -> Path:
+        """Rename the WAL, which SQLite would replay. What belongs to it is of no use without it."""
+        aside = self._wal.with_name(f"{self._wal.name}.{time.time_ns()}")
+        with contextlib.suppress(FileNotFoundError):
+            self._wal.rename(aside)
+        for useless in (self._shm, self._note):
+            useless.unlink(missing_ok=True)
+        fsync_directory(self._path.parent)
+        return aside
+
+    def _detach(self) -> None:
+        """Give the path a copy of the file: SQLite, on closing, writes the WAL into a file that still has its name."""
+        copy = self._path.with_name(f"{self._path.name}.copy")
+        fd = open_private(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            offset = 0
+            while data := os.pread(self._fd, 1 << 20, offset):
+                write_all(fd, [data])
+                offset += len(data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        copy.rename(self._path)
+
+    def _read_note(self) -> dict[str, Any]:
+        try:
+            note = json.loads(self._note.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return note if isinstance(note, dict) and isinstance(note.get("numbers"), list) else {}
+
+    def _write_note(self, note: dict[str, Any]) -> None:
+        new = self._note.with_name(f"{self._note.name}.new")
+        fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_all(fd, [json.dumps(note).encode()])
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        new.rename(self._note)
+        fsync_directory(self._path.parent)
+
+
+def _identify(path: Path) -> Identity | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_dev, status.st_ino]
