@@ -222,7 +222,7 @@ def test_seven_bad_rows_of_five_thousand_are_put_aside_and_all_others_stored(pla
             assert "rule" in entry["message"]
             assert datetime.fromisoformat(entry["at"]).tzinfo is not None
         stored = place.read()["task"]
-        assert stored.keys() == {"first", *(f"{number:04}" for number in range(ROWS))} - set(wanted)
+        assert {id for _, id in stored} == {"first", *(f"{number:04}" for number in range(ROWS))} - set(wanted)
         if not isinstance(place, SQLite):
             assert 7 <= refused <= most_refused(7, ROWS) + 5, "five rollbacks may be the pings'"
         assert [line["rows"] for line in service.log("rows rejected")] == [7]
@@ -300,7 +300,7 @@ def test_a_crash_while_rows_are_put_aside_leaves_each_there_once(
             service.start()
             assert service.http.post("/api/v1/persistence/flush").status_code == 200
             assert Counter(keys(put_aside(service))) == Counter(wanted)
-            assert place.read()["task"].keys() == good
+            assert {id for _, id in place.read()["task"]} == good
             assert_settled(service, accepted=100 * (round + 1), rejected=3 * (round + 1))
             if round >= rounds - 1 and service.log(CUT):
                 break
@@ -379,7 +379,7 @@ def test_connections_that_end_during_the_search_for_bad_rows_change_nothing_of_i
         wait_until(lambda: service.http.post("/api/v1/persistence/flush").status_code == 200, "the flush")
         assert ended > 0
         assert keys(put_aside(service)) == wanted
-        assert place.read()["task"].keys() == {f"{number:04}" for number in range(ROWS)} - set(wanted)
+        assert {id for _, id in place.read()["task"]} == {f"{number:04}" for number in range(ROWS)} - set(wanted)
         assert_settled(service, accepted=ROWS, rejected=7)
         assert_no_bug(service)
 
@@ -439,8 +439,12 @@ async def test_an_outage_with_rows_at_hand_that_would_be_refused_puts_none_of_th
         await it.add(*(f"{number}" for number in range(1000)))
         for _ in range(20):
             assert (await it.flusher.flush_once()).error is not None
-        assert (it.pending(), it.stored()) == (1000, [])
+        # After a failure few rows are tried, and what comes before the row in question goes through.
+        assert it.pending() == 1000 - len(it.stored())
+        assert int(max(it.stored(), key=int)) < 17
         assert sink.calls.count("refused") == 20, "one try each: an outage is not bisected"
         assert not (tmp_path / "rejected.jsonl").exists()
         sink.bad.clear()
-        assert (await it.flusher.flush_once()).tasks == 1000
+        while it.pending():
+            assert (await it.flusher.flush_once()).error is None
+        assert sorted(it.stored(), key=int) == [f"{number}" for number in range(1000)]

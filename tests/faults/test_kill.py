@@ -194,7 +194,7 @@ def test_a_refused_row_is_put_aside_once_whenever_the_process_is_killed(
     def stored_or_refused(data_dir: Path) -> Stored:
         everything = at.read(data_dir)
         for row in refused(data_dir):
-            assert everything["task"].setdefault(row["task_id"], row) is row, "it is stored, or was refused before"
+            assert everything["task"].setdefault(key_of("task", row), row) is row, "it is stored, or was refused before"
         return everything
 
     def after_a_refusal() -> None:

@@ -436,18 +436,19 @@ def test_a_deadlock_is_tried_again_at_once(server: Server, url: str, tmp_path: P
         service.post("task", *(task(key) for key in keys))
         service.flush()
         for round in range(1, 4):
+            change = f"UPDATE translation_tasks SET context = 'theirs {round}' WHERE session_id = 's1' AND"
             with closing(connect_other(server, url)) as other, closing(other.cursor()) as cursor:
-                cursor.execute(f"UPDATE translation_tasks SET context = 'theirs {round}' WHERE task_id > '000'")
+                cursor.execute(f"{change} task_id > '000'")
                 service.post("task", task(keys[0], retry_count=round), task(keys[-1], retry_count=round))
                 flush = pool.submit(service.flush)
                 # It has the first row, and waits for the last one; now the other one waits for the first.
                 wait_until(lambda: waits_for_a_lock(server, url), "the service to wait for a lock")
-                cursor.execute(f"UPDATE translation_tasks SET context = 'theirs {round}' WHERE task_id = '000'")
+                cursor.execute(f"{change} task_id = '000'")
                 other.commit()
             assert flush.result()["tasks_written"] == 2
             stored = read(server, url)["task"]
-            assert {stored["s", key]["retry_count"] for key in (keys[0], keys[-1])} == {round}
-            assert {stored["s", key]["context"] for key in keys} == {f"theirs {round}"}
+            assert {stored["s1", key]["retry_count"] for key in (keys[0], keys[-1])} == {round}
+            assert {stored["s1", key]["context"] for key in keys} == {f"theirs {round}"}
         assert service.log("flush failed") == []
         assert_calm_log(service, outages=0)
     if isinstance(server, Postgres):
