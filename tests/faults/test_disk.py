@@ -195,6 +195,22 @@ def test_a_full_journal_refuses_until_the_database_is_back(tmp_path: Path, datab
         assert service.wait_for_log("journal has room again")
 
 
+def test_a_full_journal_starts_a_flush(tmp_path: Path) -> None:
+    limits = "[journal]\nsegment_bytes = 100_000\nmax_bytes = 300_000\n"
+    with Persistd(tmp_path, f"[buffer]\ncapacity = 100_000\nflush_interval = 3600\n{limits}") as service:
+        rows = [task(f"t{n}", source_text="x" * 5000) for n in range(200)]
+        sent = 0
+        while sent < len(rows):
+            if service.post("task", rows[sent]).status_code == 200:
+                sent += 1
+            else:
+                wait_until(lambda: service.http.get("/health/ready").status_code == 200, "room in the journal")
+        assert service.wait_for_log("journal is full")
+        assert service.stats()["accounting"]["accepted"] == len(rows)
+        service.flush()
+        assert service.stats()["accounting"]["written"] == len(rows)
+
+
 def test_a_batch_whose_sync_fails_is_refused_and_never_appears(tmp_path: Path) -> None:
     # Only the journal calls fdatasync here. The 5th call fails and so does the 9th.
     failing = [str(require("strace")), "-D", "-f", "-o", str(tmp_path / "trace"), "-e", "trace=fdatasync"]

@@ -60,6 +60,10 @@ class Backlog:
         """Whether accepted batches wait in the journal alone."""
         return self.merged_through < self.accepted_through
 
+    def needs_room(self, flushed_through: int) -> bool:
+        """Whether the journal takes no more, and holds batches past ``flushed_through``."""
+        return bool(self._journal.problem) and self.accepted_through > flushed_through
+
     def pending(self, kind: Kind) -> int:
         """Accepted rows that are neither in the sink nor refused: those in memory, and those in the journal alone."""
         outside = self._metrics.totals.accepted[kind] - self.merged_rows[kind]

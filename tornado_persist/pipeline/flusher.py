@@ -109,7 +109,10 @@ class Flusher:
         return max(0.0, self._retry.when() - asyncio.get_running_loop().time())
 
     def poke(self) -> None:
-        """Rows were accepted: start a flush if they reach the capacity. While the sink fails only the backoff tries."""
+        """Rows were accepted, or refused: start a flush if they reach the capacity, or the journal is full.
+
+        While the sink fails only the backoff tries.
+        """
         if self._due() and self._retry is None and not self._ending:
             self._start()
 
@@ -128,9 +131,10 @@ class Flusher:
             self._set_retry(0.0)
 
     def _due(self) -> bool:
-        if self._backlog.left_out() or self._backlog.read_back_through > self.flushed_through:
+        backlog = self._backlog
+        if backlog.left_out() or backlog.read_back_through > self.flushed_through:
             return True
-        return self._buffer.waiting() >= self.capacity
+        return self._buffer.waiting() >= self.capacity or backlog.needs_room(self.flushed_through)
 
     def _tick(self) -> None:
         self.next_flush = _now() + self._interval

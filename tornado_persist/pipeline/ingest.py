@@ -92,7 +92,11 @@ class Ingest:
         at = stamp(now)
         if rows:
             # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
-            seq = await self._journal.append(kind, now, len(rows), parsed.body)
+            try:
+                seq = await self._journal.append(kind, now, len(rows), parsed.body)
+            except NotAccepting:
+                self._added()  # it may be full: a flush makes room
+                raise
             self._backlog.admit(seq, kind, rows, at, HEADER_SIZE + len(parsed.body))
             self._added()
         return Accepted(len(rows), at, parsed.ignored, parsed.ignored_rows)
