@@ -11,7 +11,7 @@ from zlib import crc32
 
 import pytest
 
-from tests.process import COMMAND, PATIENCE, Persistd, environment
+from tests.process import COMMAND, PATIENCE, Persistd, environment, wait_until
 from tests.rows import body, task
 from tests.sinks.readers import read_sqlite
 from tornado_persist.journal import Checkpoint
@@ -234,3 +234,30 @@ def test_a_directory_without_write_permission_refuses_the_start(
         directory.chmod(0o700)
     assert ("data_dir" if code == 2 else "journal") in line
     assert "permission" in line.lower()
+
+
+def test_journal_files_removed_under_the_service_are_noticed_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    with Persistd(tmp_path, CONFIG) as service:
+        acknowledged = [f"t{number:02}" for number in range(12)]
+        for key in acknowledged:
+            assert service.post("task", task(key, source_text="x" * 500)).status_code == 200
+        directory = service.data_dir / "journal"
+        wait_until(lambda: str(segments(service.data_dir)[0]) in open_files(service), "the first segment to be held")
+        shutil.rmtree(directory)
+        refused = service.post("task", task("refused"))
+        assert refused.status_code == 503
+        assert "were removed" in refused.json()["detail"]
+        health = service.http.get("/health")
+        assert health.status_code == 503
+        assert "were removed" in health.text
+        directory.mkdir()
+        wait_until(lambda: service.http.get("/health/ready").status_code == 200, "readiness")
+        assert service.post("task", task("later")).status_code == 200
+        assert ("error", "journal files removed") in said(service)
+        service.kill()
+        service.start()
+        assert stored(service) == [*acknowledged, "later"]
+
+
+def open_files(service: Persistd) -> list[str]:
+    return [str(entry.readlink()) for entry in Path(f"/proc/{service.process.pid}/fd").iterdir()]

@@ -8,12 +8,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.journal.tools import Disk, Driver, Events, wait_until
 from tornado_persist.journal import HEADER_SIZE, Checkpoint, writer
+from tornado_persist.journal.segment import Segment
 
 FULL = "The journal cannot be written: No space left on device"
 BROKEN = "The journal cannot be written: Input/output error"
@@ -409,3 +411,94 @@ def test_at_a_real_limit_of_the_file_size_it_refuses_and_goes_on_when_that_is_li
     assert 0 < result["at_the_limit"] < result["acknowledged"]
     with Driver(tmp_path) as driver:
         assert [int(record.body[:8]) for record in driver.read(max_bytes=1 << 20)] == result["numbers"]
+
+
+def remove_segments(driver: Driver) -> None:
+    for path in driver.segments():
+        path.unlink()
+
+
+def replace_directory(driver: Driver) -> None:
+    driver.directory.rename(driver.directory.with_name("elsewhere"))
+    driver.directory.mkdir()
+
+
+@contextlib.contextmanager
+def unwatched(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Else it may be mended before the next batch comes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.journal._writer, "_look_after_files", lambda: None)
+        driver.append(b"")  # a look that was at work is over
+        yield
+
+
+@pytest.mark.parametrize("remove", [remove_segments, replace_directory])
+def test_files_that_somebody_removes_are_noticed_before_the_next_answer_and_written_anew(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch, remove: Callable[[Driver], None]
+) -> None:
+    bodies = [b"%d" % n * 100 for n in range(9)]
+    with Driver(tmp_path / "one", segment_bytes=300) as driver:
+        driver.append(*bodies)
+        assert driver.journal.release(2, {"totals": 1})
+        assert len(driver.segments()) > 2
+        wait_until(lambda: all(segment._fd >= 0 or segment._spare >= 0 for segment in driver.journal._state.segments))
+        with unwatched(driver, monkeypatch):
+            remove(driver)
+            assert "were removed" in driver.refused(b"refused")[0]
+        wait_until(lambda: driver.journal.problem == "")
+        driver.append(b"later")
+        assert driver.bodies() == [*bodies[2:], b"", b"later"]
+        assert after_a_crash(driver, tmp_path / "copy", events) == [*bodies[2:], b"", b"later"]
+        with Driver(tmp_path / "copy") as again:
+            assert again.checkpoint == Checkpoint(2, {"totals": 1})
+    assert events.one("journal files removed")["directory"] == str(driver.directory)
+    assert events.one("journal files written anew")["log_level"] == "info"
+
+
+def test_batches_are_refused_until_a_removed_directory_is_there_again(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Driver(tmp_path / "one") as driver:
+        driver.append(b"a", b"b")
+        with unwatched(driver, monkeypatch):
+            elsewhere = driver.directory.rename(tmp_path / "elsewhere")
+            assert driver.refused(b"c") == [f"The journal's files in {driver.directory} were removed"]
+        wait_until(lambda: "cannot be written anew: No such file or directory" in driver.journal.problem)
+        assert "cannot be written anew" in driver.refused(b"d")[0]
+        elsewhere.rename(driver.directory)
+        wait_until(lambda: driver.journal.problem == "")
+        driver.append(b"e")
+        assert after_a_crash(driver, tmp_path / "copy", events) == [b"a", b"b", b"", b"e"]
+    events.one("journal files removed")
+
+
+def test_a_removed_file_is_noticed_although_nobody_sends_anything(tmp_path: Path, events: Events) -> None:
+    with Driver(tmp_path / "one") as driver:
+        driver.append(b"a")
+        driver.journal.release(0, {"totals": 1})
+        for path in [*driver.segments(), driver.directory / "cursor"]:
+            path.unlink()
+            wait_until(path.exists)
+            wait_until(lambda: driver.journal.problem == "")
+        assert after_a_crash(driver, tmp_path / "copy", events) == [b"a"]
+    assert len(events.take("journal files removed")) == 2
+
+
+def test_a_segment_of_which_nothing_is_left_is_said_to_be_lost(
+    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "HELD", 0)
+    with Driver(tmp_path / "one", segment_bytes=300) as driver:
+        driver.append(*[b"%d" % n * 100 for n in range(6)])
+        driver.journal.close(5)
+    monkeypatch.setattr(writer, "HELD", 100)
+    monkeypatch.setattr(Segment, "hold", lambda self: None)
+    with Driver(tmp_path / "one", segment_bytes=300) as driver:
+        first, *others = driver.segments()
+        first.unlink()
+        wait_until(lambda: any(line["event"] == "journal records lost" for line in events.captured))
+        wait_until(lambda: driver.journal.problem == "")
+        assert len(driver.bodies()) == 6 - 2
+        assert driver.segments() == others
+    events.one("journal files removed")
+    assert (events.one("journal records lost")["first"], driver.journal.released) == (1, 2)

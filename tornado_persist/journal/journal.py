@@ -71,7 +71,7 @@ class Journal:
             StartError: the directory cannot be used.
         """
         began = time.monotonic()
-        checkpoint = self._recovery.run()
+        checkpoint = self._writer.checkpoint = self._recovery.run()
         self._writer.delete_released()
         logger.info(
             "journal opened",

@@ -47,6 +47,9 @@ class Segment:
         #: Damage in it could not be copied aside, so the file must not be deleted.
         self.keep_file = False
         self._fd = -1
+        # Open for reading as long as nothing else is, so that a file that somebody deletes can be written anew.
+        self._spare = -1
+        self._identity = (0, 0)
 
     @classmethod
     def create(cls, directory: Path, first: int) -> Segment:
@@ -54,7 +57,57 @@ class Segment:
         segment = cls(segment_path(directory, first), first)
         # A file of that name can only hold refused records: an acknowledged number is never given again.
         segment._fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_TRUNC, 0o666)
+        segment._identity = _identity(os.fstat(segment._fd))
         return segment
+
+    def hold(self) -> None:
+        """Keep the file open, if that is possible."""
+        if self._fd < 0 and self._spare < 0:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._identity = _identity(os.fstat(self._spare))
+
+    def in_place(self) -> bool:
+        """Whether the file is where it should be: not deleted, not replaced, its directory neither."""
+        try:
+            found = os.stat(self.path)  # noqa: PTH116 - in the way of every batch
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # writing to it will say more
+            return True
+        return (self._fd < 0 and self._spare < 0) or _identity(found) == self._identity
+
+    def cut_open(self) -> None:
+        """Durably remove what is past ``end`` from a file that has no name any more. Raises OSError."""
+        os.ftruncate(self._fd, self.end)
+        os.fsync(self._fd)
+        os.lseek(self._fd, self.end, os.SEEK_SET)
+        self.dirty = False
+
+    def write_anew(self) -> bool:
+        """Write a file that was deleted again, durably; False if it was not open. Raises OSError."""
+        source = self._fd if self._fd >= 0 else self._spare
+        if source < 0:
+            return False
+        aside = self.path.with_suffix(".new")
+        fd = os.open(aside, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            for offset in range(0, self.end, WINDOW):
+                write_all(fd, [read_at(source, offset, min(WINDOW, self.end - offset))])
+            os.fsync(fd)
+            aside.rename(self.path)
+            fsync_directory(self.path.parent)
+        except OSError:
+            os.close(fd)
+            raise
+        active = self._fd >= 0
+        self.close()
+        self.let_go()
+        self._fd, self._spare = (fd, -1) if active else (-1, fd)
+        self._identity = _identity(os.fstat(fd))
+        self.dirty, self.sync_failed = False, False
+        self.synced, self.synced_last = self.end, self.last
+        return True
 
     def write(self, buffers: list[bytes | memoryview]) -> None:
         """Append. Raises OSError; part of it may then be in the file."""
@@ -133,6 +186,7 @@ class Segment:
     def remove(self) -> None:
         """Delete the file. Raises OSError."""
         self.close()
+        self.let_go()
         self.path.unlink(missing_ok=True)
         if self.void_tail:  # it must be gone before the segment that makes it void
             fsync_directory(self.path.parent)
@@ -143,3 +197,14 @@ class Segment:
             with contextlib.suppress(OSError):  # everything that counts was synced before
                 os.close(self._fd)
             self._fd = -1
+
+    def let_go(self) -> None:
+        """Undo :meth:`hold`."""
+        if self._spare >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._spare)
+            self._spare = -1
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

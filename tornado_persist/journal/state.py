@@ -80,6 +80,15 @@ class State:
             if segment is not None and not segment.end:
                 self.segments.remove(segment)
 
+    def lose(self, segment: Segment) -> None:
+        """The records of this segment are gone."""
+        with self._lock:
+            self.segments.remove(segment)
+            self.bytes -= segment.end
+            if segment is self.active:
+                self.active = None
+        self.add_gap(segment.first, segment.last)
+
     def replace(self, old: Segment, new: Segment) -> None:
         """``new`` has a copy of the records of ``old`` that a failed sync may have lost; append to it from now on."""
         with self._lock:

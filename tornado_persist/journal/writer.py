@@ -9,6 +9,10 @@ holds of the group. If that fails too, it begins a new segment whose name makes 
 :meth:`Scanner.next`). Nobody is answered before one of the two has succeeded. The file that failed is not written to
 again.
 
+**Deleted files.** Before each answer the writer checks that the active segment is still the file of its name, and
+every second that all segments are. If not, it refuses batches, and writes the segments anew from the descriptors that
+are still open, as soon as there is a directory for them.
+
 **Releases** come through the same queue, so no other thread has to be kept off a segment while it is in use.
 """
 
@@ -42,6 +46,8 @@ Sync: TypeAlias = Literal["always", "interval", "off"]
 SYNC_EVERY = 0.5
 #: Seconds between two tries of what has failed.
 TRY_EVERY = 1.0
+#: Segments that are held open, the oldest ones, so that they can be written anew: the rows in memory are from these.
+HELD = 64
 #: Bytes of a group; more wait for the next one, so that the first are not delayed by the rest.
 GROUP_BYTES = 16 << 20
 #: Why a batch that comes too late is refused.
@@ -69,6 +75,10 @@ class Release(NamedTuple):
 
     checkpoint: Checkpoint
     done: Future[bool]
+
+
+class _Gone(OSError):
+    """Somebody has deleted or replaced a segment."""
 
 
 @dataclass(slots=True)
@@ -113,6 +123,11 @@ class Writer:
         self._synced_at = 0.0
         # A cursor that could not be written, and when to try again.
         self._unwritten: Checkpoint | None = None
+        # Since when files are missing, when to look for them next, and what to write into a new cursor.
+        self._gone_since: float | None = None
+        self._look_at = 0.0
+        #: What the cursor says.
+        self.checkpoint = Checkpoint(0)
         self._retry_at = 0.0
         # What this turn of the event loop has brought so far, and the turns before it.
         self._turn: list[Append] = []
@@ -210,6 +225,8 @@ class Writer:
     def _timeout(self) -> float:
         """Seconds until :meth:`_maintain` is due."""
         now = time.monotonic()
+        if self._gone_since is not None:
+            return min(max(0.0, self._look_at - now), TRY_EVERY)
         if self._failure is not None:
             return min(max(0.0, self._failure.try_at - now), TRY_EVERY)
         if self._unsynced() is not None:
@@ -260,8 +277,16 @@ class Writer:
             synced = self._sync == "always" or not segment.synced
             if synced:
                 self._make_durable(segment)
+            if not segment.in_place():
+                raise _Gone
             first = state.last + 1
             state.acknowledge(segment, size, [append.at for append in part], synced=synced)
+        except _Gone:
+            self._report_gone()
+            if segment is not None:
+                with contextlib.suppress(OSError):
+                    segment.cut_open()
+            self._refuse(part, self._fault)
         except Exception as exc:
             if not isinstance(exc, OSError):
                 logger.exception("a bug in the journal's writer")
@@ -327,6 +352,49 @@ class Writer:
                 self._fail(unsynced, [], exc)
         if self._unwritten is not None and now >= self._retry_at:
             self._release(self._unwritten)
+        if self._failure is None and now >= self._look_at:
+            self._look_at = now + TRY_EVERY
+            self._look_after_files()
+
+    # Deleted files.
+
+    def _look_after_files(self) -> None:
+        segments = self._state.segments[:HELD]
+        if self._state.active is not None and self._state.active not in segments:
+            segments.append(self._state.active)
+        for segment in segments:
+            segment.hold()
+        missing = [segment for segment in segments if segment.end and not segment.in_place()]
+        no_cursor = self._unwritten is None and self.checkpoint.state and not self._cursor.path.exists()
+        if (missing or no_cursor) and self._gone_since is None:
+            self._report_gone()
+        if self._gone_since is not None:
+            try:
+                self._write_anew(missing)
+            except OSError as exc:
+                self._fault = f"The journal's files were removed, and cannot be written anew: {reason(exc)}"
+
+    def _report_gone(self) -> None:
+        self._gone_since = time.monotonic()
+        self._look_at = 0.0
+        self._fault = f"The journal's files in {self._directory} were removed"
+        logger.error("journal files removed", directory=str(self._directory))
+
+    def _write_anew(self, missing: list[Segment]) -> None:
+        """Write missing segments again, and a cursor; batches are taken again after that. Raises OSError."""
+        assert self._gone_since is not None
+        self._directory.stat()
+        for segment in missing:
+            if not segment.write_anew():
+                logger.error("journal records lost", first=segment.first, last=segment.last)
+                self._state.lose(segment)
+        if self._state.active is not None and not self._state.active.in_place():
+            self._state.active.close()
+            self._state.retire()
+        self._cursor.write(self.checkpoint)
+        seconds = round(time.monotonic() - self._gone_since, 1)
+        self._gone_since, self._fault = None, ""
+        logger.info("journal files written anew", segments=len(missing), seconds=seconds)
 
     def _cut(self, failure: _Failure) -> None:
         """Cut the refused records off the file, and answer them."""
@@ -389,6 +457,7 @@ class Writer:
                     segment.cut()  # there is nothing past its end; but this syncs, whether it is open or not
             except OSError as exc:
                 logger.error("journal may not be on the disk", segment=segment.path.name, error=reason(exc))
+            segment.let_go()
             if segment.end:
                 segment.close()
             else:
@@ -413,6 +482,7 @@ class Writer:
             self._unwritten = checkpoint
             self._retry_at = time.monotonic() + TRY_EVERY
             return False
+        self.checkpoint = Checkpoint(seq, checkpoint.state)
         if self._unwritten is not None:
             self._unwritten = None
             logger.info("journal cursor can be written again")
@@ -425,6 +495,7 @@ class Writer:
         for segment in self._state.pop_released():
             try:
                 segment.close()
+                segment.let_go()
                 if segment.keep_file:
                     self._damaged.move(segment.path)
                 else:
