@@ -109,11 +109,7 @@ def test_a_damaged_record_is_set_aside_and_costs_itself_alone(tmp_path: Path, da
         assert saved.read_bytes() == damaged[:size]
         assert HEADER_SIZE + 500 < size < len(damaged) / 2
         (line,) = service.log("journal record damaged")
-        assert (line["segment"], line["bytes"], line["saved"]) == (
-            path.name,
-            size,
-            str(saved.relative_to(tmp_path)),
-        )
+        assert (line["segment"], line["bytes"], line["saved"]) == (path.name, size, str(saved))
         assert stored(service) == KEYS[:lost] + KEYS[lost + 1 :]
         goes_on(service)
         assert list((data_dir / "damaged").iterdir()) == [saved]
@@ -252,11 +248,11 @@ def test_journal_files_removed_under_the_service_are_noticed_and_nothing_acknowl
         assert "were removed" in health.text
         directory.mkdir()
         wait_until(lambda: service.http.get("/health/ready").status_code == 200, "readiness")
-        assert service.post("task", task("later")).status_code == 200
+        assert service.post("task", task("t99")).status_code == 200
         assert ("error", "journal files removed") in said(service)
         service.kill()
         service.start()
-        assert stored(service) == [*acknowledged, "later"]
+        assert stored(service) == [*acknowledged, "t99"]
 
 
 def open_files(service: Persistd) -> list[str]:
