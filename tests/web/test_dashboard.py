@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import resource
+import signal
 import sqlite3
 import threading
 import time
@@ -278,7 +280,7 @@ def test_refused_batches_are_shown_with_reason_and_client(tmp_path: Path, visit:
         refused = page.locator("#refused")
         for shown in ("batches 2, rows 4", "Tasks", "422 ", "status", "127.0.0.1", hostile["User-Agent"], "job-7"):
             expect(refused).to_contain_text(shown)
-        expect(page.locator("#headline")).to_have_text("Batches are refused")
+        expect(page.locator("#headline")).to_have_text("Batches were refused")
         expect(page.locator("#state")).to_have_attribute("data-level", "warning")
         expect(page.locator("#reason")).to_contain_text("127.0.0.1, <img")
         expect(page.locator("#answers")).to_contain_text("422 invalid")
@@ -352,12 +354,52 @@ def test_without_a_database_it_answers_at_once_and_says_so(tmp_path: Path, datab
             expect(page.locator("#sink")).to_contain_text("✓ Up")
 
 
-def test_a_service_that_is_gone_is_said_to_be(tmp_path: Path, visit: Open, complaints: list[str]) -> None:
+@pytest.mark.alone
+def test_a_database_that_hangs_is_told_like_one_that_is_dead(tmp_path: Path, database: Postgres, visit: Open) -> None:
+    config = f'sink = "postgres"\n[sinks.postgres]\nurl = "{database.fresh_database()}"\n[buffer]\nflush_interval = 0.5'
+    with Persistd(tmp_path, config) as service:
+        page = visit(service)
+        expect(page.locator("#headline")).to_have_text("All is well")
+        database.suspend()
+        try:
+            service.post("task", task())
+            expect(page.locator("#headline")).to_have_text("The database does not answer")
+            expect(page.locator("#reason")).to_contain_text("not answered")
+        finally:
+            database.resume()
+        expect(page.locator("#headline")).to_have_text("All is well")
+        page.close()
+
+
+def test_a_full_disk_is_told_and_its_end_too(tmp_path: Path, visit: Open) -> None:
+    limit = ("sh", "-c", 'ulimit -S -f 512; exec "$@"', "sh")  # fails a write as a full disk does
+    with Persistd(tmp_path, "[buffer]\nflush_interval = 600", prefix=limit) as service:
+        large = [task(f"t{index}", source_text="x" * 5000) for index in range(20)]
+        wait_until(lambda: service.post("task", *large).status_code == 503, "a full disk")
+        page = visit(service)
+        expect(page.locator("#headline")).to_have_text("No batch is accepted")
+        expect(page.locator("#state")).to_have_attribute("data-level", "bad")
+        expect(page.locator("#reason")).to_contain_text("The journal cannot be written: File too large")
+        expect(page.locator("#room")).to_contain_text(re.compile(r"Disk free\s*[\d.]+ [MGT]iB"))
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        expect(page.locator("#headline")).to_have_text("Batches were refused")
+        expect(page.locator("#refused")).to_contain_text("503 The journal cannot be written")
+        page.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_service_that_does_not_answer_is_said_to_be_gone(
+    tmp_path: Path, visit: Open, complaints: list[str], number: signal.Signals
+) -> None:
     with Persistd(tmp_path) as service:
         page = visit(service)
         expect(page.locator("#headline")).to_have_text("All is well")
-        service.kill()
+        service.send(number)
         expect(page.locator("#headline")).to_have_text("The service does not answer")
         expect(page.locator("#live")).to_contain_text("No answer since")
+        if number == signal.SIGSTOP:
+            service.send(signal.SIGCONT)
+            expect(page.locator("#headline")).to_have_text("All is well")
+            page.close()
     assert all("net::ERR_" in complaint for complaint in complaints)
     complaints.clear()
