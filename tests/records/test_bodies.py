@@ -104,6 +104,19 @@ def test_a_body_is_refused_by_name(kind: Kind, raw: bytes, loc: list[str | int],
         assert found["msg"].startswith(message)
 
 
+@pytest.mark.parametrize("depth", [*range(20, 60, 7), *range(900, 1010, 3), 100_000])
+def test_nesting_without_end_is_refused_and_no_bug(depth: int) -> None:
+    deep = "[" * depth + "1e999" + "]" * depth
+    bodies: list[tuple[Kind, bytes]] = [
+        ("task", raw_task("x", deep)),
+        ("session", raw_session("metadata", deep)),
+        ("session", raw_session("metadata", f'{{"a": {deep}}}')),
+    ]
+    for kind, raw in bodies:
+        with pytest.raises((InvalidBatch, NotJSON)):
+            DEFAULT.parse(kind, raw)
+
+
 def test_a_byte_order_mark_is_skipped() -> None:
     raw = body("task", task())
     parsed = DEFAULT.parse("task", b"\xef\xbb\xbf" + raw)

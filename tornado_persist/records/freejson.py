@@ -29,6 +29,8 @@ MAX_NUMBER = 4300  # characters; Python reads no longer integers
 _MAX_SUSPECTS = 100_000
 #: Bytes up to which an error is searched for by reading the JSON, to name the place within it.
 _SMALL = 65_536
+#: Levels up to which it is read for that.
+_READABLE = 2 * MAX_DEPTH
 #: Of NaN, or of halves of pairs, in one body; past it the body counts as no JSON.
 _MAX_MARKS = 20_000
 
@@ -90,7 +92,7 @@ def locate(text: bytes, depth: int | None = MAX_DEPTH) -> tuple[list[str | int],
     problem = find_problem(text, depth)
     if problem is None:
         return None
-    if len(text) <= _SMALL:
+    if len(text) <= _SMALL and not too_deep(text, _READABLE):
         value = json.loads(text, parse_int=_Digits, parse_float=_Digits)
         for loc, found in _walk(value, [], 1, depth):
             return loc, found

@@ -80,6 +80,8 @@ class Judge:
         except InvalidBatch as exc:
             exc.rows = count
             raise
+        except RecursionError:
+            raise NotJSON("The request body is nested too deep") from None
 
     def _judge(self, body: bytes, marked: bytes) -> Parsed:
         whole = self._object(marked)
