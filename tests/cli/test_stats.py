@@ -28,6 +28,7 @@ def test_stats_are_an_aligned_table_or_the_services_own_json(service: Persistd, 
     assert figures["tasks count"] == figures["accepted"] == figures["pending"] == "2"
     assert figures["capacity"] == "1,000"
     assert figures["in memory"] == "2 of 100,000"
+    assert re.fullmatch(r"\d+ B of 256\.0 MiB", figures["memory"])
     assert re.fullmatch(r"\d+ B of 8\.0 GiB", figures["bytes"])
     assert (figures["full in"], figures["rejected open rows"]) == ("never", "0")
     assert figures["last flush"] == "never"

@@ -67,7 +67,7 @@ def test_well(service: Persistd, command: Command) -> None:
     assert line(command, "batches") == "accepted; none was refused"
     assert re.fullmatch(rf"sqlite at {service.data_dir}/persist.db, up since .* ago\)", line(command, "sink"))
     assert re.fullmatch(r"2 rows, the oldest for [\d.]+ s", line(command, "waiting"))
-    assert line(command, "memory") == "2 of 100,000 rows"
+    assert re.fullmatch(r"2 of 100,000 rows, \d+ B of 256\.0 MiB", line(command, "memory"))
     assert re.fullmatch(r"\d+ B of 8\.0 GiB", line(command, "journal"))
     assert re.fullmatch(r"[\d.]+ .iB free", line(command, "disk"))
     assert line(command, "rejected") == "no row is open"

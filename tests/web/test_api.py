@@ -197,6 +197,8 @@ async def test_stats_has_every_documented_field_with_its_type(fetch: Fetch) -> N
         "total_count": 3,
         "in_memory": 3,
         "max_rows": 100_000,
+        "memory_bytes": waiting["journal"]["bytes"],
+        "memory_max_bytes": 1 << 28,
         "capacity": 1000,
         "usage_percent": 0.3,
     }

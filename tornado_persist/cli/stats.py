@@ -27,7 +27,7 @@ FLUSH_GRACE = 10.0
 #: Seconds that an answer to /stats may take.
 PATIENCE = 5.0
 #: Lines of the first of two columns on a screen, from which on the next section goes into the second.
-_HALF = 13
+_HALF = 14
 #: Characters of a text on such a screen.
 _TEXT = 14
 #: Labels on such a screen.
@@ -38,7 +38,7 @@ _SHORT = {
     "rejected_open_rows": "rejected, open",
 }
 #: Figures that are shown with their limit, which has no line of its own.
-_LIMITS = {"in_memory": "max_rows", "bytes": "max_bytes"}
+_LIMITS = {"in_memory": "max_rows", "memory_bytes": "memory_max_bytes", "bytes": "max_bytes"}
 
 
 def add(commands: Commands) -> None:

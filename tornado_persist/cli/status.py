@@ -71,7 +71,7 @@ def _lines(health: dict[str, Any]) -> list[str]:
         "batches": f"{'accepted' if health['accepting'] else 'refused now'}; {_refused(health['refused'])}",
         "sink": _sink(sink),
         "waiting": _waiting(waiting),
-        "memory": f"{waiting['in_memory']:,} of {waiting['max_rows']:,} rows",
+        "memory": _memory(waiting),
         "journal": _journal(waiting),
         "disk": "not known" if free is None else f"{output.size(free)} free",
         "rejected": _rejected(health["rejected_open_rows"]),
@@ -99,6 +99,11 @@ def _sink(sink: dict[str, Any]) -> str:
 def _waiting(waiting: dict[str, Any]) -> str:
     rows, oldest = output.count(waiting["rows"], "row"), output.duration(waiting["oldest_seconds"])
     return f"{rows}, the oldest for {oldest}" if waiting["rows"] else "no row"
+
+
+def _memory(waiting: dict[str, Any]) -> str:
+    used, most = output.size(waiting["memory_bytes"]), output.size(waiting["memory_max_bytes"])
+    return f"{waiting['in_memory']:,} of {waiting['max_rows']:,} rows, {used} of {most}"
 
 
 def _journal(waiting: dict[str, Any]) -> str:

@@ -152,6 +152,8 @@ class Stats(GetHandler):
                 "total_count": waits.rows,
                 "in_memory": waits.in_memory,
                 "max_rows": waits.max_rows,
+                "memory_bytes": waits.memory_bytes,
+                "memory_max_bytes": waits.memory_max_bytes,
                 "capacity": waits.capacity,
                 "usage_percent": round(100 * waits.rows / waits.capacity, 1),
             },

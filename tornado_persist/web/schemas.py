@@ -251,6 +251,8 @@ class BufferStats(TypedDict):
     total_count: Number
     in_memory: Annotated[int, Field(ge=0, description="rows; the others wait in the journal alone")]
     max_rows: Annotated[int, Field(ge=1, description="rows that may be in memory")]
+    memory_bytes: Annotated[int, Field(ge=0, description="of the records whose rows are in memory")]
+    memory_max_bytes: Annotated[int, Field(ge=1, description="bytes of records that may be in memory")]
     capacity: Annotated[int, Field(ge=1, description="rows at which a flush starts")]
     usage_percent: Annotated[float, Field(ge=0, description="of the capacity; over 100 while the sink is unavailable")]
 
