@@ -20,7 +20,7 @@ EVERY = 0.5
 
 
 class Checkpointer:
-    """Releases journal space for records that are done, and makes refused rows durable before that."""
+    """Releases journal space for records that are done, and makes rejected rows durable before that."""
 
     def __init__(self, journal: Journal, dead_letters: DeadLetters, checkpoint: Checkpoint) -> None:
         """``checkpoint``: what the journal's cursor says now."""

@@ -54,7 +54,7 @@ class RefusedRow:
 class DeadLetters:
     """``rejected.jsonl``: appended, fsynced, and cut back to what the journal's cursor knows before a replay.
 
-    The cut keeps a row from appearing twice over a crash: rows refused after the cursor was written are still in the
+    The cut keeps a row from appearing twice over a crash: rows rejected after the cursor was written are still in the
     journal, and will be refused again.
     """
 
@@ -104,7 +104,7 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class OpenRow:
-    """A refused row that was neither retried nor dropped: what it is, and why and when it was refused."""
+    """A rejected row that was neither retried nor dropped: what it is, and why and when it was rejected."""
 
     kind: str
     session_id: str
@@ -115,7 +115,7 @@ class OpenRow:
 
 
 class OpenRows:
-    """Refused rows that were neither retried nor dropped, counted from ``rejected.jsonl`` and the notes beside it.
+    """Rejected rows that were neither retried nor dropped, counted from ``rejected.jsonl`` and the notes beside it.
 
     ``persistd rejected`` notes in ``rejected.settled.jsonl`` what was done about a line, which it names by its SHA-256.
     Both files only grow, so each is read once, and then only what was added; from the start if one was replaced or cut.

@@ -316,7 +316,7 @@ class Flusher:
     # Its report.
 
     def _counts(self) -> tuple[int, int, int]:
-        """Sessions and tasks written, and rows refused, so far."""
+        """Sessions and tasks written, and rows rejected, so far."""
         totals = self._metrics.totals
         return totals.written["session"], totals.written["task"], sum(totals.rejected.values())
 

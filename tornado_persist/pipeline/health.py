@@ -97,7 +97,7 @@ class HealthSnapshot:
     waiting: Waiting
     sync: str  #: when the journal makes batches durable: ``always``, ``interval``, ``off``
     disk_free: int | None  #: bytes free on the disk of ``data_dir``; None if that is not known
-    open_rows: int | None  #: refused rows that were neither retried nor dropped; None if that is not known
+    open_rows: int | None  #: rejected rows that were neither retried nor dropped; None if that is not known
     first_open: tuple[OpenRow, ...]  #: the oldest of them, a few
     reloads: Reloads
 
@@ -242,7 +242,7 @@ class Health:
                 pass  # in steps, so that a shutdown need not wait for the end of a large file
         except OSError as exc:
             if self._open is not None:
-                logger.warning("refused rows cannot be counted", file=exc.filename, error=exc.strerror)
+                logger.warning("rejected rows cannot be counted", file=exc.filename, error=exc.strerror)
             self._open, self._first_open = None, ()
         else:
             self._open, self._first_open = len(self._open_rows), self._open_rows.first

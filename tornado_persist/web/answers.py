@@ -66,7 +66,7 @@ def rounded(seconds: float | None) -> float | None:
 
 
 def open_rows(snapshot: HealthSnapshot) -> schemas.OpenRows:
-    """How many refused rows are open, and the oldest of them."""
+    """How many rejected rows are open, and the oldest of them."""
     first = [cast(schemas.OpenRow, asdict(row)) for row in snapshot.first_open]
     return {"rows": snapshot.open_rows, "first": first}
 

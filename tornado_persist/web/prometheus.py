@@ -67,7 +67,7 @@ class Exporter:
         yield _gauge("persistd_flush_backoff_seconds", backoff, snapshot.retry_in)
         yield from self._of_the_journal(snapshot.waiting)
         yield _gauge(
-            "persistd_rejected_open_rows", "Refused rows neither retried nor dropped.", _known(snapshot.open_rows)
+            "persistd_rejected_open_rows", "Rejected rows neither retried nor dropped.", _known(snapshot.open_rows)
         )
         yield _gauge("persistd_disk_free_bytes", "Bytes free on the disk of data_dir.", _known(snapshot.disk_free))
         up = GaugeMetricFamily("persistd_sink_up", "1 while the sink answers, else 0.", labels=["sink"])

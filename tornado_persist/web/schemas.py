@@ -90,7 +90,7 @@ class OpenRow(TypedDict):
     session_id: str
     task_id: Annotated[str, Field(description="empty for a session")]
     code: str
-    message: Annotated[str, Field(description="why it was refused")]
+    message: Annotated[str, Field(description="why it was rejected")]
     at: str
 
 
@@ -104,7 +104,7 @@ class OpenRows(TypedDict):
 
 DiskFree = Annotated[int | None, Field(ge=0, description="bytes free on the disk of data_dir; null: not known")]
 OpenCount = Annotated[
-    int | None, Field(ge=0, description="refused rows that were neither retried nor dropped; null: not known")
+    int | None, Field(ge=0, description="rejected rows that were neither retried nor dropped; null: not known")
 ]
 Reason = Annotated[str, Field(description="why it is unhealthy, in a sentence or two; empty while it is healthy")]
 Condition: TypeAlias = Literal["healthy", "unhealthy"]
