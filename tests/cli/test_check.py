@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy
 
@@ -22,6 +23,7 @@ from tornado_persist.config import Settings
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.files import DataDir
 from tornado_persist.service import make_sink
+from tornado_persist.sinks.postgres import PostgresSink
 
 Look = Callable[..., list[Finding]]
 
@@ -261,3 +263,14 @@ def test_a_place_where_nothing_can_be_created_is_an_error(look: Look, tmp_path: 
     finding = found(look(sinks={"sqlite": {"path": f"{tmp_path}/file/x.db"}}), "sink")
     assert finding.level == "error"
     assert finding.text == f"sqlite: {tmp_path}/file/x.db cannot be created in {tmp_path}/file"
+
+
+def test_what_will_cost_a_row_some_day_is_a_warning(look: Look, postgres_url: str) -> None:
+    sink = PostgresSink(PostgresSink.Settings(url=postgres_url), Path())
+    sink.open()
+    sink.close()
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("ALTER TABLE translation_tasks ALTER column_name TYPE varchar(10)")
+    warning = found(look(sink="postgres", sinks={"postgres": {"url": postgres_url}}), "sink")
+    assert (warning.level, "column_name takes 10 characters" in warning.text) == ("warning", True)
+    assert "as wide" in warning.advice

@@ -611,3 +611,27 @@ def test_a_server_that_stops_fails_the_write_in_time(make: Callable[..., MySQLSi
     assert time.monotonic() - began < 5
     sink.open()
     sink.write(Batch([session("s")]))
+
+
+def test_what_will_cost_a_row_some_day_is_told(
+    make: Callable[..., MySQLSink], mariadb_server: MariaDB, mysql_url: str
+) -> None:
+    sink = make()
+    sink.open()
+    assert sink.cautions() == []
+    with (
+        mariadb_server.variable("max_allowed_packet", 1 << 20),
+        mariadb_server.variable("innodb_flush_log_at_trx_commit", 2),
+    ):
+        for change in ("ENGINE = MyISAM", "MODIFY context TEXT", "MODIFY sheet_name VARCHAR(100) NOT NULL"):
+            mariadb_server.admin(f"ALTER TABLE translation_tasks {change}", database_of(mysql_url))
+        again = make()
+        again.open()
+        problems = [caution.problem for caution in again.cautions()]
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "translation_tasks.sheet_name takes 100 characters for certain, and a row may have 255",
+        "translation_tasks.context takes 16,383 characters for certain, and a row may have 1,048,576",
+        "translation_tasks is a table of MyISAM, not InnoDB",
+        "max_allowed_packet is 1048576",
+        "innodb_flush_log_at_trx_commit is not 1",
+    ]

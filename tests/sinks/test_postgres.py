@@ -438,6 +438,42 @@ def test_a_column_widened_while_connected_takes_longer_values_at_once(sink: Post
     sink.write(Batch(tasks=[row]))
 
 
+def test_what_will_cost_a_row_some_day_is_told(
+    make: Callable[..., PostgresSink], sink: PostgresSink, owner: Run, postgres_url: str, postgres_server: Postgres
+) -> None:
+    assert sink.cautions() == []
+    owner(
+        "CREATE TYPE odd AS (a int); ALTER TABLE translation_tasks ADD theirs odd, ALTER column_name TYPE varchar(10),"
+        " ALTER context TYPE varchar(500), ALTER duration_ms TYPE int, ALTER retry_count TYPE smallint;"
+        " ALTER TABLE translation_tasks ADD CONSTRAINT fk FOREIGN KEY (session_id) REFERENCES translation_sessions"
+    )
+    problems = [caution.problem for caution in sink.cautions()]
+    assert problems == [
+        "translation_tasks.column_name takes 10 characters for certain, and a row may have 255",
+        "translation_tasks.context takes 500 characters for certain, and a row may have 1,048,576",
+        "translation_tasks.retry_count does not take integers of 32 bits",
+        "translation_tasks.duration_ms does not take integers of 64 bits",
+        "a foreign key from translation_tasks to translation_sessions rejects each task that arrives before its"
+        " session",
+    ]
+    owner("ALTER TABLE translation_tasks DROP CONSTRAINT fk, ALTER column_name TYPE text, ALTER context TYPE text")
+    owner("ALTER TABLE translation_tasks ALTER duration_ms TYPE bigint, ALTER retry_count TYPE int, SET UNLOGGED")
+    assert [caution.problem.partition(":")[0] for caution in sink.cautions()] == ["translation_tasks is UNLOGGED"]
+    owner("ALTER TABLE translation_tasks SET LOGGED")
+    owner(f"ALTER DATABASE \"{database_of(postgres_url)}\" SET synchronous_commit = 'local'")
+    postgres_server.admin("ALTER SYSTEM SET synchronous_standby_names = 'one'")
+    postgres_server.admin("SELECT pg_reload_conf()")
+    try:
+        again = make(create_tables=False)
+        again.open()
+        while not (found := again.cautions()):
+            time.sleep(0.01)
+        assert "standby" in found[0].problem
+    finally:
+        postgres_server.admin("ALTER SYSTEM RESET synchronous_standby_names")
+        postgres_server.admin("SELECT pg_reload_conf()")
+
+
 # Whose fault it is: a row's
 
 

@@ -233,6 +233,8 @@ def _sink(settings: Settings) -> Iterator[Finding]:
         yield Finding("sink", f"{settings.sink}: {sink.describe()}")
         if hasattr(sink.settings, "create_tables"):  # a plugin may have none
             yield Finding("tables", "there, and writable")
+        for caution in sink.cautions():
+            yield Finding("sink", caution.problem, "warning", caution.advice)
     except SinkError as exc:
         yield Finding("sink", f"{settings.sink}: unavailable: {exc}", "error", hint(settings.sink, exc))
     finally:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,13 @@ class SinkSettings(BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=SinkSettings)
+
+
+class Caution(NamedTuple):
+    """Something about the place that works now, and will cost a row some day."""
+
+    problem: str
+    advice: str
 
 
 class Sink(ABC, Generic[SettingsT]):
@@ -90,6 +97,14 @@ class Sink(ABC, Generic[SettingsT]):
     def address(self) -> str:
         """Where the rows go, as the settings say, without user and password; empty (the default): no place."""
         return ""
+
+    def cautions(self) -> list[Caution]:
+        """What an operator should think about, after ``open``; ``persistd check`` shows it. Nothing by default.
+
+        Raises:
+            SinkUnavailable: the place cannot be asked now.
+        """
+        return []
 
     def position(self) -> dict[str, Any] | None:
         """Where the next write goes, as JSON, or None (the default) for a sink whose writes are idempotent.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,7 +17,9 @@ from sqlalchemy import URL, Connection, Engine, event, text
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks import tls
+from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
+from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Ahead, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
@@ -178,6 +180,33 @@ class MySQLSink(SQLSink[MySQLSettings]):
                     f"{TABLES[kind].name}.{column} has the collation {collation}, which takes different keys for"
                     " the same; it must be a binary one"
                 )
+
+    def _cautions(self, connection: Connection) -> Iterator[Caution]:
+        for kind in KINDS:
+            engine = connection.execute(
+                text(
+                    "SELECT engine FROM information_schema.tables"
+                    " WHERE table_schema = DATABASE() AND table_name = :table"
+                ),
+                {"table": TABLES[kind].name},
+            ).scalar()
+            if engine != "InnoDB":
+                yield Caution(
+                    f"{TABLES[kind].name} is a table of {engine}, not InnoDB: a crash may leave half of a flush in it",
+                    f"ALTER TABLE {TABLES[kind].name} ENGINE = InnoDB",
+                )
+        if self._packet < LONGEST_TEXT + 1024:
+            yield Caution(
+                f"max_allowed_packet is {self._packet + 16}: a row is rejected if a text in it takes more bytes, and it"
+                f" may take {LONGEST_TEXT:,}",
+                "SET GLOBAL max_allowed_packet = 16777216, and the same in the server's configuration",
+            )
+        if connection.exec_driver_sql("SELECT @@GLOBAL.innodb_flush_log_at_trx_commit").scalar_one() != 1:
+            yield Caution(
+                "innodb_flush_log_at_trx_commit is not 1: a crash of the server's machine loses what it committed in"
+                " the last second",
+                "SET GLOBAL innodb_flush_log_at_trx_commit = 1, and the same in the server's configuration",
+            )
 
     def _has_key(self, connection: Connection, kind: Kind) -> bool:
         key = set(KEYS[kind])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import select
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -21,6 +21,7 @@ from sqlalchemy import URL, Connection, Engine, Table, event
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
+from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
@@ -252,6 +253,28 @@ class PostgresSink(SQLSink[PostgresSettings]):
     def _new_key(self, table: Table, old_name: str) -> str:
         key = ", ".join(KEYS["task"])
         return f"Run: ALTER TABLE {table.name} DROP CONSTRAINT {quoted(old_name)}, ADD PRIMARY KEY ({key})"
+
+    def _cautions(self, connection: Connection) -> Iterator[Caution]:
+        def ask(sql: str, *parameters: str) -> str:
+            return str((_driver(connection).execute(sql.encode(), parameters or None).fetchone() or [""])[0])
+
+        for kind in KINDS:
+            table = TABLES[kind].name
+            if ask("SELECT relpersistence FROM pg_class WHERE oid = %s::regclass", quoted(table)) == "u":
+                yield Caution(
+                    f"{table} is UNLOGGED: a crash of the server empties it", f"ALTER TABLE {table} SET LOGGED"
+                )
+        for name in ("fsync", "full_page_writes"):
+            if ask(f"SHOW {name}") == "off":
+                yield Caution(
+                    f"{name} is off: a crash of the server's machine loses what it committed, or the database",
+                    f"turn {name} on in postgresql.conf",
+                )
+        if ask("SHOW synchronous_standby_names") and ask("SHOW synchronous_commit") == "local":
+            yield Caution(
+                "synchronous_commit is local: a standby that takes over may lack what was committed",
+                "set it to on, for the service's role or for all",
+            )
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         with psycopg.RawCursor(_driver(connection)) as cursor:

@@ -33,7 +33,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Batch, Kind, Row
-from tornado_persist.sinks.base import Sink, SinkSettings
+from tornado_persist.sinks import cautions
+from tornado_persist.sinks.base import Caution, Sink, SinkSettings
 from tornado_persist.sinks.encoders import batched
 from tornado_persist.sinks.tables import METADATA, TABLES
 
@@ -170,6 +171,10 @@ class SQLSink(Sink[SQLSettingsT]):
     def _check(self, connection: Connection) -> None:
         """Look whether the place, tables included, can be written to correctly."""
 
+    def _cautions(self, connection: Connection) -> Iterator[Caution]:
+        """What only this server has to be warned of."""
+        yield from ()
+
     def _has_key(self, connection: Connection, kind: Kind) -> bool:
         """Whether the key column of a table is unique by itself, so that an upsert finds the row that is there."""
         table = quoted(TABLES[kind].name)
@@ -251,6 +256,12 @@ class SQLSink(Sink[SQLSettingsT]):
                     # by missing rights, by a server that is read-only.
                     connection.execute(update(table).values(updated_at=table.c.updated_at).where(false()))
                 self._check_keys(connection, *KINDS)
+
+    def cautions(self) -> list[Caution]:
+        with self._faults():
+            connection = self._connected()
+            with self._transaction(connection, commit=False):
+                return [*cautions.of_tables(connection), *self._cautions(connection)]
 
     def close(self) -> None:
         connection, engine = self._connection, self._engine
