@@ -13,6 +13,7 @@ import pytest
 import tornado_persist
 from tests import test_architecture
 from tests.rig import rig
+from tornado_persist import listening
 from tornado_persist.web import app, handlers
 from tornado_persist.web.base import Handler
 
@@ -53,8 +54,9 @@ async def test_the_endpoint_of_the_page_answers(monkeypatch: pytest.MonkeyPatch,
     async with rig(tmp_path) as parts:
         api = app.Api(parts.ingest, parts.flusher, parts.health, parts.metrics, max_body_bytes=65536, flush_timeout=0.5)
         server = app.make_server(api)
-        server.listen(0, "127.0.0.1")
-        port = next(iter(server._sockets.values())).getsockname()[1]
+        sockets = listening.listen("127.0.0.1", 0)
+        server.add_sockets(sockets)
+        port = sockets[0].getsockname()[1]
         try:
             answer = await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{port}/version")
             refused = await asyncio.to_thread(httpx.post, f"http://127.0.0.1:{port}/version")

@@ -123,6 +123,17 @@ class Server(_Table):
     max_body_bytes: Bytes = Field(
         10_485_760, ge=1024, description="bytes of a request body at most, also once decompressed"
     )
+    max_inflight_bytes: Bytes = Field(
+        134_217_728, ge=1024, description="bytes of all request bodies at one time; past it batches get 503"
+    )
+    max_connections: int = Field(
+        1000, ge=1, description="open connections; further ones wait. Also bound by the system's limit of open files"
+    )
+    header_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a request's head may take to arrive")
+    body_timeout: Seconds = Field(60.0, gt=0, le=3600, description="seconds that a request's body may take to arrive")
+    idle_timeout: Seconds = Field(
+        120.0, gt=0, le=86_400, description="seconds after which a connection without a request is closed"
+    )
     shutdown_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a stop may take to flush")
 
 

@@ -215,11 +215,18 @@ class Service:
             self._metrics,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
+            body_timeout=settings.server.body_timeout,
+            max_inflight_bytes=settings.server.max_inflight_bytes,
             max_batch=settings.server.max_batch,
             unknown_fields=settings.records.unknown_fields,
             statuses=settings.records.statuses,
         )
-        server = make_server(self._api)
+        server = make_server(
+            self._api,
+            max_connections=settings.server.max_connections,
+            header_timeout=settings.server.header_timeout,
+            idle_timeout=settings.server.idle_timeout,
+        )
         server.add_sockets(sockets)
         _tune_interpreter()
         return server

@@ -19,9 +19,9 @@ from tornado.httpserver import HTTPServer
 from tests.rig import Rig, answers, wait_until
 from tests.rows import body, task
 from tests.web.conftest import LIMIT, Connect
-from tornado_persist.web import app as app_module
 from tornado_persist.web.app import PREFIX, Api
 from tornado_persist.web.base import Handler
+from tornado_persist.web.server import MAX_HEADER_BYTES
 
 pytestmark = pytest.mark.gen_test
 
@@ -83,7 +83,7 @@ async def test_requests_sent_ahead_are_answered_in_order_however_they_are_cut(
     assert [status for status, _ in received] == [status for _, status in MIXED]
     assert [content["count"] for status, content in received if status == 200 and "count" in content] == [1, 2, 1, 1, 1]
     assert parts.metrics.totals.accepted["task"] == 6
-    assert list(parts.buffer._waiting["task"]) == ["a", "b", "c", "e", "f", "g"]
+    assert [task_id for _, task_id in parts.buffer._waiting["task"]] == ["a", "b", "c", "e", "f", "g"]
 
 
 async def test_what_comes_while_a_batch_is_refused_is_not_mixed_up(
@@ -195,9 +195,12 @@ async def test_another_target_leads_nowhere(target: str, connect: Connect) -> No
         assert int((await reader.readline()).split()[1]) in (400, 404)
 
 
-async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(connect: Connect, parts: Rig) -> None:
+@pytest.mark.parametrize("expect", ["100-continue", "100-Continue", "100-CONTINUE"])
+async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(
+    expect: str, connect: Connect, parts: Rig
+) -> None:
     content = body("task", task("a"))
-    request = post(BATCH, content, "Expect: 100-continue")
+    request = post(BATCH, content, f"Expect: {expect}")
     async with connect() as (reader, writer):
         writer.write(request[: -len(content)])
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
@@ -228,32 +231,9 @@ async def test_a_body_without_end_gets_413_and_the_connection_is_closed(connect:
     await wait_until(lambda: not app.requests)
 
 
-async def test_silent_connections_and_half_requests_are_closed_and_others_stay(
-    monkeypatch: pytest.MonkeyPatch, app: Api, http_server: HTTPServer, connect: Connect
-) -> None:
-    monkeypatch.setattr(http_server.conn_params, "header_timeout", 0.3)
-    monkeypatch.setattr(http_server.conn_params, "body_timeout", 0.3)
-    async with connect() as silent, connect() as head, connect() as half, connect() as used, asyncio.timeout(20):
-        head[1].write(post(BATCH, b"")[:10])
-        half[1].write(post(BATCH, body("task", task("a")))[:-3])
-        ended = asyncio.gather(*(reader.read() for reader, _ in (silent, head, half)))
-        while not ended.done():
-            used[1].write(get("/health/live"))
-            assert (await answer(used[0]))[0] == 200
-            await asyncio.sleep(0.05)
-        assert await ended == [b"", b"", b""]
-    await wait_until(lambda: not app.requests)
-
-
-async def test_the_limits_are_in_force(app: Api) -> None:
-    params = app_module.make_server(app).conn_params
-    assert (params.header_timeout, params.body_timeout) == (app_module.IDLE_TIMEOUT, app_module.BODY_TIMEOUT)
-    assert params.max_header_size == app_module.MAX_HEADER_BYTES
-
-
 async def test_a_head_that_is_too_large_ends_the_connection(connect: Connect) -> None:
     async with connect() as (reader, writer), asyncio.timeout(20):
-        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * app_module.MAX_HEADER_BYTES)
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * MAX_HEADER_BYTES)
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
 
@@ -284,13 +264,45 @@ async def test_after_stop_nobody_is_let_in_and_open_connections_are_served(
         assert await reader.read() == b""
 
 
+BODY_HEAD = f"POST {BATCH} HTTP/1.1\r\nHost: h\r\n".encode()
+
+
 @pytest.mark.parametrize(
-    "head", [b"POST / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nHost: h\r\nA: \0\r\n\r\n", b"nonsense\r\n\r\n"]
+    ("request_", "problem"),
+    [
+        (b"POST / HTTP/1.1\r\n\r\n", "Missing Host header"),
+        (b"POST / HTTP/1.1\r\nHost: h\r\nA: \0secret\r\n\r\n", "Invalid header value"),
+        (b"POST / HTTP/1.1\r\nHost: h\r\nsecret\r\n\r\n", "no colon in header line"),
+        (b"nonsense\r\n\r\n", "Malformed HTTP request line"),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "Invalid Host header"),
+        (BODY_HEAD + b"Content-Length: secret\r\n\r\n", "Only integer Content-Length is allowed"),
+        (BODY_HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "Message with both"),
+        (BODY_HEAD + b"Transfer-Encoding: secret\r\n\r\n", "Unsupported Transfer-Encoding"),
+        (BODY_HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", "invalid chunk size"),
+        (BODY_HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;ext=1\r\n", "invalid chunk size"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_a_head_that_is_wrong_gets_400_and_the_connection_ends(head: bytes, connect: Connect) -> None:
-    async with connect() as (reader, writer):
-        writer.write(head)
-        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+async def test_what_is_not_http_gets_400_in_json_is_counted_and_the_connection_ends(
+    request_: bytes, problem: str, connect: Connect, parts: Rig, app: Api
+) -> None:
+    async with connect() as (reader, writer), asyncio.timeout(20):
+        writer.write(request_ + b"x" * 100_000)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"Content-Type: application/json; charset=utf-8\r\n" in head
+        assert b"Connection: close\r\n" in head
+        id = re.search(rb"X-Request-ID: (\S+)", head)
+        assert json.loads(await reader.read()) == {"detail": "The request is not valid HTTP"}
+    refusals = parts.metrics.refusals
+    assert refusals.by_reason["none", 400, "malformed"] == refusals.batches == 1
+    assert refusals.last is not None
+    assert id is not None
+    assert (refusals.last.client, refusals.last.request_id) == ("127.0.0.1", id[1].decode())
+    assert refusals.last.msg.startswith(problem)
+    assert "secret" not in str(refusals.last)
+    assert not app.requests
+    assert app.inflight_bytes == 0
 
 
 async def test_the_connection_is_closed_when_the_client_asks_for_that(connect: Connect) -> None:

@@ -21,11 +21,13 @@ REASONS: dict[str, int] = {
     "not_json": 400,
     "compression": 400,
     "method": 405,
+    "timeout": 408,
     "too_large": 413,
     "content_type": 415,
     "invalid": 422,
     "bug": 500,
     "not_accepting": 503,
+    "busy": 503,
 }
 #: The same, for requests that name no kind.
 REASONS_WITHOUT_KIND: dict[str, int] = {"malformed": 400, "path": 404, "method": 405}

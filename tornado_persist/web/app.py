@@ -8,7 +8,6 @@ import sys
 import time
 from typing import Any, Literal
 
-from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
@@ -20,6 +19,8 @@ from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
 from tornado_persist.web import handlers, history, openapi, pages, prometheus
 from tornado_persist.web.base import GetHandler, Handler, NotFound
+from tornado_persist.web.bodies import Refused
+from tornado_persist.web.server import Server
 
 PREFIX = openapi.PREFIX
 
@@ -42,13 +43,6 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"/docs/.+", pages.Asset),
 ]
 
-#: Seconds after which a connection is closed that sends no request, or half of a request's head.
-IDLE_TIMEOUT = 3600.0
-#: Seconds that a request's body may take to arrive.
-BODY_TIMEOUT = 60.0
-#: Bytes of a request's line and headers.
-MAX_HEADER_BYTES = 65536
-
 #: A request target that is a URL, as clients of proxies send it.
 _ABSOLUTE = re.compile(r"https?://([\w.:\[\]-]+)(?=/|\Z)", re.IGNORECASE | re.ASCII).match
 
@@ -67,11 +61,15 @@ class Api(Application):
         *,
         max_body_bytes: int,
         flush_timeout: float,
+        body_timeout: float = 60.0,
+        max_inflight_bytes: int = 134_217_728,
         max_batch: int = 1000,
         unknown_fields: Literal["ignore", "reject"] = "ignore",
         statuses: tuple[str, ...] = STATUSES,
     ) -> None:
-        """``flush_timeout``: seconds that ``POST /flush`` waits at most.
+        """``flush_timeout``: seconds that ``POST /flush`` waits at most; ``body_timeout``: that a body may take.
+
+        ``max_inflight_bytes``: of all bodies at one time.
 
         ``max_batch``, ``unknown_fields`` and ``statuses``, which the parser of ``ingest`` applies, are for the
         description.
@@ -85,6 +83,10 @@ class Api(Application):
         self.sampler = history.Sampler(health, metrics)
         self.max_body_bytes = max_body_bytes
         self.flush_timeout = flush_timeout
+        self.body_timeout = body_timeout
+        self._max_inflight_bytes = max_inflight_bytes
+        #: Bytes of the bodies that are announced, arriving, or not answered yet.
+        self.inflight_bytes = 0
         self._max_batch = max_batch
         self._unknown_fields = unknown_fields
         self._statuses = statuses
@@ -103,6 +105,12 @@ class Api(Application):
             self._max_batch, self.max_body_bytes, self.flush_timeout, self._unknown_fields, self._statuses
         )
 
+    def hold(self, size: int) -> None:
+        """Count so many bytes more of bodies. Raises Refused: that would be too many; a body alone always fits."""
+        if self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
+            raise Refused("busy", f"Request bodies of {self.inflight_bytes} bytes are being worked on; try again later")
+        self.inflight_bytes += size
+
     async def finish_requests(self, timeout: float) -> None:
         """Refuse new batches, and wait until all requests in progress are answered, ``timeout`` seconds at most."""
         self.ingest.close("The service is shutting down")
@@ -117,6 +125,8 @@ class Api(Application):
             # By RFC 9112 the Host header does not count then.
             request.headers["Host"] = request.host = absolute[1]
             path = path[absolute.end() :]
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            request.headers["Expect"] = "100-continue"  # Tornado knows only this one
         request.path = "/" + "/".join(filter(None, path.split("/"))) if path[-1:] in ("/", "") or "//" in path else path
         return super().find_handler(request, **kwargs)
 
@@ -132,13 +142,20 @@ class Api(Application):
             logger.debug("request", method=method, path=path, status=status, ms=ms, request_id=request_id)
 
 
-def make_server(application: Api) -> HTTPServer:
-    """The HTTP server of ``application``, with its limits; it listens nowhere yet."""
-    return HTTPServer(
+def make_server(
+    application: Api,
+    *,
+    max_connections: int = 1000,
+    header_timeout: float = 10.0,
+    idle_timeout: float = 120.0,
+) -> Server:
+    """The HTTP server of ``application``, with its limits; it listens nowhere yet. Timeouts in seconds."""
+    return Server(
         application,
-        idle_connection_timeout=IDLE_TIMEOUT,
-        body_timeout=BODY_TIMEOUT,
-        max_header_size=MAX_HEADER_BYTES,
+        max_connections=max_connections,
+        header_timeout=header_timeout,
+        body_timeout=application.body_timeout,
+        idle_timeout=idle_timeout,
         # The handlers limit bodies, to answer 413 in JSON; Tornado would close the connection without a word.
         max_body_size=sys.maxsize,
     )

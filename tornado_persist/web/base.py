@@ -45,7 +45,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}").fullmatch
 # The process, then the number of the request: a hundredth of what a UUID costs.
 _PROCESS = secrets.token_hex(6)
 _numbers = itertools.count(1)
-_SERVER = f"persistd/{__version__}"
+SERVER = f"persistd/{__version__}"
 
 
 @stream_request_body
@@ -61,30 +61,68 @@ class Handler(RequestHandler):
     def initialize(self) -> None:
         self._body = bytearray()
         self._received = 0
+        #: Bytes of the body that count against ``server.max_inflight_bytes``.
+        self._held = 0
+        self._is_whole = False
 
     def prepare(self) -> None:
         log.request_id.set(self.request_id)
         self.application.requests.add(self)
         limit = self.application.max_body_bytes
-        if (_content_length(self.request.headers) or 0) > PATIENCE * limit:
-            raise TooLarge(limit)
+        length = _content_length(self.request.headers) or 0
+        try:
+            if length > PATIENCE * limit:
+                raise TooLarge(limit)
+            if self.takes_body and length <= limit:
+                self._hold(length)
+        except Refused:
+            self._answers_early()
+            raise
 
     def data_received(self, chunk: bytes) -> None:
         limit = self.application.max_body_bytes
         self._received += len(chunk)
-        if self._received > limit:
+        try:
+            if self._received > PATIENCE * limit:
+                raise TooLarge(limit)
+            if self.takes_body and self._received <= limit:
+                self._hold(self._received)
+                self._body += chunk
+            else:
+                self._body.clear()
+        except Refused as exc:
             self._body.clear()
-            if self._received > PATIENCE * limit and not self._finished:
-                self.send_error(413, exc_info=(TooLarge, TooLarge(limit), None))
-        elif self.takes_body:
-            self._body += chunk
+            if not self._finished:
+                self._answers_early()
+                self.send_error(exc.status_code, exc_info=(type(exc), exc, None))
+
+    def _hold(self, size: int) -> None:
+        """Count so many bytes of a body as held. Raises Refused: all bodies together would be over the limit."""
+        more = size - self._held
+        if more > 0:
+            self.application.hold(more)
+            self._held = size
+
+    def _release(self) -> None:
+        self.application.inflight_bytes -= self._held
+        self._held = 0
+
+    def _answers_early(self) -> None:
+        """The answer goes out before the request has come whole."""
+        self.request.connection.context.answered_early = True  # type: ignore[union-attr]
 
     def on_finish(self) -> None:
         self.application.requests.discard(self)
+        self._release()
 
     def on_connection_close(self) -> None:
         super().on_connection_close()  # ends the wait for the rest of the body
         self.application.requests.discard(self)
+        if not self._is_whole:  # else it is accepted or refused in spite of that, and finishes then
+            self._release()
+            self._body.clear()
+            if self.takes_body and self.request.request_time() >= self.application.body_timeout:
+                self._count_refusal(408, "timeout", "The request body did not arrive in time", None)
 
     async def body(self) -> bytes:
         """The JSON text of the request, decompressed.
@@ -94,6 +132,7 @@ class Handler(RequestHandler):
             TooLarge: it is over ``server.max_body_bytes``, as sent or decompressed.
             NotCompressed: it is not compressed as its header says.
         """
+        self._is_whole = True
         limit, headers = self.application.max_body_bytes, self.request.headers
         if self._received > limit:
             raise TooLarge(limit)
@@ -116,7 +155,7 @@ class Handler(RequestHandler):
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.set_header("Server", _SERVER)
+        self.set_header("Server", SERVER)
         self.set_header("X-Request-ID", self.request_id)
 
     def compute_etag(self) -> str | None:

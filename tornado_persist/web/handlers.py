@@ -77,10 +77,10 @@ class BatchHandler(Handler):
     kind: ClassVar[Kind]
 
     def prepare(self) -> None:
-        super().prepare()
         # Asked once, before the body arrives: the shutdown finishes requests that have begun, and refuses later ones.
         self._problem = self.application.ingest.problem
-        self.takes_body = not self._problem
+        self.takes_body = self.request.method == "POST" and not self._problem
+        super().prepare()
 
     async def post(self) -> None:
         if self._problem:

@@ -325,7 +325,7 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
                     rejected,
                 ),
                 422: (f"A field is missing or wrong, or there are more than {limits.max_batch} rows.", rejected),
-                503: ("The service is shutting down, or the journal is full or cannot be written.", rejected),
+                503: ("Shutting down, the journal is full or fails, or too many bodies are at work.", rejected),
             },
             retry=True,
         ),

@@ -1,0 +1,233 @@
+"""Limits on connections, on silence, and on what arrives at one time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from tests.process import Persistd
+from tests.rig import Rig, wait_until
+from tests.rows import body, task
+from tests.web.conftest import LIMIT
+from tests.web.test_http import BATCH, answer, chunked, get, post
+from tornado_persist.web.app import Api, make_server
+from tornado_persist.web.server import RESERVED, Server
+
+pytestmark = pytest.mark.gen_test
+
+Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Open: TypeAlias = Callable[[], AbstractAsyncContextManager[Streams]]
+
+#: ``server.max_inflight_bytes``.
+INFLIGHT = 100_000
+
+
+@pytest.fixture
+def app(parts: Rig) -> Api:
+    return Api(
+        *(parts.ingest, parts.flusher, parts.health, parts.metrics),
+        max_body_bytes=LIMIT,
+        flush_timeout=0.5,
+        body_timeout=0.3,
+        max_inflight_bytes=INFLIGHT,
+    )
+
+
+@asynccontextmanager
+async def serving(app: Api, **limits: float) -> AsyncIterator[tuple[Server, Open]]:
+    """A server with these limits, and what opens a connection to it."""
+    server = make_server(app, **limits)  # type: ignore[arg-type]
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    server.add_sockets([listening])
+    port = listening.getsockname()[1]
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Streams]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    try:
+        async with asyncio.timeout(30):
+            yield server, connect
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+async def test_past_the_limit_connections_wait_until_one_ends_and_that_is_said_once(app: Api) -> None:
+    structlog.reset_defaults()
+    with capture_logs() as lines:
+        async with serving(app, max_connections=3) as (server, connect), contextlib.AsyncExitStack() as stack:
+            opened = [await stack.enter_async_context(connect()) for _ in range(8)]
+            for _, writer in opened:
+                writer.write(get("/health/live"))
+            for reader, writer in opened[:5]:  # each is answered, and leaves its place to the next one
+                assert (await answer(reader))[0] == 200
+                assert len(server.connections) == 3
+                writer.close()
+            assert [(await answer(reader))[0] for reader, _ in opened[5:]] == [200] * 3
+    said = [line for line in lines if "limit of connections" in line["event"]]
+    assert [(line["log_level"], line["limit"]) for line in said] == [("warning", 3)]
+
+
+async def test_connections_never_take_the_descriptors_that_files_need(app: Api) -> None:
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    server = make_server(app, max_connections=1 << 30)
+    assert server.max_connections == descriptors - RESERVED
+
+
+async def test_without_a_descriptor_accepting_pauses_and_goes_on(app: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    structlog.reset_defaults()
+    with capture_logs() as lines, contextlib.ExitStack() as files:
+        async with serving(app) as (_, connect), connect() as (reader, writer):
+            waiting = socket.create_connection(writer.get_extra_info("peername"))
+            files.enter_context(waiting)
+            writer.write(get("/health/live"))
+            assert (await answer(reader))[0] == 200
+            late = socket.socket()
+            files.enter_context(late)
+            highest = max(late.fileno(), waiting.fileno()) + 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        files.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+                late.connect(writer.get_extra_info("peername"))
+                late.sendall(get("/health/live"))
+                await wait_until(lambda: any("no connection can be accepted" in line["event"] for line in lines))
+                began = time.process_time()
+                writer.write(get("/health/live"))
+                assert (await answer(reader))[0] == 200, "the others are served"
+                await asyncio.sleep(0.2)
+                assert time.process_time() - began < 0.15
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            late.settimeout(10)
+            assert (await asyncio.to_thread(late.recv, 1000)).startswith(b"HTTP/1.1 200 OK")
+    assert len(lines) == 1
+
+
+async def test_silent_connections_and_half_heads_are_closed_and_others_stay(app: Api) -> None:
+    limits = {"header_timeout": 0.3, "idle_timeout": 0.6}
+    async with serving(app, **limits) as (_, connect), connect() as silent, connect() as head, connect() as used:
+        began = time.monotonic()
+        head[1].write(post(BATCH, b"")[:10])
+        used[1].write(get("/health/live"))
+
+        async def ends(streams: Streams) -> float:
+            assert await streams[0].read() == b""
+            return time.monotonic() - began
+
+        ended = asyncio.gather(ends(silent), ends(head))
+        while not ended.done():
+            assert (await answer(used[0]))[0] == 200
+            await asyncio.sleep(0.1)
+            used[1].write(get("/health/live"))
+        of_silent, of_head = await ended
+        assert 0.55 < of_silent < 5
+        assert 0.25 < of_head < of_silent
+
+
+async def test_a_body_that_takes_too_long_ends_its_connection_and_is_counted(app: Api, parts: Rig) -> None:
+    async with serving(app) as (_, connect), connect() as (reader, writer):
+        writer.write(post(BATCH, body("task", task("a")))[:-3])
+        assert await reader.read() == b""
+    assert parts.metrics.refusals.by_reason["task", 408, "timeout"] == 1
+    assert not app.requests
+    assert app.inflight_bytes == 0
+
+
+async def test_a_client_that_goes_away_is_no_refusal(app: Api, parts: Rig) -> None:
+    async with serving(app) as (_, connect):
+        async with connect() as (_, writer):
+            writer.write(post(BATCH, body("task", task("a")))[:-3])
+            await wait_until(lambda: bool(app.requests))
+        await wait_until(lambda: not app.requests)
+    assert parts.metrics.refusals.batches == 0
+    assert app.inflight_bytes == 0
+
+
+async def test_past_the_bytes_in_flight_a_batch_is_503_before_its_body_comes(app: Api, parts: Rig) -> None:
+    whole = post(BATCH, body("task", task("a", source_text="x" * 60_000)))
+    async with serving(app) as (_, connect), connect() as first, connect() as second, connect() as third:
+        first[1].write(whole[:-1])
+        await wait_until(lambda: app.inflight_bytes > 60_000)
+        second[1].write(whole[:500])
+        status, content = await answer(second[0])
+        assert (status, content["status"]) == (503, "rejected")
+        assert "try again" in content["detail"]
+        second[1].write(whole[500:])  # a client that sends nevertheless reads the answer, and then the end
+        assert await second[0].read() == b""
+        third[1].write(post(BATCH, body("task", task("b"))))
+        assert (await answer(third[0]))[0] == 200, "a small one has room"
+        first[1].write(whole[-1:])
+        assert (await answer(first[0]))[0] == 200
+        assert app.inflight_bytes == 0
+        third[1].write(whole)
+        assert (await answer(third[0]))[0] == 200
+    assert parts.metrics.refusals.by_reason["task", 503, "busy"] == 1
+    assert parts.metrics.totals.accepted["task"] == 3
+
+
+async def test_a_body_without_a_length_counts_as_it_comes(app: Api) -> None:
+    content = body("task", task("a", source_text="x" * 60_000))
+    async with serving(app) as (_, connect), connect() as first, connect() as second:
+        first[1].write(post(BATCH, content)[:-1])
+        await wait_until(lambda: app.inflight_bytes > 60_000)
+        second[1].write(chunked(BATCH, content))
+        head = await second[0].readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: " in head
+    await wait_until(lambda: app.inflight_bytes == 0)
+
+
+async def test_slow_bodies_hold_no_more_than_the_limit(app: Api) -> None:
+    half = post(BATCH, body("task", task("a", source_text="x" * 60_000)))[:-1]
+    async with serving(app) as (server, connect), contextlib.AsyncExitStack() as stack:
+        for _ in range(100):
+            _, writer = await stack.enter_async_context(connect())
+            writer.write(half)
+            assert app.inflight_bytes <= INFLIGHT
+        await wait_until(lambda: len(app.requests) <= 1)
+        assert sum(len(request._body) for request in app.requests) <= INFLIGHT
+        await wait_until(lambda: not server.connections)
+    gc.collect()
+    assert app.inflight_bytes == 0
+
+
+def test_the_settings_are_in_force(tmp_path: Path) -> None:
+    limits = "header_timeout = '300ms'\nbody_timeout = 0.3\nidle_timeout = 0.3\nmax_connections = 2\n"
+    with Persistd(tmp_path, server=limits + "max_inflight_bytes = 2048\nmax_body_bytes = 4096") as service:
+        service.http.close()
+        address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+        half = post(BATCH, b" " * 2000)[:-1]
+        for sent in (b"", b"GET", half):
+            with socket.create_connection(address, timeout=10) as one:
+                one.sendall(sent)
+                assert one.recv(1000) == b""
+        with socket.create_connection(address, timeout=10) as one, socket.create_connection(address, timeout=10) as two:
+            one.sendall(half)
+            two.sendall(post(BATCH, b" " * 2000))
+            assert two.recv(1000).startswith(b"HTTP/1.1 503 ")
+            with socket.create_connection(address, timeout=10) as three:
+                three.sendall(get("/health/live"))
+                assert three.recv(1000).startswith(b"HTTP/1.1 200 "), "when the first one is closed"
+        service.wait_for_log("the limit of connections is reached, further ones wait")

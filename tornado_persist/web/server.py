@@ -1,0 +1,283 @@
+"""Tornado's HTTP server with our limits: on connections, on silence, and on what a client leaves half done."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import resource
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast
+
+from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPInputError, HTTPServerConnectionDelegate, format_timestamp
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError, UnsatisfiableReadError
+
+from tornado_persist.telemetry import log
+from tornado_persist.telemetry.refusals import Refusal
+from tornado_persist.web.base import SERVER, choose_request_id
+
+if TYPE_CHECKING:
+    from tornado_persist.web.app import Api
+
+#: Bytes of a request's line and headers.
+MAX_HEADER_BYTES = 65536
+#: Descriptors left for files and the sink when connections take all others.
+RESERVED = 64
+#: Seconds that an answered client may go on sending, so that it reads the answer instead of a reset connection.
+LINGER = 2.0
+#: Seconds between two lines that say that connections have to wait, and until a failed accept is tried again.
+SAY_AGAIN = 60.0
+TRY_AGAIN = 0.5
+#: Connections accepted in one round of the event loop.
+AT_ONCE = 128
+
+_TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+#: Finds that a byte has come, and takes none.
+_ANYTHING = rb"(?s)(?=.)"
+#: What Tornado answers to a request that it cannot read.
+_BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 "
+#: Tornado's words for what is wrong, as far as they do not repeat what the client sent.
+_PROBLEMS = (
+    *("Malformed HTTP request line", "Unexpected HTTP version", "Missing Host header", "Invalid Host header"),
+    *("Multiple host headers not allowed", "Invalid header name", "Invalid header value", "no colon in header line"),
+    *("header line cannot start with whitespace", "Invalid query string", "Only integer Content-Length is allowed"),
+    *("Multiple unequal Content-Lengths", "Message with both Transfer-Encoding and Content-Length"),
+    *("Unsupported Transfer-Encoding", "invalid chunk size", "improperly terminated chunk"),
+)
+
+logger = log.get(__name__)
+
+
+class Server(HTTPServer):
+    """Accepts connections up to a limit; further ones wait in the system's queue until one ends."""
+
+    def initialize(  # type: ignore[override]
+        self,
+        application: Api,
+        *,
+        max_connections: int,
+        header_timeout: float,
+        body_timeout: float,
+        idle_timeout: float,
+        max_body_size: int,
+    ) -> None:
+        """Timeouts in seconds; ``idle_timeout`` is of a connection between two requests."""
+        super().initialize(
+            application,
+            idle_connection_timeout=header_timeout,  # Tornado's name; here silence is timed before the head begins
+            body_timeout=body_timeout,
+            max_header_size=MAX_HEADER_BYTES,
+            max_body_size=max_body_size,
+        )
+        self._api = application
+        self._idle_timeout = idle_timeout
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.max_connections = max(1, min(max_connections, descriptors - RESERVED))
+        self.connections: set[Connection] = set()
+        self._listening: list[socket.socket] = []
+        self._paused = False
+        self._said = -SAY_AGAIN
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept connections on these sockets, which listen already."""
+        sockets = list(sockets)
+        self._listening += sockets
+        if not self._paused:
+            self._watch(sockets)
+
+    def stop(self) -> None:
+        """Accept no more connections; those that are open go on."""
+        if not self._paused:
+            self._unwatch()
+        for listening in self._listening:
+            listening.close()
+        self._listening = []
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        connection = Connection(stream, self.conn_params, Context(stream, address), self._idle_timeout, self._api)
+        self.connections.add(connection)
+        connection.start_serving(self)
+
+    def on_close(self, server_conn: object) -> None:
+        self.connections.discard(cast(Connection, server_conn))
+        self._resume()
+
+    async def close_all_connections(self) -> None:
+        while self.connections:
+            await next(iter(self.connections)).close()
+
+    def _watch(self, sockets: Iterable[socket.socket]) -> None:
+        for listening in sockets:
+            IOLoop.current().add_handler(listening, self._accept, IOLoop.READ)
+
+    def _unwatch(self) -> None:
+        for listening in self._listening:
+            IOLoop.current().remove_handler(listening)
+
+    def _accept(self, listening: socket.socket, events: int) -> None:
+        for _ in range(AT_ONCE):
+            if len(self.connections) >= self.max_connections:
+                self._pause("the limit of connections is reached, further ones wait", limit=self.max_connections)
+                return
+            try:
+                accepted, address = listening.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as exc:
+                if exc.errno not in _TOO_MANY:
+                    raise
+                self._pause("no connection can be accepted, they wait", error=exc.strerror)
+                IOLoop.current().call_later(TRY_AGAIN, self._resume)
+                return
+            stream = IOStream(accepted, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size)
+            self.handle_stream(stream, address)
+
+    def _pause(self, event: str, **more: Any) -> None:
+        if self._paused:
+            return
+        self._paused = True
+        self._unwatch()
+        now = time.monotonic()
+        if now - self._said >= SAY_AGAIN:
+            self._said = now
+            logger.warning(event, open=len(self.connections), **more)
+
+    def _resume(self) -> None:
+        if self._paused and len(self.connections) < self.max_connections:
+            self._paused = False
+            self._watch(self._listening)
+
+
+class Context:
+    """What a request knows of its connection."""
+
+    def __init__(self, stream: IOStream, address: Any) -> None:
+        has_ip = stream.socket.family in (socket.AF_INET, socket.AF_INET6)
+        self.remote_ip = address[0] if has_ip else "0.0.0.0"  # Tornado's word for a Unix socket
+        self.protocol = "https" if isinstance(stream, SSLIOStream) else "http"
+        #: Whether the client was answered before the end of its request.
+        self.answered_early = False
+
+    def __str__(self) -> str:
+        return str(self.remote_ip)
+
+
+class Connection(HTTP1ServerConnection):
+    """One connection: a request, its answer, the next request."""
+
+    def __init__(
+        self, stream: IOStream, params: HTTP1ConnectionParameters, context: Context, idle_timeout: float, api: Api
+    ) -> None:
+        super().__init__(stream, params, context)
+        self._idle_timeout = idle_timeout
+        self._api = api
+
+    def start_serving(self, delegate: HTTPServerConnectionDelegate) -> None:
+        self._serving = asyncio.ensure_future(self._serve(delegate))
+
+    async def close(self) -> None:
+        self.stream.close()
+        await self._serving
+
+    async def _serve(self, delegate: HTTPServerConnectionDelegate) -> None:
+        try:
+            while await self._serve_one(delegate):
+                await asyncio.sleep(0)
+        except (StreamClosedError, UnsatisfiableReadError):
+            pass
+        except Exception:
+            logger.exception("a bug in a connection")
+        finally:
+            self.stream.close()
+            delegate.on_close(self)
+
+    async def _serve_one(self, delegate: HTTPServerConnectionDelegate) -> bool:
+        """Whether another request may come."""
+        silence = asyncio.get_running_loop().call_later(self._idle_timeout, self.stream.close)
+        try:
+            await self.stream.read_until_regex(_ANYTHING)
+        finally:
+            silence.cancel()
+        stream = _Stream(self.stream, cast(Context, self.context), self._api)
+        connection = HTTP1Connection(cast(IOStream, stream), False, self.params, self.context)
+        more = await connection.read_response(delegate.start_request(self, connection))
+        if stream.is_closing:
+            with suppress(StreamClosedError):
+                while True:  # until the client or the timer ends it
+                    await self.stream.read_bytes(1 << 16, partial=True)
+        return more and not stream.is_closing
+
+
+class _Stream:
+    """A connection's stream for the time of one request, as :class:`HTTP1Connection` uses it.
+
+    Where that would answer a request that is not HTTP with a bare line, the client gets JSON, and it is counted. Where
+    it would reset the connection of a client that still sends, the client has time to read its answer.
+    """
+
+    def __init__(self, stream: IOStream, context: Context, api: Api) -> None:
+        self._stream = stream
+        self._context = context
+        self._api = api
+        self._has_answered = False
+        self.is_closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, data: bytes | memoryview) -> Awaitable[None]:
+        if data != _BARE:
+            self._has_answered |= data[: len(_CONTINUE)] != _CONTINUE
+            return self._stream.write(data)
+        error = asyncio.get_running_loop().create_future()
+        if self._has_answered:
+            error.set_result(None)
+            return error
+        self._context.answered_early = True
+        return self._stream.write(self._malformed())
+
+    def close(self, *args: Any, **options: Any) -> None:
+        if self.is_closing or not self._context.answered_early or self._stream.closed():
+            self._stream.close(*args, **options)
+            return
+        self.is_closing = True
+        if not isinstance(self._stream, SSLIOStream):
+            with suppress(OSError):
+                self._stream.socket.shutdown(socket.SHUT_WR)
+        asyncio.get_running_loop().call_later(LINGER, self._stream.close)
+
+    def _malformed(self) -> bytes:
+        """The answer to what is not HTTP; it is counted as a refused batch, as it may have been one."""
+        detail, request_id, now = "The request is not valid HTTP", choose_request_id(None), datetime.now(UTC)
+        client = str(self._context)
+        refusal = Refusal(now, "none", 400, "malformed", detail, client, "", request_id, "", msg=_problem())
+        self._api.metrics.refusals.add(refusal)
+        content = json.dumps({"detail": detail}).encode() + b"\n"
+        head = (
+            "HTTP/1.1 400 Bad Request",
+            f"Date: {format_timestamp(now)}",
+            f"Server: {SERVER}",
+            "Content-Type: application/json; charset=utf-8",
+            f"Content-Length: {len(content)}",
+            f"X-Request-ID: {request_id}",
+            "Connection: close",
+        )
+        return "\r\n".join([*head, "", ""]).encode() + content
+
+
+def _problem() -> str:
+    """What Tornado found wrong, called while it handles that; without what the client sent, which may be a secret."""
+    error = sys.exc_info()[1]
+    told = str(error) if isinstance(error, HTTPInputError) else ""
+    return next((problem for problem in _PROBLEMS if told.startswith(problem)), "")
