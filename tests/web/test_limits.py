@@ -26,8 +26,6 @@ from tests.web.test_http import BATCH, answer, chunked, get, post
 from tornado_persist.web.app import Api, make_server
 from tornado_persist.web.server import RESERVED, Server
 
-pytestmark = pytest.mark.gen_test
-
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Open: TypeAlias = Callable[[], AbstractAsyncContextManager[Streams]]
 
@@ -71,6 +69,7 @@ async def serving(app: Api, **limits: float) -> AsyncIterator[tuple[Server, Open
         await server.close_all_connections()
 
 
+@pytest.mark.gen_test
 async def test_past_the_limit_connections_wait_until_one_ends_and_that_is_said_once(app: Api) -> None:
     structlog.reset_defaults()
     with capture_logs() as lines:
@@ -87,12 +86,14 @@ async def test_past_the_limit_connections_wait_until_one_ends_and_that_is_said_o
     assert [(line["log_level"], line["limit"]) for line in said] == [("warning", 3)]
 
 
+@pytest.mark.gen_test
 async def test_connections_never_take_the_descriptors_that_files_need(app: Api) -> None:
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     server = make_server(app, max_connections=1 << 30)
     assert server.max_connections == descriptors - RESERVED
 
 
+@pytest.mark.gen_test
 async def test_without_a_descriptor_accepting_pauses_and_goes_on(app: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     structlog.reset_defaults()
@@ -125,6 +126,7 @@ async def test_without_a_descriptor_accepting_pauses_and_goes_on(app: Api, monke
     assert len(lines) == 1
 
 
+@pytest.mark.gen_test
 async def test_silent_connections_and_half_heads_are_closed_and_others_stay(app: Api) -> None:
     limits = {"header_timeout": 0.3, "idle_timeout": 0.6}
     async with serving(app, **limits) as (_, connect), connect() as silent, connect() as head, connect() as used:
@@ -146,6 +148,7 @@ async def test_silent_connections_and_half_heads_are_closed_and_others_stay(app:
         assert 0.25 < of_head < of_silent
 
 
+@pytest.mark.gen_test
 async def test_a_body_that_takes_too_long_ends_its_connection_and_is_counted(app: Api, parts: Rig) -> None:
     async with serving(app) as (_, connect), connect() as (reader, writer):
         writer.write(post(BATCH, body("task", task("a")))[:-3])
@@ -155,6 +158,7 @@ async def test_a_body_that_takes_too_long_ends_its_connection_and_is_counted(app
     assert app.inflight_bytes == 0
 
 
+@pytest.mark.gen_test
 async def test_a_client_that_goes_away_is_no_refusal(app: Api, parts: Rig) -> None:
     async with serving(app) as (_, connect):
         async with connect() as (_, writer):
@@ -165,6 +169,7 @@ async def test_a_client_that_goes_away_is_no_refusal(app: Api, parts: Rig) -> No
     assert app.inflight_bytes == 0
 
 
+@pytest.mark.gen_test
 async def test_past_the_bytes_in_flight_a_batch_is_503_before_its_body_comes(app: Api, parts: Rig) -> None:
     whole = post(BATCH, body("task", task("a", source_text="x" * 60_000)))
     async with serving(app) as (_, connect), connect() as first, connect() as second, connect() as third:
@@ -187,6 +192,7 @@ async def test_past_the_bytes_in_flight_a_batch_is_503_before_its_body_comes(app
     assert parts.metrics.totals.accepted["task"] == 3
 
 
+@pytest.mark.gen_test
 async def test_a_body_without_a_length_counts_as_it_comes(app: Api) -> None:
     content = body("task", task("a", source_text="x" * 60_000))
     async with serving(app) as (_, connect), connect() as first, connect() as second:
@@ -199,6 +205,7 @@ async def test_a_body_without_a_length_counts_as_it_comes(app: Api) -> None:
     await wait_until(lambda: app.inflight_bytes == 0)
 
 
+@pytest.mark.gen_test
 async def test_slow_bodies_hold_no_more_than_the_limit(app: Api) -> None:
     half = post(BATCH, body("task", task("a", source_text="x" * 60_000)))[:-1]
     async with serving(app) as (server, connect), contextlib.AsyncExitStack() as stack:
