@@ -19,7 +19,7 @@ from tornado_persist.records.times import stamp
 from tornado_persist.testing import FIELDS, Stored, merge, nothing
 
 TABLES: Mapping[Kind, str] = {"session": "translation_sessions", "task": "translation_tasks"}
-OBJECTS = ("game_info", "metadata")
+OBJECTS = ("game_info", "metadata", "extra")
 TIMES = ("start_time", "end_time", "created_at", "updated_at")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tornado_persist.errors import InputError
-from tornado_persist.records.models import KEYS, KINDS, Fields, Kind
+from tornado_persist.records.models import EXTRA, KEYS, KINDS, Fields, Kind
 
 #: Bytes of a line at most: what is longer is no row, and must not be read into memory to find that out.
 MAX_LINE = 1 << 26
@@ -74,6 +74,9 @@ def parse(content: bytes) -> tuple[Kind, Fields]:
         raise ValueError("it has neither a task_id nor a session_id")
     for name in _OURS:
         row.pop(name, None)
+    if isinstance(row.get(EXTRA), dict):
+        # As a sink holds fields that are not in the specification; a client sends them beside the others.
+        row |= row.pop(EXTRA)
     return kind, row
 
 

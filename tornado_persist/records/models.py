@@ -146,6 +146,15 @@ DEFAULTS: Mapping[Kind, Mapping[str, int]] = {
 }
 
 
+#: With ``unknown_fields = "keep"``: the object of a row's fields that are not in the specification.
+EXTRA = "extra"
+
+
+def merge_extra(stored: Mapping[str, Any] | None, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sink holds as ``extra`` after ``sent`` was merged into it: name by name, and null removes a name."""
+    return {name: value for name, value in {**(stored or {}), **sent}.items() if value is not None}
+
+
 class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_fields=True):
     """The fields that were sent and, once accepted, the times of the first and the last update.
 
@@ -241,6 +250,8 @@ class Shapes:
         """
         shape = type(newer)
         whole = shape if type(older) is shape else self._union(type(older), shape)
+        if EXTRA in shape.__struct_fields__ and EXTRA in older.__struct_fields__:
+            newer.extra = _join(older.extra, newer.extra)  # type: ignore[attr-defined]
         # Clients mostly send the same fields again, or more: then the newer row already is the result.
         merged = newer if whole is shape else whole(**{**older.as_kept(), **newer.as_kept()})
         merged.created_at = older.created_at
@@ -264,6 +275,12 @@ def key_of(kind: Kind, row: Row | Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(row[name] for name in KEYS[kind])
 
 
+def _join(older: Raw, newer: Raw) -> Raw:
+    """Two objects in one. A null stays: the sink may hold a value under that name."""
+    names = {**msgspec.json.decode(older, type=dict[str, Raw]), **msgspec.json.decode(newer, type=dict[str, Raw])}
+    return Raw(msgspec.json.encode(names))
+
+
 def _text(value: Object) -> Raw:
     return Raw(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
 
@@ -284,7 +301,7 @@ def shapes_with(kind: Kind, statuses: tuple[str, ...] | None) -> Shapes:
         Literal.__getitem__(statuses) if statuses else Annotated[str, *_limits(min_length=1, max_length=MAX_STATUS)]
     )
     types = {name: _kept_type(declared.type) for name, declared in FIELDS[kind].items()}
-    return Shapes(kind, {**types, "status": status})
+    return Shapes(kind, {**types, "status": status, EXTRA: Raw})
 
 
 #: The classes of rows by kind, with the statuses of the specification.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from datetime import datetime
 from enum import Enum
 from itertools import zip_longest
@@ -14,9 +16,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from msgspec import Raw
 from pydantic import ConfigDict, Field, SecretStr, field_validator
 from sqlalchemy import (
     URL,
+    Column,
     Connection,
     Engine,
     NullPool,
@@ -32,11 +36,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.records.models import KEYS, KINDS, Batch, Kind, Row
+from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row, key_of, merge_extra
 from tornado_persist.sinks import cautions
 from tornado_persist.sinks.base import Caution, Sink, SinkSettings
 from tornado_persist.sinks.encoders import batched
-from tornado_persist.sinks.tables import METADATA, TABLES
+from tornado_persist.sinks.tables import METADATA, TABLES, dump_json
 
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
@@ -178,7 +182,7 @@ class SQLSink(Sink[SQLSettingsT]):
     def _has_key(self, connection: Connection, kind: Kind) -> bool:
         """Whether the key column of a table is unique by itself, so that an upsert finds the row that is there."""
         table = quoted(TABLES[kind].name)
-        fields = list(TABLES[kind].c.keys())
+        fields = [column.name for column in _needed(TABLES[kind])]
         columns = ", ".join(map(quoted, fields))
         try:
             connection.exec_driver_sql(
@@ -215,7 +219,7 @@ class SQLSink(Sink[SQLSettingsT]):
                 with self._transaction(connection, commit=False):
                     for table in TABLES.values():
                         # A column that is missing is named by the server now, not by the first write.
-                        connection.execute(select(table).where(false()))
+                        connection.execute(select(*_needed(table)).where(false()))
                     self._refuse_old_key(connection)
                     self._check_keys(connection, *KINDS)
                     self._check(connection)
@@ -245,6 +249,8 @@ class SQLSink(Sink[SQLSettingsT]):
             with self._transaction(connection):
                 for kind in KINDS:
                     for fields, rows in group(kind, batch.rows(kind)):
+                        if EXTRA in fields:
+                            rows = _with_stored_extra(connection, kind, rows)
                         self._upsert(connection, kind, fields, rows)
 
     def ping(self) -> None:
@@ -444,6 +450,33 @@ def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list
     for shape, members in groups.items():
         members.sort(key=attrgetter(*KEYS[kind]))
         yield shape.__struct_fields__, members
+
+
+def _needed(table: Table) -> list[Column[Any]]:
+    """The columns that a table must have; ``extra`` is needed by rows that have it alone."""
+    return [column for column in table.c if column.name != EXTRA]
+
+
+def _with_stored_extra(connection: Connection, kind: Kind, rows: Sequence[Row]) -> list[Row]:
+    """Copies of the rows, whose ``extra`` is what the table shall hold.
+
+    It merges name by name, which no statement can say for every database. The rows read stay locked until the commit,
+    so another writer cannot come between.
+    """
+    columns = TABLES[kind].c
+    key = [columns[name] for name in KEYS[kind]]
+    stored: dict[tuple[str, ...], Any] = {}
+    for some in batched([key_of(kind, row) for row in rows], _LOOKUP):
+        query = select(*key, columns.extra).where(tuple_(*key).in_(some)).with_for_update()
+        stored.update((tuple(found[:-1]), found[-1]) for found in connection.execute(query))
+    whole = []
+    for row in rows:
+        before = stored.get(key_of(kind, row))
+        extra = merge_extra(json.loads(before) if isinstance(before, str) else before, row[EXTRA])
+        row = copy(row)
+        row.extra = Raw(dump_json(extra).encode())  # type: ignore[attr-defined]
+        whole.append(row)
+    return whole
 
 
 def updated(kind: Kind, fields: Sequence[str]) -> list[str]:

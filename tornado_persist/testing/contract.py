@@ -98,6 +98,16 @@ class SinkContract:
         later = Batch([], [task("t", session_id="b", status="failed", at=T0 + SECOND), task("t", session_id="c")])
         self._check(sink, first, later)
 
+    def test_fields_that_are_not_in_the_specification_merge_name_by_name(self, sink: Any) -> None:
+        def batch(extra: Any, **fields: Any) -> Batch:
+            rows = {"extra": extra, **fields}
+            return Batch([session("s", **rows), session("other")], [task("t", **rows), task("t", session_id="other")])
+
+        first = batch({"cost": 1.5, "model": {"name": "a", "size": 7}, "tags": ["x"], "none": None})
+        second = batch({"cost": 2, "model": {"name": "b"}, "tags": None, "译": "你好"}, at=T0 + SECOND)
+        without = Batch([session("s", status="failed", at=T0 + 2 * SECOND)], [task("t", at=T0 + 2 * SECOND)])
+        self._check(sink, first, second, without, second)
+
     def test_a_key_is_updated_in_many_batches(self, sink: Any) -> None:
         batches = []
         for i in range(30):

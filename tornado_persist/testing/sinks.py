@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
-from tornado_persist.records.models import DEFAULTS, KINDS, Batch, Fields, Kind, Row, Session, Task, key_of
+from tornado_persist.records.models import (
+    DEFAULTS,
+    EXTRA,
+    KINDS,
+    Batch,
+    Fields,
+    Kind,
+    Row,
+    Session,
+    Task,
+    key_of,
+    merge_extra,
+)
 from tornado_persist.sinks.base import Sink, SinkSettings
 
 #: What a sink holds: its rows by kind and key, the values of the fields in ``KEYS``.
@@ -17,8 +29,8 @@ Stored: TypeAlias = dict[Kind, dict[tuple[str, ...], Fields]]
 
 #: Every field that a stored row has.
 FIELDS: Mapping[Kind, tuple[str, ...]] = {
-    "session": (*Session.__annotations__, "created_at", "updated_at"),
-    "task": (*Task.__annotations__, "created_at", "updated_at"),
+    "session": (*Session.__annotations__, EXTRA, "created_at", "updated_at"),
+    "task": (*Task.__annotations__, EXTRA, "created_at", "updated_at"),
 }
 
 
@@ -33,7 +45,10 @@ def merge(stored: Stored, batch: Batch) -> None:
         for row in batch.rows(kind):
             key = key_of(kind, row)
             old = stored[kind].get(key)
-            stored[kind][key] = complete(kind, row) if old is None else {**old, **row, "created_at": old["created_at"]}
+            new = complete(kind, row) if old is None else {**old, **row, "created_at": old["created_at"]}
+            if EXTRA in row:
+                new[EXTRA] = merge_extra(old and old[EXTRA], row[EXTRA])
+            stored[kind][key] = new
 
 
 def nothing() -> Stored:

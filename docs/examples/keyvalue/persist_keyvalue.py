@@ -16,10 +16,25 @@ from typing import ClassVar
 from pydantic import Field
 
 from tornado_persist.errors import BatchRejected, SinkUnavailable
-from tornado_persist.records.models import DEFAULTS, KINDS, Batch, Fields, Kind, Row, Session, Task, key_of
+from tornado_persist.records.models import (
+    DEFAULTS,
+    EXTRA,
+    KINDS,
+    Batch,
+    Fields,
+    Kind,
+    Row,
+    Session,
+    Task,
+    key_of,
+    merge_extra,
+)
 from tornado_persist.sinks.base import Sink, SinkSettings
 
-FIELDS: dict[Kind, tuple[str, ...]] = {"session": tuple(Session.__annotations__), "task": tuple(Task.__annotations__)}
+FIELDS: dict[Kind, tuple[str, ...]] = {
+    "session": (*Session.__annotations__, EXTRA),
+    "task": (*Task.__annotations__, EXTRA),
+}
 
 
 class KeyValueSettings(SinkSettings):
@@ -104,11 +119,13 @@ def _put(store: sqlite3.Connection, kind: Kind, row: Row) -> None:
     """The merge rule: a field that the row has replaces the stored one, a field that it has not stays."""
     key = json.dumps(key_of(kind, row))  # a task is known by its session and its own id
     found = store.execute("SELECT value FROM rows WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+    stored: Fields = json.loads(found[0]) if found else {EXTRA: None}
     if found is None:
         merged = {**dict.fromkeys(FIELDS[kind]), **DEFAULTS[kind], **row}
     else:
-        stored = json.loads(found[0])
         merged = {**stored, **row, "created_at": stored["created_at"]}
+    if EXTRA in row:  # the fields that the specification does not name; they merge one by one
+        merged[EXTRA] = merge_extra(stored[EXTRA], row[EXTRA])
     store.execute("REPLACE INTO rows VALUES (?, ?, ?)", (kind, key, json.dumps(merged)))
 
 
