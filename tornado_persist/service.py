@@ -155,7 +155,7 @@ class Service:
         """Fill the buffer with what was accepted and not released."""
         began = time.monotonic()
         self._dead_letters = DeadLetters(self._settings.path("rejected.jsonl"))
-        if self._journal.found.records:  # else nothing will be refused again, and what somebody has added may stay
+        if self._journal.found.records:  # else nothing will be rejected again, and what somebody has added may stay
             _cut_dead_letters(self._dead_letters, checkpoint.state)
         self._metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
         self._buffer = Buffer()
@@ -403,7 +403,7 @@ def make_sink(settings: Settings) -> Sink[Any]:
 
 
 def _cut_dead_letters(dead_letters: DeadLetters, state: dict[str, Any]) -> None:
-    """Rows refused after the cursor was written are in the journal still, and will be refused again."""
+    """Rows rejected after the cursor was written are in the journal still, and will be rejected again."""
     known = state.get("rejected_bytes")
     try:
         surplus = dead_letters.cut(known) if known is not None else 0

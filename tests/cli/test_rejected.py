@@ -118,7 +118,7 @@ def test_ls_shows_rows_by_reason_filters_them_and_gives_whole_json(
     code, said, complaint = command("rejected", "ls")
     assert (code, complaint) == (0, "")
     head, first, second, _, last = said.splitlines()
-    assert head.split() == ["line", "kind", "key", "code", "refused", "message"]
+    assert head.split() == ["line", "kind", "key", "code", "rejected", "message"]
     assert first.split()[:4] == ["1", "task", "s1/a", "SQLITE_CONSTRAINT_TRIGGER"]
     assert second.endswith("no bad text here")
     assert last == f"{tmp_path}/data/rejected.jsonl: 2 rows (2 tasks with code SQLITE_CONSTRAINT_TRIGGER)"
@@ -143,7 +143,7 @@ def test_a_retry_that_is_refused_again_is_named_and_is_an_entry_of_its_own(
     assert (code, said) == (1, "1 row sent\n")
     assert (
         complaint
-        == f"persistd: {tmp_path}/data/rejected.jsonl, line 2: task s1/a was refused again: no bad text here\n"
+        == f"persistd: {tmp_path}/data/rejected.jsonl, line 2: task s1/a was rejected again: no bad text here\n"
     )
     assert [json.loads(line)["line"] for line in command("rejected", "ls", "--json").out.splitlines()] == [2]
     assert balances(refusing)["rejected"] == 2
@@ -188,7 +188,7 @@ def test_edited_lines_from_a_file_and_a_second_run_of_the_same_file(
 
     file.write_text('{"kind": "task", "row": {"task_id": "a"}}\n')
     complaint = command("rejected", "retry", "--from", file, "--url", refusing.url).err
-    assert complaint.startswith(f"persistd: {file}, line 1: its sha256 is not of a refused row")
+    assert complaint.startswith(f"persistd: {file}, line 1: its sha256 is not of a rejected row")
 
 
 def test_an_editor_that_changes_nothing_or_fails_sends_nothing(

@@ -1,4 +1,4 @@
-"""JSON Lines with rows in them: what the ``jsonl`` sink writes, refused rows, and what ``journal export`` writes."""
+"""JSON Lines with rows in them: what the ``jsonl`` sink writes, rejected rows, and what ``journal export`` writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``persistd rejected ls | drop``: the rows that the sink refused, and what was done about each.
+"""``persistd rejected ls | drop``: the rejected rows, and what was done about each.
 
 The service alone writes to ``rejected.jsonl``: it knows its length, and cuts it back to that before a replay. So what
 becomes of an entry is noted in a file beside it, which is only ever appended to, and which the service does not know.
@@ -38,10 +38,10 @@ _UNFINISHED = "the file ends within this line"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One refusal. ``line`` counts from 1, ``offset`` is in bytes; ``problem`` is set where the line is none.
+    """One rejection. ``line`` counts from 1, ``offset`` is in bytes; ``problem`` is set where the line is none.
 
-    ``sha256`` is of the line without its end. It tells the entry for ever: a line has the microsecond of the refusal,
-    so the same row, refused again, is another entry, wherever in the file it stands.
+    ``sha256`` is of the line without its end. It tells the entry for ever: a line has the microsecond of the rejection,
+    so the same row, rejected again, is another entry, wherever in the file it stands.
     """
 
     line: int
@@ -224,13 +224,13 @@ def _problem(found: Fields) -> str:
         aware = all(datetime.fromisoformat(found[name]).tzinfo for name in ("updated_at", "at"))
     except (KeyError, TypeError, ValueError):
         aware = False
-    return "" if aware else "it does not say when it was updated and refused"
+    return "" if aware else "it does not say when it was updated and rejected"
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
     """Options that narrow the choice down; several of them must all hold."""
     parser.add_argument("--kind", choices=KINDS, help="only these")
-    parser.add_argument("--code", help="only those that were refused with this code")
+    parser.add_argument("--code", help="only those that were rejected with this code")
     parser.add_argument("--key", help="only this session_id, task_id or session_id/task_id")
 
 
@@ -285,8 +285,8 @@ def complain_of_broken(rejections: Rejections, broken: Iterable[Entry]) -> int:
 def add(commands: Commands) -> None:
     from tornado_persist.cli import retry  # it is built on this module
 
-    group = commands.group("rejected", "the rows that the sink refused: see them, send them again, or drop them")
-    ls = group.add("ls", _ls, "list the refused rows that nothing was done about", more="It only reads.")
+    group = commands.group("rejected", "the rejected rows: see them, send them again, or drop them")
+    ls = group.add("ls", _ls, "list the rejected rows that nothing was done about", more="It only reads.")
     add_filters(ls)
     ls.add_argument("--all", action="store_true", help="those that were retried or dropped as well")
     ls.add_argument("--json", action="store_true", help="a line of JSON for each, whole; retry --from takes them back")
@@ -294,7 +294,7 @@ def add(commands: Commands) -> None:
     drop = group.add(
         "drop",
         _drop,
-        "note that nothing will be done about some refused rows",
+        "note that nothing will be done about some rejected rows",
         more="rejected.jsonl itself stays as it is; the note is in rejected.settled.jsonl.",
     )
     add_selection(drop)
@@ -317,7 +317,7 @@ def _ls(configuration: Configuration, options: argparse.Namespace) -> int:
 
 def _print(rejections: Rejections, entries: list[Entry], shown: list[Entry], *, everyone: bool) -> None:
     if shown:
-        head = ["line", "kind", "key", "code", "refused", *(["state"] if everyone else []), "message"]
+        head = ["line", "kind", "key", "code", "rejected", *(["state"] if everyone else []), "message"]
         output.print_table([head, *(_row(entry, everyone=everyone) for entry in shown)], "r")
         print()
     print(f"{rejections.path}: {output.count(len(shown), 'row')}{_by_reason(shown)}")
@@ -336,7 +336,7 @@ def _row(entry: Entry, *, everyone: bool) -> list[str]:
 
 
 def _by_reason(entries: Iterable[Entry]) -> str:
-    """How many of each kind were refused with each code, the most frequent first."""
+    """How many of each kind were rejected with each code, the most frequent first."""
     counts = Counter((entry.kind, entry.code) for entry in entries if not entry.problem)
     words = [f"{output.count(n, kind)} with code {code or 'none'}" for (kind, code), n in counts.most_common()]
     return f" ({', '.join(words)})" if words else ""

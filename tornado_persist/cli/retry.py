@@ -1,4 +1,4 @@
-"""``persistd rejected retry``: refused rows through the API again, as they were sent or edited."""
+"""``persistd rejected retry``: rejected rows through the API again, as they were sent or edited."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tornado_persist.records.parser import Parser
 from tornado_persist.service import make_sink
 
 _MORE = """The row becomes a new update: its fields replace what is stored. So a row that was updated in the sink after
-it was refused is left out, unless --overwrite is given. Afterwards the service is flushed, and what it refuses again
+it was rejected is left out, unless --overwrite is given. Afterwards the service is flushed, and what is rejected again
 is named. rejected.jsonl stays as it is; what was sent is noted in rejected.settled.jsonl, and not sent again."""
 
 
 def add(group: Commands) -> None:
-    parser = group.add("retry", _retry, "send refused rows to the running service again", more=_MORE)
+    parser = group.add("retry", _retry, "send rejected rows to the running service again", more=_MORE)
     add_selection(parser)
     edit = parser.add_mutually_exclusive_group()
     edit.add_argument("--edit", action="store_true", help="first open the rows in $VISUAL or $EDITOR, one a line")
@@ -41,7 +41,7 @@ def add(group: Commands) -> None:
             "--from", dest="file", type=Path, metavar="FILE", help="the rows as edited in lines of rejected ls --json"
         )
     )
-    parser.add_argument("--overwrite", action="store_true", help="also rows that were updated since they were refused")
+    parser.add_argument("--overwrite", action="store_true", help="also rows that were updated since they were rejected")
     add_url(parser)
     add_patience(parser)
 
@@ -176,7 +176,7 @@ def _not_updated_since(settings: Settings, client: Client, rows: list[_Again]) -
 
 
 def _aftermath(client: Client, rejections: Rejections, before: int, sent: list[_Again]) -> int:
-    """Have all that was sent settled, and name what was refused again."""
+    """Have all that was sent settled, and name what was rejected again."""
     try:
         flushed = client.flush()
     except PersistError as exc:
@@ -188,7 +188,7 @@ def _aftermath(client: Client, rejections: Rejections, before: int, sent: list[_
     ]
     for entry in again_refused:
         message = output.printable(" ".join(str(entry.found.get("message", "")).split()))
-        complain(f"{rejections.path}, line {entry.line}: {entry.kind} {entry.shown_key} was refused again: {message}")
+        complain(f"{rejections.path}, line {entry.line}: {entry.kind} {entry.shown_key} was rejected again: {message}")
     if flushed["status"] != "flushed":
         complain(f"they were accepted, and wait: {flushed.get('detail', 'the flush failed')}")
         return FAILED
@@ -250,7 +250,7 @@ def _from_file(settings: Settings, path: Path, everything: list[Entry]) -> list[
             entry = entries.get(str(found.get("sha256")))
             if entry is None or entry.problem:
                 raise ValueError(
-                    "its sha256 is not of a refused row; it takes the lines of persistd rejected ls --json"
+                    "its sha256 is not of a rejected row; it takes the lines of persistd rejected ls --json"
                 )
             kind, row = parse(line)
             if kind != entry.kind:

@@ -65,7 +65,7 @@ class Backlog:
         return bool(self._journal.problem) and self.accepted_through > flushed_through
 
     def pending(self, kind: Kind) -> int:
-        """Accepted rows that are neither in the sink nor refused: those in memory, and those in the journal alone."""
+        """Accepted rows that are neither in the sink nor rejected: those in memory, and those in the journal alone."""
         outside = self._metrics.totals.accepted[kind] - self.merged_rows[kind]
         return outside + self._buffer.count(kind)
 

@@ -13,14 +13,14 @@ from tornado_persist.sinks.runner import SinkRunner
 #: Single rows that fail with an unknown code, none having been written, until it is an outage after all.
 UNKNOWN_ROWS = 16
 
-#: A stack of parts to write. The flag says that a part is the first half of one that was refused, and that the other
+#: A stack of parts to write. The flag says that a part is the first half of one that was rejected, and that the other
 #: half is next.
 _Parts = list[tuple[Batch, bool]]
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a chunk. Rows that are neither written nor refused are untouched: ``error`` stopped the write."""
+    """What became of a chunk. Rows that are neither written nor rejected are untouched: ``error`` stopped the write."""
 
     written: list[Batch] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)

@@ -54,7 +54,7 @@ class Checkpointer:
             self._position_known = runner
 
     async def save_refused(self, rows: list[RefusedRow]) -> None:
-        """Append rows that the sink refused to the dead letters, durably.
+        """Append rejected rows to the dead letters, durably.
 
         Raises:
             FlushFailed: the cursor or the dead letters cannot be written.

@@ -1,4 +1,4 @@
-"""Dead letters: the rows that were refused, with the reason, one JSON line each; and how many of them are open."""
+"""Dead letters: the rejected rows, with the reason, one JSON line each; and how many of them are open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MESSAGE = 200
 
 @dataclass(frozen=True, slots=True)
 class RefusedRow:
-    """A row that the sink refused, and why."""
+    """A rejected row, and why."""
 
     kind: Kind
     row: Row

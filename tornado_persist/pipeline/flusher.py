@@ -43,7 +43,7 @@ UNKNOWN_FAILURES = 3
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What a flush did: rows that the sink has committed, rows that it refused, milliseconds, and what stopped it."""
+    """What a flush did: rows that the sink has committed, rows that it rejected, milliseconds, and what stopped it."""
 
     sessions: int = 0
     tasks: int = 0
@@ -74,7 +74,7 @@ class Flusher:
         self.runner = runner
         self._metrics = metrics
         self.capacity = capacity
-        #: Every record up to this one is done: its rows are in the sink, or refused.
+        #: Every record up to this one is done: its rows are in the sink, or rejected.
         self.flushed_through = checkpointer.released
         self._flush_task: asyncio.Task[Flushed] | None = None
         self._background: asyncio.Task[None] | None = None
@@ -196,7 +196,7 @@ class Flusher:
         return await asyncio.shield(self._flush_task)
 
     async def flush(self, timeout: float) -> Flushed:
-        """A barrier: when the result has no ``error``, every row accepted before the call is in the sink, or refused.
+        """A barrier: when the result has no ``error``, every row accepted before the call is in the sink, or rejected.
 
         Waits ``timeout`` seconds at most; the flush goes on after that. The counts are of all rows written during the
         call, by a flush that was in progress too.

@@ -82,7 +82,7 @@ class Exporter:
         )
         yield _by_kind("persistd_rows_written", "Rows that the sink has committed.", metrics.written)
         yield _by_kind("persistd_rows_merged", "Rows that went into one of their key that waited.", metrics.merged)
-        yield _by_kind("persistd_rows_rejected", "Rows that the sink refused, now in rejected.jsonl.", metrics.rejected)
+        yield _by_kind("persistd_rows_rejected", "Rows that were rejected, now in rejected.jsonl.", metrics.rejected)
         yield _by_kind("persistd_rows_lost", "Accepted rows lost to damage of the journal.", metrics.lost.__getitem__)
         rows = GaugeMetricFamily("persistd_rows_pending", "Accepted rows that wait for the sink.", labels=["kind"])
         accounting = GaugeMetricFamily(
