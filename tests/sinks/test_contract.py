@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -37,7 +38,35 @@ CHECK = "ALTER TABLE translation_tasks ADD CONSTRAINT not_this CHECK (task_id <>
 UNCHECK = "ALTER TABLE translation_tasks DROP CONSTRAINT not_this"
 
 
-class TestMemory(SinkContract):
+#: Free JSON at the ends of what the door takes, as it is sent.
+AT_THE_ENDS = (
+    '{"n": [-0, 1E5, 1.50, 1e-9999, 1.7976931348623157e308, ' + "9" * 308 + ", 0." + "1" * 4298 + "]}",
+    '{"t": ["\\u4f60\\ud83d\\ude00", "\\u0001\\n\\/", "\\\\u0000", "[[[{{{"], "a": 1, "a": 2}',
+    '{"a":' * 19 + "{}" + "}" * 19,
+)
+
+
+class Contract(SinkContract):
+    """The contract that ships, and what follows from this package's own door."""
+
+    def test_free_json_is_stored_as_the_door_takes_it(self, sink: Any) -> None:
+        rows = []
+        for number, text in enumerate(AT_THE_ENDS):
+            fields = {name: value for name, value in session(f"s{number}").items() if not name.endswith("_at")}
+            raw = json.dumps({"sessions": [{**fields, "metadata": "@"}]}).replace('"@"', text)
+            (row,) = Parser().parse("session", raw.encode()).rows
+            row.created_at = row.updated_at = session()["created_at"]
+            rows.append(row)
+        sink.write(Batch(rows))
+        stored = self.read(sink)["session"]
+        # As doubles: PostgreSQL keeps numbers exactly, and spells them out.
+        found = [json.dumps(stored[(f"s{number}",)]["metadata"]) for number in range(len(rows))]
+        assert [json.loads(text, parse_int=float) for text in found] == [
+            json.loads(text, parse_int=float) for text in AT_THE_ENDS
+        ]
+
+
+class TestMemory(Contract):
     durable = False
 
     @pytest.fixture
@@ -70,7 +99,7 @@ def _refuse(stored: Stored, batch: Batch) -> None:
     raise BatchRejected
 
 
-class TestJSONL(SinkContract):
+class TestJSONL(Contract):
     shared = False
 
     @pytest.fixture
@@ -90,7 +119,7 @@ class TestJSONL(SinkContract):
             yield
 
 
-class TestSQLite(SinkContract):
+class TestSQLite(Contract):
     @pytest.fixture
     def sink(self, tmp_path: Path) -> Iterator[SQLiteSink]:
         sink = SQLiteSink(SQLiteSink.Settings(path="x.db"), tmp_path)
@@ -112,7 +141,7 @@ class TestSQLite(SinkContract):
             connection.execute("DROP TRIGGER not_this")
 
 
-class TestPostgres(SinkContract):
+class TestPostgres(Contract):
     @pytest.fixture
     def sink(self, postgres_url: str, tmp_path: Path) -> Iterator[PostgresSink]:
         sink = PostgresSink(PostgresSink.Settings(url=postgres_url), tmp_path)
@@ -131,7 +160,7 @@ class TestPostgres(SinkContract):
             connection.execute(UNCHECK)
 
 
-class TestMySQL(SinkContract):
+class TestMySQL(Contract):
     @pytest.fixture
     def sink(self, mysql_url: str, tmp_path: Path) -> Iterator[MySQLSink]:
         sink = MySQLSink(MySQLSink.Settings(url=mysql_url), tmp_path)

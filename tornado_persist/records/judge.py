@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC
 from typing import Any, Literal, Required, cast
 
 import msgspec
@@ -226,8 +227,9 @@ class Judge:
 
     def _zoned(self, rows: list[Row]) -> bool:
         """Whether the time zone of the rules may have been needed."""
-        is_utc = self._rules.timezone is Rules().timezone
-        return not is_utc and any(getattr(row, name, None) is not None for row in rows for name in self._times)
+        return self._rules.timezone is not UTC and any(
+            getattr(row, name, None) is not None for row in rows for name in self._times
+        )
 
     def _invalid(self, errors: list[FieldError]) -> InvalidBatch:
         where = ".".join(map(str, errors[0]["loc"]))
