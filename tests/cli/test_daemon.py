@@ -250,6 +250,7 @@ def test_check_of_a_running_service_says_so_and_leaves_it_alone(place: Path) -> 
     code, said, _ = run(place, "check", PERSISTD_SINK="jsonl")
     assert code == 0
     assert "in use, pid" in said
+    assert re.search(r"^service        http://\S+: it is well$", said, re.MULTILINE)
     assert run(place, "stop")[0] == 0
 
 

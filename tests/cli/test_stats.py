@@ -100,6 +100,12 @@ def test_what_cannot_be_a_url_and_an_unknown_port_are_2(command: Command, tmp_pa
     )
 
 
+def test_the_running_service_is_found_whatever_the_port(service: Persistd, command: Command) -> None:
+    assert service.port == 0
+    assert command("stats").out.startswith(f"{service.url}, ")
+    assert command("flush").code == 0
+
+
 def test_watch_fits_a_small_terminal_over_a_restart_until_ctrl_c(service: Persistd, tmp_path: Path) -> None:
     with OnTerminal("stats", "--watch", "0.1", "--url", service.url, cwd=tmp_path) as watcher:
         wait_until(lambda: watcher.said.count(b"ACCOUNTING") >= 2, "a second look")

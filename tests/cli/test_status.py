@@ -91,6 +91,8 @@ def test_the_database_is_dead(tmp_path: Path, command: Command) -> None:
         assert line(command, "reason") == health["reason"]
         assert line(command, "sink").startswith("postgres at 127.0.0.1:9/x, down since ")
         assert "hush" not in json.dumps(health) + command("status").out
+        said = command("check").out
+        assert "it is not well\n       warning -> The sink postgres is down: " in said
         service.http.post("/api/v1/persistence/flush")
         assert 0 <= service.http.get("/health").json()["sink"]["retry_in"] <= 30
 
@@ -181,6 +183,9 @@ def test_the_process_is_stopped(service: Persistd, command: Command) -> None:
     assert time.monotonic() - began < 2
     place = f"persistd runs, pid {service.process.pid}, data in {service.data_dir}"
     assert (code, said) == (1, f"{place}, but is not well: no answer from {service.url}: it took more than 1 second\n")
+    code, said, _ = command("check")
+    assert code == 1
+    assert re.search(rf"^service +no answer from {service.url}: it took more than 1 second$", said, re.MULTILINE)
     asked = json.loads(command("status", "--json").out)
     assert (asked["running"], asked["status"], asked["pid"]) == (True, "unhealthy", service.process.pid)
     service.send(signal.SIGCONT)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tornado_persist import listening
+from tornado_persist.cli.client import Client
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration
-from tornado_persist.cli.output import size
+from tornado_persist.cli.output import printable, size
+from tornado_persist.cli.status import PATIENCE
 from tornado_persist.config import Settings
-from tornado_persist.errors import SinkError, SinkUnavailable
+from tornado_persist.errors import PersistError, SinkError, SinkUnavailable
 from tornado_persist.files import DataDir, reason
 from tornado_persist.journal.record import HEADER_SIZE
 from tornado_persist.service import make_sink
@@ -108,6 +110,8 @@ def look(settings: Settings, file: Path | None) -> Iterator[Finding]:
         yield from _data_dir(data_dir, running)
     else:
         yield Finding("data_dir", f"{data_dir.path}: not there, a start creates it")
+    if running:
+        yield _service(data_dir)
     yield from _journal(settings)
     yield from _disk(settings)
     yield from _address(settings, running)
@@ -133,6 +137,23 @@ def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
     for inner in sorted(path.iterdir()):
         if not os.access(inner, os.R_OK | os.W_OK):
             yield Finding("data_dir", f"{inner} cannot be written", "error", "give it to the service's user: chown -R")
+
+
+def _service(data_dir: DataDir) -> Finding:
+    """What the service that runs says of itself."""
+    try:
+        with Client(str(data_dir.noted().get("url", "")), PATIENCE) as client:
+            health = client.health()
+    except ValueError:
+        return Finding(
+            "service", "it has not said yet where it answers", "warning", "wait until it has read its journal"
+        )
+    except PersistError as exc:
+        return Finding("service", str(exc), "error", "look at the end of its log, and start it again if it hangs")
+    url = health["instance"]["url"]
+    if health["status"] == "healthy":
+        return Finding("service", f"{url}: it is well")
+    return Finding("service", f"{url}: it is not well", "warning", printable(health["reason"]))
 
 
 def _journal(settings: Settings) -> Iterator[Finding]:

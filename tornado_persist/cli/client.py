@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import ssl
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from tornado_persist.errors import ConfigError, FieldError, NoAnswer, PersistError, RequestRefused
+from tornado_persist.files import DataDir
 
 if TYPE_CHECKING:
     from tornado_persist.cli.command import Configuration
@@ -132,7 +134,7 @@ class Client:
 
 def add_url(parser: argparse.ArgumentParser) -> None:
     """The option ``--url``."""
-    parser.add_argument("--url", help="the service, as http://HOST:PORT (default: server.host and server.port)")
+    parser.add_argument("--url", help="the service, as http://HOST:PORT (default: the one that has data_dir)")
 
 
 def add_patience(parser: argparse.ArgumentParser) -> None:
@@ -153,17 +155,25 @@ def connect(configuration: Configuration, options: argparse.Namespace, timeout: 
         ConfigError: it is not known where the service is.
     """
     try:
-        return Client(options.url or url_of(configuration.server()), timeout)
+        return Client(options.url or where(configuration), timeout)
     except ValueError as exc:
         raise ConfigError("--url", str(exc)) from None
 
 
-def url_of(server: Server) -> str:
-    """Where a service with this configuration answers.
+def where(configuration: Configuration) -> str:
+    """The URL that the running service has noted in ``data_dir``, as the configuration may be new; else that one's.
 
     Raises:
-        ConfigError: that is not known.
+        ConfigError: neither is known.
     """
+    with contextlib.suppress(ConfigError):  # the service may be another user's
+        data_dir = DataDir(configuration.data_dir)
+        if data_dir.locked() and (url := data_dir.noted().get("url")):
+            return str(url)
+    return _url(configuration.server())
+
+
+def _url(server: Server) -> str:
     host, port = server.host, server.port
     if port == 0:
         raise ConfigError("server.port", "0 does not say where the service is; give --url (its log has it)")

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from tornado_persist.cli import output
-from tornado_persist.cli.client import Client, url_of
+from tornado_persist.cli.client import Client, where
 from tornado_persist.cli.command import FAILED, NO_SERVICE, OK, Commands, Configuration
 from tornado_persist.errors import ConfigError, PersistError
 from tornado_persist.files import DataDir
@@ -24,21 +24,15 @@ def add(commands: Commands) -> None:
 
 
 def client(configuration: Configuration) -> Client:
-    """A client of the service that has ``data_dir``, at the URL that it noted there, as the configuration may be new.
+    """A client of the service that has ``data_dir``.
 
     Raises:
         PersistError: it is not known where that is.
     """
-    noted = DataDir(configuration.data_dir).noted().get("url")
-    if not noted:
-        try:
-            noted = url_of(configuration.server())
-        except ConfigError:
-            raise PersistError("it has not said yet where it answers; it may be reading its journal") from None
     try:
-        return Client(str(noted), PATIENCE)
-    except ValueError as exc:
-        raise PersistError(str(exc)) from None
+        return Client(where(configuration), PATIENCE)
+    except (ConfigError, ValueError):
+        raise PersistError("it has not said yet where it answers; it may be reading its journal") from None
 
 
 def _status(configuration: Configuration, options: argparse.Namespace) -> int:
