@@ -167,8 +167,9 @@ class Journal(_Table):
 class Records(_Table):
     """What a batch may hold."""
 
-    unknown_fields: Literal["ignore", "reject"] = Field(
-        "ignore", description="fields that are not in the specification: drop them, or refuse the batch"
+    unknown_fields: Literal["ignore", "reject", "keep"] = Field(
+        "ignore",
+        description="fields that are not in the specification: drop them, refuse the batch, or keep them in ``extra``",
     )
     statuses: tuple[Annotated[str, StringConstraints(max_length=MAX_STATUS, pattern=KEY_PATTERN)], ...] = Field(
         STATUSES,

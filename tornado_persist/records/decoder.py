@@ -51,6 +51,7 @@ class Decoder:
         self._limit = msgspec.Meta(max_length=rules.max_batch)
         fields = FIELDS[kind]
         self._fields = fields.keys()
+        self._types = {name: type_ for name, type_ in shapes.types.items() if name in fields}  # not extra
         self._required = frozenset(name for name, declared in fields.items() if declared.required)
         self._optional = [name for name in fields if name not in self._required]
         self._optional_values = [itemgetter(index) for index, name in enumerate(fields) if name in self._optional]
@@ -134,7 +135,7 @@ class Decoder:
         return Parsed([shape(*values[:size]) for values in tuples], body, shown_names(set(unknown)), len(tuples))
 
     def _dropper(self, names: frozenset[str], unknown: list[str]) -> tuple[Decode, type[Row]]:
-        declared = [(name, type_) for name, type_ in self._shapes.types.items() if name in names]
+        declared = [(name, type_) for name, type_ in self._types.items() if name in names]
         dropped = [(f"dropped{number}", Raw) for number in range(len(unknown))]
         rename = {f"dropped{number}": name for number, name in enumerate(unknown)}
         both: Any = [*declared, *dropped]
@@ -183,7 +184,7 @@ class Decoder:
     def _whole_row(self, *, forbid_unknown: bool, lax: bool = False) -> type:
         """A class with every field, which is UNSET where it is absent; ``lax``: integers may have a fraction."""
         fields: list[Any] = []
-        for name, type_ in self._shapes.types.items():
+        for name, type_ in self._types.items():
             if lax and name in self._integers:
                 type_ = type_ | float
             if name in self._required:

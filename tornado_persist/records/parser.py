@@ -8,14 +8,23 @@ errors.
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, tzinfo
 from typing import Literal
 
-from tornado_persist.records.decoder import Decoder
+import msgspec
+from msgspec import Raw
+
+from tornado_persist.errors import FieldError, InvalidBatch
+from tornado_persist.records.decoder import Decoder, encode
+from tornado_persist.records.freejson import locate
 from tornado_persist.records.judge import Judge
-from tornado_persist.records.models import KINDS, STATUSES, Kind, shapes_with
-from tornado_persist.records.rules import Parsed, Rules
+from tornado_persist.records.models import EXTRA, FIELDS, KINDS, PLURALS, STATUSES, Kind, shapes_with
+from tornado_persist.records.rules import Parsed, Rules, UnknownFields, shown_names
+
+_KEPT = b'"extra"'
+_DECODE_NAMES = msgspec.json.Decoder(dict[str, Raw]).decode
+_DECODE_ROWS = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 
 #: Bytes from which on rows are counted before they are read: 10 MiB of small ones would be read in vain. Counting costs
 #: a tenth of the reading.
@@ -29,7 +38,7 @@ class Parser:
         self,
         *,
         max_batch: int | None = None,
-        unknown_fields: Literal["ignore", "reject"] = "ignore",
+        unknown_fields: UnknownFields = "ignore",
         statuses: Sequence[str] = STATUSES,
         timezone: tzinfo = UTC,
         invalid_rows: Literal["refuse", "set_aside"] = "refuse",
@@ -37,16 +46,22 @@ class Parser:
     ) -> None:
         """What bodies may hold.
 
-        ``max_batch``: rows in one body at most; ``unknown_fields``: drop them, or refuse the batch; ``timezone``: that
-        of times without an offset; ``invalid_rows``: refuse the batch, or set them aside. ``replay``: bodies come from
-        the journal, so they were accepted, perhaps under other settings; then a status is any text of its length.
+        ``max_batch``: rows in one body at most; ``unknown_fields``: drop them, refuse the batch, or keep them in
+        ``extra``; ``timezone``: that of times without an offset; ``invalid_rows``: refuse the batch, or set them aside.
+        ``replay``: bodies come from the journal, so they were accepted, perhaps under other settings; then a status is
+        any text of its length.
         """
+        self._keep = unknown_fields == "keep"
+        self._replay = replay
+        if self._keep:
+            unknown_fields = "ignore"  # by decoder and judge
         rules = Rules(
             max_batch, unknown_fields, None if replay else tuple(statuses), timezone, invalid_rows, replay=replay
         )
         self._max_batch = max_batch
         shapes = {kind: shapes_with(kind, rules.statuses) for kind in KINDS}
         self._decoders = {kind: Decoder(kind, shapes[kind], rules) for kind in KINDS}
+        self._shapes = shapes
         self._judges = {kind: Judge(kind, shapes[kind], rules) for kind in KINDS}
 
     def parse(self, kind: Kind, body: bytes) -> Parsed:
@@ -61,8 +76,58 @@ class Parser:
         if most is not None and len(body) > _LARGE and body.count(b"{") > most + 1:
             self._judges[kind].count(body)
         parsed = self._decoders[kind].decode(body)
-        return self._judges[kind].judge(body) if parsed is None else parsed
+        return self._with_extra(kind, body, self._judges[kind].judge(body) if parsed is None else parsed)
 
     def validate(self, kind: Kind, body: bytes) -> Parsed:
         """:meth:`parse` without the fast path."""
-        return self._judges[kind].judge(body.removeprefix(BOM_UTF8))
+        body = body.removeprefix(BOM_UTF8)
+        return self._with_extra(kind, body, self._judges[kind].judge(body))
+
+    def _with_extra(self, kind: Kind, body: bytes, parsed: Parsed) -> Parsed:
+        """Put the fields that are not in the specification into ``extra``, where that is asked for.
+
+        The journal then keeps the rows with their ``extra``, so a replay gives the same rows whatever the setting is
+        by then. For the same reason a field of that name which is dropped must not be in the journal.
+
+        Raises:
+            InvalidBatch: such a field holds what no sink could store.
+        """
+        if self._replay:
+            if _KEPT in body:
+                self._add_extra(kind, body, parsed, lambda sent: sent.get(EXTRA))
+        elif self._keep and parsed.ignored:
+            known = FIELDS[kind].keys()
+            unknown = parsed.ignored_rows
+            self._add_extra(kind, body, parsed, lambda sent: _object_of(sent, known))
+            parsed.body = encode(PLURALS[kind], parsed.rows)
+            names = _DECODE_NAMES(body).keys() - {PLURALS[kind]}
+            parsed.ignored, parsed.ignored_rows = shown_names(names), unknown if names else 0
+        elif parsed.ignored and _KEPT in body:
+            parsed.body = encode(PLURALS[kind], parsed.rows)
+        return parsed
+
+    def _add_extra(self, kind: Kind, body: bytes, parsed: Parsed, of: Callable[[dict[str, Raw]], Raw | None]) -> None:
+        name, shapes = PLURALS[kind], self._shapes[kind]
+        wrong = {row.index for row in parsed.wrong}
+        sent = _DECODE_ROWS(_DECODE_NAMES(body)[name])
+        places = [place for place in range(len(sent)) if place not in wrong]
+        errors: list[FieldError] = []
+        for at, place in enumerate(places):
+            extra = of(sent[place])
+            if extra is None:
+                continue
+            if found := locate(bytes(extra)):
+                errors.append({"loc": [name, place, *found[0]], "msg": found[1]})
+                continue
+            row = parsed.rows[at]
+            fields = {**row.as_kept(), EXTRA: Raw(msgspec.json.format(extra, indent=-1))}
+            parsed.rows[at] = shapes.find(fields)(**fields)
+        if errors:
+            where = ".".join(map(str, errors[0]["loc"]))
+            raise InvalidBatch(f"Invalid {kind} data format: {where}: {errors[0]['msg']}", errors)
+
+
+def _object_of(sent: dict[str, Raw], known: Collection[str]) -> Raw | None:
+    """The fields that are not known, as the text of an object; None where there are none."""
+    unknown = {name: value for name, value in sent.items() if name not in known}
+    return Raw(msgspec.json.encode(unknown)) if unknown else None

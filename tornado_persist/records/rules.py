@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from tornado_persist.errors import FieldError
 from tornado_persist.records.models import STATUSES, Row
@@ -14,12 +14,16 @@ MAX_IGNORED = 20
 MAX_NAME = 64
 
 
+#: What becomes of a field that is not in the specification: it is dropped, refuses the batch, or goes into ``extra``.
+UnknownFields: TypeAlias = Literal["ignore", "reject", "keep"]
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What a body may hold."""
 
     max_batch: int | None = None  #: rows in one body at most
-    unknown_fields: Literal["ignore", "reject"] = "ignore"
+    unknown_fields: UnknownFields = "ignore"
     statuses: tuple[str, ...] | None = STATUSES  #: None: any text of its length
     timezone: tzinfo = UTC  #: of times without an offset
     invalid_rows: Literal["refuse", "set_aside"] = "refuse"

@@ -6,7 +6,7 @@ import asyncio
 import re
 import sys
 import time
-from typing import Any, Literal
+from typing import Any
 
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
@@ -15,6 +15,7 @@ from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.records.models import STATUSES
+from tornado_persist.records.rules import UnknownFields
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
 from tornado_persist.web import handlers, history, openapi, pages, prometheus
@@ -64,7 +65,7 @@ class Api(Application):
         body_timeout: float = 60.0,
         max_inflight_bytes: int = 134_217_728,
         max_batch: int = 1000,
-        unknown_fields: Literal["ignore", "reject"] = "ignore",
+        unknown_fields: UnknownFields = "ignore",
         statuses: tuple[str, ...] = STATUSES,
     ) -> None:
         """``flush_timeout``: seconds that ``POST /flush`` waits at most; ``body_timeout``: that a body may take.

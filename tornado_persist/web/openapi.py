@@ -7,13 +7,14 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from tornado_persist import __version__
 from tornado_persist.records.models import DEFAULTS, KINDS, PLURALS, STATUSES, Kind, Session, Task
+from tornado_persist.records.rules import UnknownFields
 from tornado_persist.web import schemas as answers
 from tornado_persist.web.base import GetHandler
 
@@ -87,7 +88,7 @@ class Limits:
     max_body_bytes: int
     #: Seconds.
     flush_timeout: float
-    unknown_fields: Literal["ignore", "reject"] = "ignore"
+    unknown_fields: UnknownFields = "ignore"
     statuses: tuple[str, ...] = STATUSES
 
 
@@ -309,8 +310,8 @@ def _watching(schemas: _Schemas) -> dict[str, Any]:
 
 def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
     plural, rejected = PLURALS[kind], schemas.ref(answers.Rejected)
-    unknown = "refused" if limits.unknown_fields == "reject" else "ignored"
-    named = "" if unknown == "refused" else ", and named in the answer as `ignored`"
+    unknown = {"reject": "refused", "ignore": "ignored", "keep": "kept in `extra`"}[limits.unknown_fields]
+    named = ", and named in the answer as `ignored`" if unknown == "ignored" else ""
     described = _operation(
         f"{plural}Batch",
         f"Create or update {plural}",
