@@ -451,7 +451,7 @@ class MariaDB(Server):
         return ended
 
     @contextlib.contextmanager
-    def variable(self, name: str, value: str | int) -> Iterator[None]:
+    def variable(self, name: str, value: str | float) -> Iterator[None]:
         """Sets a global variable, for connections made meanwhile."""
         old = self.admin(f"SELECT @@GLOBAL.{name}")[0][0]
         self.admin(f"SET GLOBAL {name} = {value!r}")

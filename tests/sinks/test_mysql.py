@@ -635,3 +635,18 @@ def test_what_will_cost_a_row_some_day_is_told(
         "max_allowed_packet is 1048576",
         "innodb_flush_log_at_trx_commit is not 1",
     ]
+
+
+def test_a_users_time_limit_for_a_statement_does_not_matter(
+    make: Callable[..., MySQLSink], mariadb_server: MariaDB, mysql_url: str
+) -> None:
+    make().open()
+    mariadb_server.admin(
+        "CREATE TRIGGER slow BEFORE INSERT ON translation_tasks FOR EACH ROW"
+        " SET NEW.context = CONCAT('slow', SLEEP(0.01))",
+        database_of(mysql_url),
+    )
+    with mariadb_server.variable("max_statement_time", 0.1):
+        sink = make()
+        sink.open()
+        sink.write(Batch(tasks=[task(f"{number}") for number in range(30)]))

@@ -427,6 +427,13 @@ def test_columns_of_other_types_are_served(
     with psycopg.connect(postgres_url) as connection:
         found = connection.execute("SELECT status::text, count(*) FROM translation_tasks GROUP BY 1").fetchall()
     assert found == [("completed", count)]
+    key = (task("")["session_id"], "00000000-0000-0000-0000-000000000000")
+    assert again.find_updated("task", [key]).keys() == {key}
+    owner("ALTER TABLE translation_sessions ALTER session_id TYPE uuid USING session_id::uuid")
+    assert failure(again, Batch([session(key[1])])).code == "42804", "it knows the types from when it was opened"
+    again.open()
+    again.write(Batch([session(key[1])]))
+    assert again.find_sessions({key[1]}) == {key[1]}
     assert failure(again, Batch(tasks=[task("no uuid")])).code == "22P02"
 
 

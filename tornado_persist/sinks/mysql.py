@@ -53,6 +53,9 @@ _SESSION = {
     "completion_type": "0",
 }
 
+#: A comment for all but MariaDB: a time limit of the user for a statement. Ours is the wait for the answer.
+_MARIADB = " /*M! , SESSION max_statement_time = 0 */"
+
 #: Error numbers that depend on the row.
 _ROWS = {
     *(1022, 1062, 1169, 1557, 1586, 1761, 1762),  # a key that is there already
@@ -137,10 +140,11 @@ class MySQLSink(SQLSink[MySQLSettings]):
         limit = self.settings.answer_timeout
         timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": limit, "write_timeout": limit}
         arguments: dict[str, Any] = {key: value for key, value in timeouts.items() if key not in url.query}
+        settings = ", ".join(f"SESSION {name} = {value}" for name, value in _SESSION.items())
         arguments |= {
             "charset": "utf8mb4",
             "autocommit": False,
-            "init_command": "SET " + ", ".join(f"SESSION {name} = {value}" for name, value in _SESSION.items()),
+            "init_command": f"SET {settings}{_MARIADB}",
         }
         arguments |= tls.arguments(url.query)
         url = url.difference_update_query(tls.OPTIONS)

@@ -287,7 +287,9 @@ class SQLSink(Sink[SQLSettingsT]):
             connection = self._connected()
             with self._transaction(connection, commit=False):
                 for some in batched(session_ids, _LOOKUP):
-                    found.update(connection.scalars(select(key).where(key.in_(some))))
+                    # A tuple goes without a cast, which would not fit a column of another type.
+                    keys = [(id,) for id in some]
+                    found.update(map(str, connection.scalars(select(key).where(tuple_(key).in_(keys)))))
         return found
 
     def find_updated(self, kind: Kind, keys: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], datetime]:
@@ -299,7 +301,7 @@ class SQLSink(Sink[SQLSettingsT]):
             with self._transaction(connection, commit=False):
                 for some in batched(keys, _LOOKUP):
                     rows = connection.execute(select(*key, columns.updated_at).where(tuple_(*key).in_(some)))
-                    found.update((tuple(row[:-1]), row[-1]) for row in rows)
+                    found.update((tuple(map(str, row[:-1])), row[-1]) for row in rows)
         return found
 
     # Inner parts

@@ -134,9 +134,9 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         most = driver.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(fields)
         values = _values(kind, fields, rows)
         left = len(rows)
-        # Many rows a statement, because the driver gives up the interpreter for each statement, and gets it back when
-        # the event loop is so kind: of a row's time under load a statement of its own took fifty times as much. Few
-        # sizes, because the driver keeps the statements that it has prepared.
+        # Many rows a statement, because the driver releases the GIL for each statement, and under load waits to get it
+        # back: one row a statement took fifty times as long. Few sizes, because the driver keeps the statements that it
+        # has prepared.
         for size in _STATEMENTS:
             if size <= most:
                 statement = head + ", ".join([one] * size) + tail
