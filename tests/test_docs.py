@@ -10,6 +10,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from contextlib import closing
@@ -230,6 +231,22 @@ def test_every_command_that_is_not_of_the_process_has_a_chapter() -> None:
     for name, parser in subcommands(program.parser()).items():
         wanted = {name, *(f"{name} {inner}" for inner in subcommands(parser))}
         assert name in of_the_process or wanted <= set(titles), name
+
+
+def test_the_program_that_reads_the_journal_prints_what_waits(tmp_path: Path) -> None:
+    page = (DOCS / "journal.rst").read_text(encoding="utf-8")
+    program, _, after = page.partition(".. code-block:: python\n\n")[2].partition("\nAfter four tasks")
+    output = after.partition("::\n\n")[2]
+    (tmp_path / "read_journal.py").write_text(textwrap.dedent(program), encoding="utf-8")
+    with Persistd(tmp_path, "[buffer]\nflush_interval = 600") as running:
+        for keys in ("a", "bc", "d"):
+            running.post("task", *map(task, keys))
+        running.kill()
+        command = [sys.executable, "read_journal.py", str(running.data_dir / "journal")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    found, shown = ([line.split()[2:] for line in text.strip().splitlines()] for text in (done.stdout, output))
+    assert found == shown
 
 
 # The sink of plugin.rst, whose own tests are beside it.
