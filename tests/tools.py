@@ -101,6 +101,11 @@ TOOLS: tuple[Tool, ...] = (
     ),
     *STRACE,
     Tool(
+        "faketime",
+        ("faketime",),
+        {"apt-get": (("faketime",),), **dict.fromkeys(("dnf", "apk", "brew"), (("libfaketime",),))},
+    ),
+    Tool(
         "Prometheus's promtool",
         ("promtool",),
         {

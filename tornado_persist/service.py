@@ -17,6 +17,7 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
+from tornado.platform.asyncio import AsyncIOMainLoop
 
 from tornado_persist import __version__, config, listening
 from tornado_persist.config import Settings
@@ -74,6 +75,16 @@ FOR_EVER = 86_400.0
 LIVE = ("sink", "sinks", "buffer", "log.level")
 
 
+class MonotonicLoop(AsyncIOMainLoop):
+    """Tornado's view of the running loop, on asyncio's clock.
+
+    Tornado's own goes by the wall clock: when that is set back by 8 hours, no PeriodicCallback runs for 8 hours.
+    """
+
+    def time(self) -> float:
+        return self.asyncio_loop.time()
+
+
 class Service:
     """One running persistd."""
 
@@ -92,6 +103,7 @@ class Service:
             ConfigError: the data directory cannot be written, or the sink cannot do what is asked of it.
             StartError: the data directory is in use, the journal cannot be worked with, or the port is taken.
         """
+        MonotonicLoop()  # from now on IOLoop.current() here
         self._data_dir = data_dir = DataDir(self._settings.data_dir)
         data_dir.make()
         data_dir.lock()

@@ -38,10 +38,14 @@ class CursorDamaged(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Every record up to ``seq`` is released; ``state`` is the caller's at that point: any JSON object."""
+    """Every record up to ``seq`` is released; ``state`` is the caller's at that point: any JSON object.
+
+    ``latest``: the last accept time so far, in microseconds since 1970; 0 if it is not known.
+    """
 
     seq: int
     state: dict[str, Any] = field(default_factory=dict)
+    latest: int = field(default=0, compare=False)
 
 
 class Cursor:
@@ -168,7 +172,7 @@ class Cursor:
 
 
 def _encode(number: int, checkpoint: Checkpoint) -> bytes:
-    content = {"number": number, "seq": checkpoint.seq, "state": checkpoint.state}
+    content = {"number": number, "seq": checkpoint.seq, "state": checkpoint.state, "latest": checkpoint.latest}
     body = json.dumps(content, separators=(",", ":")).encode()
     return b"persistd-cursor 2 %08x %d\n%b\n" % (crc32(body), len(body), body)
 
@@ -181,4 +185,4 @@ def _decode(half: bytes) -> tuple[int, Checkpoint]:
     if crc32(body) != int(head[1], 16):
         raise CursorDamaged("its checksum does not hold")
     found = json.loads(body)
-    return found["number"], Checkpoint(found["seq"], found["state"])
+    return found["number"], Checkpoint(found["seq"], found["state"], found.get("latest", 0))

@@ -12,7 +12,7 @@ from typing import Any
 
 from tornado_persist.journal.cursor import Checkpoint, Cursor
 from tornado_persist.journal.damaged import DamagedDirectory
-from tornado_persist.journal.record import CODES, MAX_BODY, Record, to_microseconds
+from tornado_persist.journal.record import CODES, MAX_BODY, Record, to_datetime, to_microseconds
 from tornado_persist.journal.recovery import Found, Recovery
 from tornado_persist.journal.scanner import Damage, Entry
 from tornado_persist.journal.state import State, Stats
@@ -175,6 +175,11 @@ class Journal:
     def last(self) -> int:
         """The last sequence number that was given, in this run or an earlier one; 0 when there is none."""
         return self._state.last
+
+    @property
+    def latest(self) -> datetime:
+        """The last accept time (UTC) that the directory knows of, or 1970."""
+        return to_datetime(self._state.latest)
 
     @property
     def released(self) -> int:

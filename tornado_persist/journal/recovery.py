@@ -59,7 +59,7 @@ class Recovery:
                 raise StartError(f"journal {self._directory} cannot be used: no write permission, or a read-only disk")
             firsts = self._list()
             checkpoint = self._read_cursor(firsts)
-            self._state.released = checkpoint.seq
+            self._state.released, self._state.latest = checkpoint.seq, checkpoint.latest
             self._walk(self._delete_released(firsts))
             return self._save_cursor(checkpoint)
         except OSError as exc:
@@ -116,6 +116,7 @@ class Recovery:
                         segments.append(Segment(item.path, item.first, item.size))
                     case Entry():
                         segments[-1].last = segments[-1].synced_last = item.seq
+                        state.latest = max(state.latest, item.at)
                         if item.seq > released:
                             state.mark(item.seq, item.at)
                             self.found.records += 1
@@ -150,7 +151,7 @@ class Recovery:
         released = self._state.released
         try:
             if released > checkpoint.seq or self._cursor.torn or not self._cursor.path.exists():
-                checkpoint = Checkpoint(released, checkpoint.state)
+                checkpoint = Checkpoint(released, checkpoint.state, self._state.latest)
                 self._cursor.write(checkpoint)
         except OSError as exc:
             if exc.errno not in NO_ROOM:

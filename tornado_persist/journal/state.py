@@ -6,6 +6,7 @@ The writer's thread changes it; other threads read it, under one short lock.
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ MARK_EVERY = 1_000_000
 @dataclass(frozen=True, slots=True)
 class Stats:
     """Bytes of all segments and their limit, unreleased records, when the oldest of them was accepted (UTC, at most a
-    second too early), and the sync mode.
+    second too early), the sync mode, and the seconds since the oldest was accepted (0 when there is none).
     """
 
     bytes: int
@@ -31,10 +32,7 @@ class Stats:
     records: int
     oldest: datetime | None
     sync: str
-
-    def age(self, now: datetime) -> float:
-        """Seconds since the oldest was accepted; 0 when there is none, or the clock was set back."""
-        return max(0.0, (now - self.oldest).total_seconds()) if self.oldest else 0.0
+    age: float = 0.0
 
 
 class State:
@@ -61,7 +59,10 @@ class State:
         self.bytes = 0
         self._full_for = 0
         self._gaps: list[tuple[int, int]] = []
-        self._marks: deque[tuple[int, int]] = deque()
+        # Numbers, their accept times, and the same by the monotonic clock.
+        self._marks: deque[tuple[int, int, float]] = deque()
+        #: The last accept time, in microseconds; 0 if none is known.
+        self.latest = 0
         self._lock = threading.Lock()
 
     # Appending.
@@ -100,16 +101,23 @@ class State:
     def acknowledge(self, segment: Segment, size: int, times: Sequence[int], *, synced: bool) -> None:
         """``size`` more bytes hold acknowledged records, one for each of these accept times (in microseconds)."""
         with self._lock:
+            now = time.monotonic()
             for seq, at in enumerate(times, self.last + 1):
-                self.mark(seq, at)
+                self.mark(seq, at, now)
             self.bytes += size
             self.last += len(times)
             segment.advance(segment.end + size, self.last, synced=synced)
 
-    def mark(self, seq: int, at: int) -> None:
-        """Remember when a record was accepted, unless the last mark is from the same second."""
+    def mark(self, seq: int, at: int, clock: float | None = None) -> None:
+        """Remember when a record was accepted, unless the last mark is from the same second.
+
+        ``clock``: that time by the monotonic clock; without it the difference to the wall clock counts.
+        """
+        self.latest = max(self.latest, at)
         if not self._marks or abs(at - self._marks[-1][1]) >= MARK_EVERY or self._marks[-1][0] <= self.released:
-            self._marks.append((seq, at))
+            if clock is None:
+                clock = time.monotonic() - max(0.0, time.time() - at / 1_000_000)
+            self._marks.append((seq, at, clock))
             self._drop_marks()
 
     def fits(self, size: int, more: int) -> bool:
@@ -221,8 +229,11 @@ class State:
         """The journal in figures."""
         with self._lock:
             records = self.last - self.released - sum(last - first + 1 for first, last in self._gaps)
-            oldest = to_datetime(self._marks[0][1]) if records > 0 and self._marks else None
-            return Stats(self.bytes, self.max_bytes, max(0, records), oldest, sync)
+            if records <= 0 or not self._marks:
+                return Stats(self.bytes, self.max_bytes, 0, None, sync)
+            _, at, clock = self._marks[0]
+            age = max(0.0, time.monotonic() - clock)
+            return Stats(self.bytes, self.max_bytes, records, to_datetime(at), sync, age)
 
 
 def _first(segment: Segment) -> int:

@@ -475,14 +475,14 @@ class Writer:
         state = self._state
         seq = state.after_gaps(max(checkpoint.seq, state.released))
         try:
-            self._cursor.write(Checkpoint(seq, checkpoint.state))
+            self._cursor.write(Checkpoint(seq, checkpoint.state, state.latest))
         except OSError as exc:
             if self._unwritten is None:
                 logger.error("journal cursor cannot be written", error=reason(exc))
             self._unwritten = checkpoint
             self._retry_at = time.monotonic() + TRY_EVERY
             return False
-        self.checkpoint = Checkpoint(seq, checkpoint.state)
+        self.checkpoint = Checkpoint(seq, checkpoint.state, state.latest)
         if self._unwritten is not None:
             self._unwritten = None
             logger.info("journal cursor can be written again")

@@ -37,6 +37,8 @@ GATHER = 0.02
 ENOUGH_ROWS = 5000
 #: Written rows freed in one round of the event loop. All 20,000 of a chunk at once would hold it up for 8 ms.
 FREE_ROWS = 500
+#: The wall clock was set if it is off by so much.
+CLOCK_SET = timedelta(seconds=1)
 #: Flushes in a row that fail with an unknown code before single rows are tried.
 UNKNOWN_FAILURES = 3
 
@@ -102,6 +104,13 @@ class Flusher:
         return self._interval.total_seconds()
 
     @property
+    def next_flush(self) -> datetime:
+        """When the timer flushes next (UTC), as the wall clock is now."""
+        at, clock = self._waits_since
+        shift = _now() - at - timedelta(seconds=time.monotonic() - clock)
+        return at + self._interval + (shift if abs(shift) > CLOCK_SET else timedelta())
+
+    @property
     def retry_in(self) -> float:
         """Seconds until a flush that failed is tried again; 0 while none waits."""
         if self._retry is None:
@@ -137,7 +146,7 @@ class Flusher:
         return self._buffer.waiting() >= self.capacity or backlog.needs_room(self.flushed_through)
 
     def _tick(self) -> None:
-        self.next_flush = _now() + self._interval
+        self._waits_since = _now(), time.monotonic()
         if self._retry is None:
             self._start()
 
@@ -170,8 +179,7 @@ class Flusher:
         self._stop_timer()
         self._timer = PeriodicCallback(self._tick, self._interval)
         self._timer.start()
-        #: When the timer flushes next (UTC).
-        self.next_flush = at + self._interval
+        self._waits_since = at, time.monotonic()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

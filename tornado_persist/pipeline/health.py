@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Instance:
     pid: int
     data_dir: Path
     started: datetime  #: UTC
+    started_clock: float = field(default_factory=time.monotonic)  #: the same by the clock that is never set
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class HealthSnapshot:
     @property
     def uptime(self) -> float:
         """Seconds."""
-        return max(0.0, (self.at - self.instance.started).total_seconds())
+        return time.monotonic() - self.instance.started_clock
 
 
 class Growth:
@@ -199,7 +200,7 @@ class Health:
                 journal_bytes=journal.bytes,
                 journal_max_bytes=journal.max_bytes,
                 journal_records=journal.records,
-                oldest_seconds=journal.age(now),
+                oldest_seconds=journal.age,
                 journal_full_in=0.0 if self._journal.full else self._growth.full_in(journal.max_bytes - journal.bytes),
                 next_flush=self._flusher.next_flush,
                 flush_interval=self._flusher.interval,

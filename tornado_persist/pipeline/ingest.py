@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
 from tornado_persist.journal import HEADER_SIZE, Journal
@@ -19,6 +19,7 @@ FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 
 #: Bytes from which on a body counts as large: parsing it takes a millisecond or more.
 LARGE = 1 << 16
+MICROSECOND = timedelta(microseconds=1)
 #: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
 KNOWN_SESSIONS = 100_000
 
@@ -56,6 +57,7 @@ class Ingest:
         self.find_sessions = find_sessions
         self._known_sessions: dict[str, None] = {}
         self._closed_because = ""
+        self._latest = journal.latest
         # asyncio runs all that is ready before it polls again. Without this lock eight large bodies are parsed in one
         # round of the loop, and everybody else waits for all of them: the slowest hundredth of the answers at
         # 20,000 rows/s came after 15 ms instead of 11.
@@ -88,7 +90,8 @@ class Ingest:
         rows = parsed.rows
         if self.find_sessions is not None:
             await self._require_sessions(kind, rows, self.find_sessions)
-        now = datetime.now(UTC)
+        # Later than all before, also when the clock is set back: the order of accept times is that of the journal.
+        now = self._latest = max(datetime.now(UTC), self._latest + MICROSECOND)
         at = stamp(now)
         if rows:
             # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
