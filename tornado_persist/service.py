@@ -68,8 +68,8 @@ FIRST_LOOK = 2.0
 #: Seconds of the shutdown kept for closing the sink.
 CLOSING_TIME = 0.5
 
-#: Seconds between two signs of life that nobody waits for.
-FOR_EVER = 86_400.0
+#: Watchdog interval when systemd asks for none, in seconds.
+NO_WATCHDOG = 86_400.0
 
 #: Keys that a reload applies; all others need a restart.
 LIVE = ("sink", "sinks", "buffer", "log.level")
@@ -109,7 +109,7 @@ class Service:
         data_dir.lock()
         data_dir.note()  # forgets what an earlier process said
         self._manager = ServiceManager()
-        beat = PeriodicCallback(self._manager.beat, (self._manager.interval or FOR_EVER) * 1000)
+        beat = PeriodicCallback(self._manager.beat, (self._manager.interval or NO_WATCHDOG) * 1000)
         try:
             self._listen_to_signals()
             data_dir.write_pid()
@@ -130,7 +130,7 @@ class Service:
 
     async def _run(self, serving: Callable[[str], None]) -> None:
         sink = make_sink(self._settings)
-        # Found out before the recovery, which may take long, and bound after it.
+        # A taken port is found before the recovery, which may take long; the port is bound after it.
         for probe in _bind(self._settings):
             probe.close()
         checkpoint = await self._open_journal()
@@ -138,7 +138,7 @@ class Service:
         sockets = _bind(self._settings)
         self._url = listening.url(sockets)
         self._start_pipeline(sink, checkpoint)
-        # So that the first answer of /health, and of a curl right after the start, is no guess.
+        # So that the first answer of /health is known, not guessed.
         await asyncio.gather(self._flusher.runner.healthy(wait=FIRST_LOOK), self._health.look())
         server = self._listen(sockets)
         self._announce(serving)

@@ -134,7 +134,7 @@ def test_open_rows_follow_a_file_that_is_cut_replaced_edited_or_half_written(tmp
         file.write('{"kind": "ta')
         file.flush()
         assert count(rows) == 1, "the service may be just writing it"
-        file.write("\n[]\n")
+        file.write("\n" + "[" * 100_000 + "\n")
     assert count(rows) == 3, "persistd rejected ls shows them as well"
     assert [row.message for row in rows.first[1:]] == ["this line is no JSON object"] * 2
     letters.path.rename(tmp_path / "moved.jsonl")

@@ -215,7 +215,7 @@ def _settled(note: bytes) -> bytes:
     try:
         found = json.loads(note)
         return bytes.fromhex(found["sha256"]) if found["state"] in ("retried", "dropped") else b""
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return b""  # ``persistd rejected`` complains of it
 
 
@@ -223,7 +223,7 @@ def _open_row(line: bytes) -> OpenRow:
     """As far as the line can be read; somebody may have edited it."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         return OpenRow("", "", "", "", "this line is no JSON object", "")
