@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from tests.process import persistd
 from tornado_persist import config
 from tornado_persist.config import Settings
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
+from tornado_persist.sinks.base import read_seconds, read_size
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "conf" / "persistd.toml"
@@ -304,3 +305,16 @@ def test_statuses_and_time_zone_are_read(tmp_path: Path) -> None:
     records = config.load(write(tmp_path / "c.toml", text)).records
     assert records.statuses == ("offen", "\u5b8c\u6210")
     assert str(records.zone) == "Asia/Shanghai"
+
+
+def test_every_size_and_every_duration_may_have_a_unit() -> None:
+    tables = [field.annotation for field in Settings.model_fields.values()]
+    models = [model for model in tables if isinstance(model, type) and issubclass(model, BaseModel)]
+    models += [registry.find(name).Settings for name in registry.names()]
+    for model in models:
+        for name, field in model.model_fields.items():
+            reads = {it.func for it in field.metadata if isinstance(it, BeforeValidator)}
+            if name.endswith("bytes"):
+                assert read_size in reads, f"{model.__name__}.{name} is to be sinks.base.Bytes"
+            if field.annotation is float:
+                assert read_seconds in reads, f"{model.__name__}.{name} is to be sinks.base.Seconds"

@@ -12,19 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import (
-    AllowInfNan,
     BaseModel,
-    BeforeValidator,
-    ByteSize,
     ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
-    TypeAdapter,
     ValidationError,
     field_validator,
 )
@@ -39,7 +35,7 @@ from pydantic_settings import (
 from tornado_persist.errors import ConfigError
 from tornado_persist.records.models import KEY_PATTERN, MAX_STATUS, STATUSES
 from tornado_persist.sinks import registry
-from tornado_persist.sinks.base import SinkSettings
+from tornado_persist.sinks.base import Bytes, Seconds, SinkSettings
 from tornado_persist.telemetry import redaction
 
 ENV_PREFIX = "PERSISTD_"
@@ -56,45 +52,6 @@ _SERVICE_LINKS = [
         (r"(\w+_)?PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)", r""),
     )
 ]
-
-
-_SIZE = TypeAdapter(ByteSize)
-_NO_SIZE = 'should be a number of bytes, or one with a unit, such as "64MiB"'
-_NO_DURATION = 'should be a number of seconds, or one with a unit: "500ms", "30s", "5m", "2h", "1d"'
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
-
-
-def read_size(value: object) -> object:
-    """Bytes from a text with a unit; anything else unchanged."""
-    if isinstance(value, bool):
-        raise ValueError(_NO_SIZE)  # noqa: TRY004 - what pydantic asks for
-    if not isinstance(value, str):
-        return value
-    try:
-        return int(_SIZE.validate_python(value.strip()))
-    except ValidationError:
-        raise ValueError(_NO_SIZE) from None
-
-
-def read_seconds(value: object) -> object:
-    """Seconds from a text with a unit; anything else unchanged."""
-    if isinstance(value, bool):
-        raise ValueError(_NO_DURATION)  # noqa: TRY004 - what pydantic asks for
-    if not isinstance(value, str):
-        return value
-    with suppress(ValueError):
-        return float(value)
-    found = _DURATION.fullmatch(value.strip().lower())
-    if not found:
-        raise ValueError(_NO_DURATION)
-    return float(found[1]) * _UNITS[found[2]]
-
-
-#: A number of bytes, in the file also as a text with a unit.
-Bytes: TypeAlias = Annotated[int, BeforeValidator(read_size)]
-#: A number of seconds, in the file also as a text with a unit.
-Seconds: TypeAlias = Annotated[float, BeforeValidator(read_seconds), AllowInfNan(False)]
 
 
 def find_zone(name: str) -> tzinfo:
@@ -145,7 +102,7 @@ class Buffer(_Table):
     max_rows: int = Field(
         100_000, ge=1, description="rows held in memory at most; past it batches wait in the journal alone"
     )
-    max_bytes: int = Field(
+    max_bytes: Bytes = Field(
         268_435_456,
         ge=1,
         description="bytes of the journal records whose rows are in memory at most; past it as with ``max_rows``",

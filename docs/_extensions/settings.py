@@ -23,6 +23,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from tornado_persist import config, service
 from tornado_persist.sinks import registry
+from tornado_persist.sinks.base import read_seconds, read_size
 
 _TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}
 
@@ -106,8 +107,8 @@ def _kind(field: FieldInfo) -> str:
         return "list of texts"
     kind = _TYPES[getattr(field.annotation, "__name__", "")]
     units = {
-        config.read_size: "size in bytes, or with a unit",
-        config.read_seconds: "duration in seconds, or with a unit",
+        read_size: "size in bytes, or with a unit",
+        read_seconds: "duration in seconds, or with a unit",
     }
     kind = next((units[it.func] for it in field.metadata if isinstance(it, BeforeValidator) and it.func in units), kind)
     limits = [_limit(limit) for limit in field.metadata]

@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ByteSize, ConfigDict, TypeAdapter, ValidationError
 
 from tornado_persist.records.models import Batch, Kind
+
+_SIZE = TypeAdapter(ByteSize)
+_NO_SIZE = 'should be a number of bytes, or one with a unit, such as "64MiB"'
+_NO_DURATION = 'should be a number of seconds, or one with a unit: "500ms", "30s", "5m", "2h", "1d"'
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+
+
+def read_size(value: object) -> object:
+    """Bytes from a text with a unit; anything else unchanged."""
+    if isinstance(value, bool):
+        raise ValueError(_NO_SIZE)  # noqa: TRY004 - what pydantic asks for
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(_SIZE.validate_python(value.strip()))
+    except ValidationError:
+        raise ValueError(_NO_SIZE) from None
+
+
+def read_seconds(value: object) -> object:
+    """Seconds from a text with a unit; anything else unchanged."""
+    if isinstance(value, bool):
+        raise ValueError(_NO_DURATION)  # noqa: TRY004 - what pydantic asks for
+    if not isinstance(value, str):
+        return value
+    with suppress(ValueError):
+        return float(value)
+    found = _DURATION.fullmatch(value.strip().lower())
+    if not found:
+        raise ValueError(_NO_DURATION)
+    return float(found[1]) * _UNITS[found[2]]
+
+
+#: A setting in bytes; in the configuration also a text with a unit.
+Bytes: TypeAlias = Annotated[int, BeforeValidator(read_size)]
+#: A setting in seconds; in the configuration also a text with a unit.
+Seconds: TypeAlias = Annotated[float, BeforeValidator(read_seconds), AllowInfNan(False)]
 
 
 class SinkSettings(BaseModel):

@@ -38,7 +38,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row, key_of, merge_extra
 from tornado_persist.sinks import cautions
-from tornado_persist.sinks.base import Caution, Sink, SinkSettings
+from tornado_persist.sinks.base import Caution, Seconds, Sink, SinkSettings
 from tornado_persist.sinks.encoders import batched
 from tornado_persist.sinks.tables import METADATA, TABLES, dump_json
 
@@ -73,7 +73,7 @@ class URLSettings(SQLSettings):
 
     url: SecretStr
     #: Seconds for the server's answer to one statement. Then the write fails, and is tried again with fewer rows.
-    answer_timeout: float = Field(default=60.0, gt=0, le=86_400)
+    answer_timeout: Seconds = Field(default=60.0, gt=0, le=86_400)
 
     @field_validator("url")
     @classmethod
