@@ -68,7 +68,7 @@ class _Table(BaseModel):
 
 
 class Server(_Table):
-    """The HTTP side."""
+    """The HTTP server."""
 
     host: str = Field(
         "localhost",
@@ -111,7 +111,7 @@ class Buffer(_Table):
 
 
 class Journal(_Table):
-    """Where accepted batches are until the sink has them."""
+    """Where accepted batches are kept until the sink has them."""
 
     sync: Literal["always", "interval", "off"] = Field(
         "always",
@@ -122,7 +122,7 @@ class Journal(_Table):
 
 
 class Records(_Table):
-    """What a batch may hold."""
+    """What a batch may contain."""
 
     unknown_fields: Literal["ignore", "reject", "keep"] = Field(
         "ignore",
@@ -164,10 +164,10 @@ class Records(_Table):
 
 
 class Log(_Table):
-    """What is said, and how."""
+    """The log."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="the least level that is said; ``debug`` has a line for each request"
+        "info", description="the lowest level that is logged; ``debug`` has a line for each request"
     )
     format: Literal["auto", "console", "json"] = Field(
         "auto",
@@ -181,7 +181,7 @@ class Log(_Table):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set; :func:`load` makes one."""
+    """All settings; :func:`load` reads them."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=False
@@ -207,7 +207,7 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
-        """Messages name the directory, wherever they are read; ``~`` is a home directory."""
+        """An absolute path, so that messages name the directory; ``~`` is the home directory."""
         try:
             return path.expanduser().absolute()
         except RuntimeError as exc:
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes before the file, whose content comes as keyword arguments."""
+        """Environment variables override the file, whose content comes as keyword arguments."""
         return env_settings, init_settings
 
     def sink_settings(self, name: str | None = None) -> SinkSettings:
@@ -238,7 +238,7 @@ class Settings(BaseSettings):
             raise ConfigError.of([mistake.error() for mistake in _mistakes(exc, ("sinks", name))]) from None
 
     def path(self, relative: str) -> Path:
-        """A path of the configuration: absolute, or below ``data_dir``."""
+        """A path from the configuration, below ``data_dir`` unless it is absolute."""
         return self.data_dir / relative
 
 
@@ -255,7 +255,7 @@ def find_file(explicit: str | None = None) -> Path | None:
 
 
 def editor() -> str:
-    """The command that opens a file for the user, as a shell would read it."""
+    """The user's editor, as a shell command."""
     return os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
 
 

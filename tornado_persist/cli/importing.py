@@ -1,4 +1,4 @@
-"""``persistd import``: sends the rows of files to the running service, once; an interrupted import can go on."""
+"""``persistd import``: sends the rows of files to the running service. An interrupted import can be continued."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tornado_persist.errors import InputError
 from tornado_persist.files import fsync_directory, reason
 
 _BLOCK = 1 << 20  # bytes
-_MORE = """A line may be what the jsonl sink writes, a rejected row, or of a journal export. Rows are sent in the order
-of the file, as new updates: created_at and updated_at of a line are left out, the service gives its own. How far a
-file was sent is kept in FILE.import-state: after any interruption the same command goes on from there."""
+_MORE = """Lines may come from the jsonl sink, from rejected.jsonl or from a journal export. Rows are sent in the order
+of the file, as new updates: created_at and updated_at are left out, the service sets its own. The progress is kept in
+FILE.import-state: after an interruption the same command continues from there."""
 
 
 def add(commands: Commands) -> None:
@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
 
 
 class Place(BaseModel):
-    """How far a file was sent to one service, and by what the sent part is known again."""
+    """How much of a file was sent to one service, with a digest of that part."""
 
     bytes: int = Field(0, ge=0)
     lines: int = Field(0, ge=0)
@@ -57,17 +57,17 @@ class Place(BaseModel):
 
 
 class State(BaseModel):
-    """The state file: by the URL of the service."""
+    """The content of the state file: the progress for each service, by its URL."""
 
     version: int = Field(1, ge=1, le=1)
     targets: dict[str, Place] = Field(default_factory=dict)
 
 
 class Importer:
-    """Sends one file, and keeps account of it in a state file."""
+    """Sends one file and records the progress in a state file."""
 
     def __init__(self, path: Path, state_file: Path, url: str, sender: Sender, *, window: int) -> None:
-        """``window``: rows between two writes of the state file, and what a kill costs at most: they are sent twice."""
+        """``window``: rows in a step. The state is saved after each, so after a kill at most these are sent twice."""
         self._path = path
         self._state_file = state_file
         self._url = url
@@ -82,9 +82,8 @@ class Importer:
         """Send what has not been sent yet, or all of it ``again``. ``progress`` is called at first and after each step.
 
         Raises:
-            InputError: the file, or what the state file says of it, is not as it should be; what comes before the line
-                is sent.
-            NoAnswer, RequestRefused: see :meth:`Sender.send`; the same run goes on from the last step.
+            InputError: a line is wrong, and all rows before it are sent; or the state does not fit the file.
+            NoAnswer, RequestRefused: see :meth:`Sender.send`; the next run continues after the last step.
         """
         try:
             with self._path.open("rb") as file:
@@ -93,7 +92,7 @@ class Importer:
                 state = self._load()
                 self.place = Place() if again else state.targets.get(self._url, Place())
                 digest = self._digest(file)
-                self._save(state)  # where that fails, nothing should be sent
+                self._save(state)  # if that fails, send nothing
                 progress(self)
                 self._send(file, state, digest, progress)
         except OSError as exc:
@@ -126,7 +125,7 @@ class Importer:
                 return
 
     def _note(self, sent: list[Line], digest: Any) -> None:
-        """These lines are durable."""
+        """Record that these lines are durable."""
         for line in sent:
             digest.update(line.content)
             self.place.bytes += len(line.content)
@@ -141,11 +140,11 @@ class Importer:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(self._path, "another import of it is at work") from None
-        except OSError:  # a file system that does not lock what is only read
+        except OSError:  # this file system does not lock a file that is open for reading
             pass
 
     def _digest(self, file: BinaryIO) -> Any:
-        """Leave the file where the last run stopped; the digest of what is before."""
+        """Go to where the last run stopped; returns the digest of the part before."""
         digest = hashlib.sha256()
         place = self.place
         left = place.bytes
@@ -206,7 +205,7 @@ def _import(configuration: Configuration, options: argparse.Namespace) -> int:
 def _state_file(path: Path, directory: Path | None) -> Path:
     if directory is None:
         return path.with_name(f"{path.name}.import-state")
-    # Files of one name may lie in several directories.
+    # Files in different directories may have the same name.
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     return directory / f"{path.name}.{digest}.import-state"
 
@@ -229,7 +228,7 @@ def _one(importer: Importer, path: Path, options: argparse.Namespace, bar: Progr
 
 
 def _progress() -> Progress:
-    """A bar on standard error; nothing where that is no terminal."""
+    """A progress bar on standard error, if that is a terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
@@ -251,7 +250,7 @@ def _sums(importer: Importer) -> str:
 
 
 def _refuse_own(settings: Settings, path: Path) -> None:
-    """What is read must not be what the service writes: it would grow as it is read."""
+    """Refuse files that the service is writing: they would grow while they are read."""
     if settings.sink != "jsonl":
         return
     directory = settings.path(str(getattr(settings.sink_settings(), "dir", "")))

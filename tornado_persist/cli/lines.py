@@ -1,4 +1,4 @@
-"""JSON Lines with rows in them: what the ``jsonl`` sink writes, rejected rows, and what ``journal export`` writes."""
+"""Rows in JSON Lines: files of the ``jsonl`` sink, rejected rows, and the output of ``journal export``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import BinaryIO
 from tornado_persist.errors import InputError
 from tornado_persist.records.models import EXTRA, KEYS, KINDS, Fields, Kind
 
-#: Bytes of a line at most: what is longer is no row, and must not be read into memory to find that out.
+#: Most bytes of a line. Anything longer is no row, and is not read into memory.
 MAX_LINE = 1 << 26
 
-#: What the service gives each row itself, from the time at which it accepts it; the API has no such fields.
+#: Fields that the service sets when it accepts a row; the API does not have them.
 _OURS = ("created_at", "updated_at")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row; ``number`` counts from 1, ``content`` are its bytes in the file with the blank lines before it."""
+    """One row. ``number`` counts from 1; ``content`` is the line as it stands, with the blank lines before it."""
 
     number: int
     content: bytes
@@ -29,7 +29,7 @@ class Line:
 
 
 def read(file: BinaryIO, path: Path, stop: int, number: int = 0) -> Iterator[Line]:
-    """The rows from where the file stands up to offset ``stop``; ``number`` lines have gone before. Blank lines count.
+    """The rows from the current position to offset ``stop``. ``number``: lines before it, blank ones included.
 
     Raises:
         InputError: a line is no row.
@@ -54,11 +54,10 @@ def read(file: BinaryIO, path: Path, stop: int, number: int = 0) -> Iterator[Lin
 
 
 def parse(content: bytes) -> tuple[Kind, Fields]:
-    """The row of a line, and its kind: as ``kind`` says, else as its key tells. Without the times that are not the
-    client's to give.
+    """Kind and row of a line. Without a ``kind`` the key tells it. Fields that only the service sets are left out.
 
     Raises:
-        ValueError: it is none, and why.
+        ValueError: it is no row; says why.
     """
     found = decode(content)
     inner = found.get("row")
@@ -68,7 +67,7 @@ def parse(content: bytes) -> tuple[Kind, Fields]:
         row.pop("kind", None)
     if given is not None and given not in KINDS:
         raise ValueError(f"its kind is {json.dumps(given, ensure_ascii=False)}, and not session or task")
-    # A task has its session's key as well.
+    # A task has a session_id too, so it is tried first.
     kind: Kind | None = given or next((kind for kind in reversed(KINDS) if KEYS[kind][-1] in row), None)
     if kind is None:
         raise ValueError("it has neither a task_id nor a session_id")
@@ -84,7 +83,7 @@ def decode(content: bytes) -> Fields:
     """The JSON object of a line.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it is no JSON object; says why.
     """
     try:
         found = json.loads(content.decode().rstrip("\r\n"))

@@ -1,7 +1,8 @@
 """``persistd rejected ls | drop``: the rejected rows, and what was done about each.
 
-The service alone writes to ``rejected.jsonl``: it knows its length, and cuts it back to that before a replay. So what
-becomes of an entry is noted in a file beside it, which is only ever appended to, and which the service does not know.
+Only the service writes to ``rejected.jsonl``: it knows the length, and cuts the file back before a replay. So the
+commands record what was done about an entry in a second file, which is only appended to and which the service does not
+read.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tornado_persist.records.models import KEYS, KINDS, Fields, Kind, key_of
 
 State: TypeAlias = Literal["open", "sending", "retried", "dropped"]
 
-#: Seconds after which a last line without an end is one that nobody is just writing.
+#: Seconds after which an unfinished last line is not one that the service is still writing.
 _GRACE = 0.2
 #: Characters of a message in the table.
 _MESSAGE = 100
@@ -38,10 +39,10 @@ _UNFINISHED = "the file ends within this line"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One rejection. ``line`` counts from 1, ``offset`` is in bytes; ``problem`` is set where the line is none.
+    """One rejected row. ``line`` counts from 1, ``offset`` is in bytes; ``problem`` is set if the line is no entry.
 
-    ``sha256`` is of the line without its end. It tells the entry for ever: a line has the microsecond of the rejection,
-    so the same row, rejected again, is another entry, wherever in the file it stands.
+    ``sha256`` is of the line without its newline, and identifies the entry wherever in the file it is: a line has the
+    microsecond of its rejection, so the same row, rejected again, is another entry.
     """
 
     line: int
@@ -80,13 +81,13 @@ class Entry:
         return datetime.fromisoformat(self.found["updated_at"])
 
     def exported(self) -> Fields:
-        """As ``rejected ls --json`` shows it, and ``retry`` takes it back."""
+        """As ``rejected ls --json`` prints it and ``retry --from`` reads it."""
         place = {"line": self.line, "offset": self.offset, "sha256": self.sha256, "state": self.state}
         return place | ({"problem": self.problem} if self.problem else self.found)
 
 
 class Rejections:
-    """Both files. Reading takes no lock; :meth:`working` keeps a second retry or drop out."""
+    """Both files. Reading takes no lock; :meth:`working` excludes a second retry or drop."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,14 +95,14 @@ class Rejections:
         self._settled: BinaryIO | None = None
 
     def entries(self, after: int = 0) -> list[Entry]:
-        """All entries from offset ``after`` on, with the state that each is in; lines that are none too.
+        """All entries from offset ``after`` on, each with its state. Includes lines that are no entries.
 
         Raises:
-            InputError: a file cannot be read, or what was done cannot be told from the second.
+            InputError: a file cannot be read, or the second has a line that is no note.
         """
         entries = list(self._read(after))
         if entries and entries[-1].problem.startswith(_UNFINISHED):
-            # The service may be just writing it.
+            # The service may still be writing it.
             time.sleep(_GRACE)
             entries = list(self._read(after))
         notes = self._notes()
@@ -111,7 +112,7 @@ class Rejections:
         for offset, sha256, state in notes:
             states[offset, sha256] = state
             if (offset, sha256) not in here:
-                moved[sha256] = state  # the file was shortened by hand
+                moved[sha256] = state  # rejected.jsonl was edited, so the entry moved
         return [
             replace(entry, state=states.get((entry.offset, entry.sha256)) or moved.get(entry.sha256) or "open")
             for entry in entries
@@ -141,7 +142,7 @@ class Rejections:
             content = file.read()
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
-                file.truncate(whole)  # a note that a crash cut short; what it was about is open
+                file.truncate(whole)  # a crash tore this note, so its entry is open
             fsync_directory(self.path.parent)
             self._settled = file
             try:
@@ -150,7 +151,7 @@ class Rejections:
                 self._settled = None
 
     def note(self, entries: Iterable[Entry], state: State, **facts: Any) -> None:
-        """Durably say what becomes of these. ``facts`` with the value of each entry's line where they are dicts."""
+        """Record durably what was done about these. A dict in ``facts`` has a value for each entry, by its line."""
         assert self._settled is not None, "only while working"
         at = datetime.now(UTC).isoformat()
         lines = []
@@ -182,14 +183,14 @@ class Rejections:
             raise InputError(self.path, f"cannot be read: {reason(exc)}") from None
 
     def _notes(self) -> Iterator[tuple[int, str, State]]:
-        """Offset, digest and state, the last state of an entry last."""
+        """Offset, digest and state of each note, oldest first."""
         try:
             content = self.settled_path.read_bytes()
         except FileNotFoundError:
             return
         except OSError as exc:
             raise InputError(self.settled_path, f"cannot be read: {reason(exc)}") from None
-        # What follows the last line's end is a note that a crash cut short.
+        # After the last newline there may be a note that a crash tore.
         for number, line in enumerate(content.split(b"\n")[:-1], 1):
             try:
                 note = decode(line)
@@ -213,7 +214,7 @@ def _entry(number: int, offset: int, content: bytes) -> Entry:
 
 
 def _problem(found: Fields) -> str:
-    """Why this is no entry; empty when it is one."""
+    """Why this is no entry; empty if it is one."""
     if found.get("kind") not in KINDS:
         return "its kind is not session or task"
     row = found.get("row")
@@ -228,24 +229,24 @@ def _problem(found: Fields) -> str:
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
-    """Options that narrow the choice down; several of them must all hold."""
+    """Options that select entries; an entry must match all that are given."""
     parser.add_argument("--kind", choices=KINDS, help="only these")
     parser.add_argument("--code", help="only those that were rejected with this code")
     parser.add_argument("--key", help="only this session_id, task_id or session_id/task_id")
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Line numbers, filters, or all: something has to be said."""
+    """Line numbers, filters or ``--all``; one of them is needed."""
     parser.add_argument("lines", nargs="*", type=int, metavar="LINE", help="the numbers that ls shows")
     add_filters(parser)
-    parser.add_argument("--all", action="store_true", help="every one that nothing was done about")
+    parser.add_argument("--all", action="store_true", help="every row that was neither retried nor dropped")
 
 
 def chosen(entries: Iterable[Entry], options: argparse.Namespace) -> list[Entry]:
-    """The entries that the options mean, in whatever state.
+    """The entries that the options select, in any state.
 
     Raises:
-        ConfigError: nothing was chosen where something has to be, or there is no such line.
+        ConfigError: nothing is selected, or there is no such line.
     """
     entries = list(entries)
     lines: list[int] | None = getattr(options, "lines", None)
@@ -285,17 +286,17 @@ def complain_of_broken(rejections: Rejections, broken: Iterable[Entry]) -> int:
 def add(commands: Commands) -> None:
     from tornado_persist.cli import retry  # it is built on this module
 
-    group = commands.group("rejected", "the rejected rows: see them, send them again, or drop them")
-    ls = group.add("ls", _ls, "list the rejected rows that nothing was done about", more="It only reads.")
+    group = commands.group("rejected", "rejected rows: list them, send them again, or drop them")
+    ls = group.add("ls", _ls, "list the rejected rows that were neither retried nor dropped", more="It only reads.")
     add_filters(ls)
-    ls.add_argument("--all", action="store_true", help="those that were retried or dropped as well")
-    ls.add_argument("--json", action="store_true", help="a line of JSON for each, whole; retry --from takes them back")
+    ls.add_argument("--all", action="store_true", help="include rows that were retried or dropped")
+    ls.add_argument("--json", action="store_true", help="print each row as a line of JSON; retry --from reads them")
     retry.add(group)
     drop = group.add(
         "drop",
         _drop,
-        "note that nothing will be done about some rejected rows",
-        more="rejected.jsonl itself stays as it is; the note is in rejected.settled.jsonl.",
+        "record that nothing will be done about some rejected rows",
+        more="rejected.jsonl stays as it is; the record is in rejected.settled.jsonl.",
     )
     add_selection(drop)
     drop.add_argument("--reason", metavar="TEXT", help="goes into the note")
@@ -336,7 +337,7 @@ def _row(entry: Entry, *, everyone: bool) -> list[str]:
 
 
 def _by_reason(entries: Iterable[Entry]) -> str:
-    """How many of each kind were rejected with each code, the most frequent first."""
+    """Counts by kind and code, the most frequent first."""
     counts = Counter((entry.kind, entry.code) for entry in entries if not entry.problem)
     words = [f"{output.count(n, kind)} with code {code or 'none'}" for (kind, code), n in counts.most_common()]
     return f" ({', '.join(words)})" if words else ""
@@ -347,7 +348,7 @@ def _drop(configuration: Configuration, options: argparse.Namespace) -> int:
     rejections = Rejections(settings.path("rejected.jsonl"))
     with rejections.working():
         entries = [entry for entry in chosen(rejections.entries(), options) if entry.state in ("open", "sending")]
-        # A broken line is dropped by its number alone, which nobody gives by accident.
+        # A broken line is dropped only if its number is given, so never by accident.
         entries = [entry for entry in entries if not entry.problem or entry.line in options.lines]
         if not entries:
             complain("no such row is left to drop")

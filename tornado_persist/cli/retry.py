@@ -1,4 +1,4 @@
-"""``persistd rejected retry``: rejected rows through the API again, as they were sent or edited."""
+"""``persistd rejected retry``: sends rejected rows through the API again, unchanged or edited."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, key_of
 from tornado_persist.records.parser import Parser
 from tornado_persist.service import make_sink
 
-_MORE = """The row becomes a new update: its fields replace what is stored. So a row that was updated in the sink after
-it was rejected is left out, unless --overwrite is given. Afterwards the service is flushed, and what is rejected again
-is named. rejected.jsonl stays as it is; what was sent is noted in rejected.settled.jsonl, and not sent again."""
+_MORE = """A retried row is a new update: its fields replace the stored ones. So a row that was updated since it was
+rejected is not sent, unless --overwrite is given. Afterwards the service is flushed, and rows that are rejected again
+are named. rejected.jsonl stays as it is; rejected.settled.jsonl records what was sent, so it is not sent again."""
 
 
 def add(group: Commands) -> None:
@@ -41,14 +41,16 @@ def add(group: Commands) -> None:
             "--from", dest="file", type=Path, metavar="FILE", help="the rows as edited in lines of rejected ls --json"
         )
     )
-    parser.add_argument("--overwrite", action="store_true", help="also rows that were updated since they were rejected")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also send rows that were updated since their rejection"
+    )
     add_url(parser)
     add_patience(parser)
 
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """An entry, and the row that is sent for it; ``place`` for messages."""
+    """An entry, and the row that is sent for it; ``place`` names it in messages."""
 
     entry: Entry
     row: Fields
@@ -119,7 +121,7 @@ def _send(
 def _send_kind(
     kind: Kind, rows: Sequence[_Again], sender: Sender, rejections: Rejections, step: int
 ) -> Iterator[_Again]:
-    """Send the rows of a kind; those that were taken. Each step is noted before and after."""
+    """Send the rows of a kind; returns those that were accepted. Each step is recorded before and after."""
     some = [again for again in rows if again.kind == kind]
     while some:
         part = some[:step]
@@ -143,13 +145,13 @@ def _send_kind(
 
 
 def _not_updated_since(settings: Settings, client: Client, rows: list[_Again]) -> list[_Again]:
-    """Those whose keys the sink has not had an update of since the row was accepted; the others are named.
+    """The rows that were not updated in the sink since they were accepted. Names the others.
 
     Raises:
-        PersistError: it cannot be told.
+        PersistError: the service or the sink cannot be asked.
     """
     try:
-        flushed = client.flush()  # what waits in the service may be such an update
+        flushed = client.flush()  # a newer update may be waiting in the service
     except RequestRefused as exc:
         raise PersistError(f"it cannot be told whether newer updates wait: {exc}; see --overwrite") from exc
     if flushed["status"] != "flushed":
@@ -176,7 +178,7 @@ def _not_updated_since(settings: Settings, client: Client, rows: list[_Again]) -
 
 
 def _aftermath(client: Client, rejections: Rejections, before: int, sent: list[_Again]) -> int:
-    """Have all that was sent settled, and name what was rejected again."""
+    """Flush what was sent, and name the rows that were rejected again."""
     try:
         flushed = client.flush()
     except PersistError as exc:
@@ -199,10 +201,10 @@ def _aftermath(client: Client, rejections: Rejections, before: int, sent: list[_
 
 
 def _edited(settings: Settings, entries: list[Entry], everything: list[Entry]) -> list[_Again]:
-    """What the user makes of the entries in an editor.
+    """The entries as the user has edited them.
 
     Raises:
-        InputError: nothing that can be sent; what was written is kept.
+        InputError: a line cannot be sent; the edited file is kept.
         PersistError: the editor failed, or nothing was changed.
     """
     fd, name = tempfile.mkstemp(prefix="persistd-retry-", suffix=".jsonl")
@@ -229,10 +231,10 @@ def _edited(settings: Settings, entries: list[Entry], everything: list[Entry]) -
 
 
 def _from_file(settings: Settings, path: Path, everything: list[Entry]) -> list[_Again]:
-    """The rows of edited lines; those that were settled before are passed over, and counted.
+    """The rows of edited lines. Skips rows that were retried or dropped before, and says how many.
 
     Raises:
-        InputError: the file, or a row in it, is not as it should be.
+        InputError: the file cannot be read, or a row in it is wrong.
     """
     entries = {entry.sha256: entry for entry in everything}
     parser = Parser(unknown_fields=settings.records.unknown_fields, statuses=settings.records.statuses)

@@ -100,7 +100,7 @@ def configure(
 def reopen() -> None:
     """Open the log's files again by their names, as after logrotate has moved them; blocking.
 
-    Raises OSError when one cannot be opened; the log then goes on where it was.
+    Raises OSError if one cannot be opened; the log then continues in the old file.
     """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LogFile):
@@ -129,7 +129,7 @@ def _without_secrets(logger: object, method: str, event: EventDict) -> EventDict
     return {key: value if key in _OURS else _masked(value) for key, value in event.items()}
 
 
-#: Keys whose values no driver writes. An event of another library is its whole message.
+#: Keys that never hold another library's text.
 _OURS = ("time", "level", "logger")
 
 
@@ -146,7 +146,7 @@ def _masked(value: Any) -> Any:
 
 
 def _first_things_first(logger: object, method: str, event: EventDict) -> EventDict:
-    """Time, level and event at the beginning of a line, where eyes look for them."""
+    """Put time, level and event first in a line, where readers look for them."""
     return {key: event.pop(key) for key in ("time", "level", "event") if key in event} | dict(event)
 
 
@@ -169,10 +169,10 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
 
 
 class _Lines(logging.Handler):
-    """Writes each record as one line to a descriptor, with no buffer in between.
+    """Writes each record as one line to a descriptor, unbuffered.
 
-    A full disk, or a reader that went away, costs the lines of that time: the first line that gets through says how
-    many were lost. The logging module would print a traceback for each, and a buffer would write the line later.
+    While the disk is full, or the reader gone, lines are lost; the first line that can be written says how many. The
+    logging module would print a traceback for each, and a buffer would write lines late.
     """
 
     _lost = 0
@@ -243,14 +243,14 @@ class LogFile(_Lines, RotatingFileHandler):
                 try:
                     self.doRollover()
                 except OSError:
-                    # The directory may be read-only: the old file grows. Each try moves the backups, so not too often.
+                    # The directory may be read-only, so the file grows. Each try renames backups: not too often.
                     self._rotate_not_before = time.monotonic() + _ROTATE_AGAIN
         if self.stream is None:
             self.stream = self._open()
         return self.stream.fileno()
 
     def reopen(self) -> None:
-        """Go on in the file that has the name now, or a new one. Raises OSError, and keeps the old one then."""
+        """Continue in the file that has the name now, or in a new one. Raises OSError; the old file then stays open."""
         self.acquire()
         try:
             stream = self._open()

@@ -1,4 +1,4 @@
-"""What must not be shown: the passwords of the configuration, wherever a driver's words may quote one."""
+"""Masks the passwords of the configuration wherever they would be shown, for instance in a driver's message."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
-#: Stands where a secret was.
+#: Replaces a secret.
 MASK = "***"
-#: Shorter ones are no secrets, and hiding them everywhere would make other words unreadable.
+#: Shorter secrets are not masked everywhere: that would make other words unreadable.
 _SHORTEST = 4
 
-#: The user's part of any URL, the one of a configuration that was refused too.
+#: User and password in any URL, also of a configuration that was refused.
 _USER_INFO = re.compile(r"(?<=://)([^\s:/@?#]*):[^\s@]+(?=@)")
 #: Parameters of libpq and PyMySQL that hold a secret, in a URL's query or a connection string.
 _PARAMETER = re.compile(r"(?i)\b((?:ssl|ssl_key_)?password|passwd|passfile)(\s*=\s*)(?:'[^']*'|[^\s&'\"]+)")
@@ -21,9 +21,9 @@ _pattern: re.Pattern[str] | None = None
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Never show these from now on, in none of the ways in which a URL writes them.
+    """Mask these from now on, also percent-encoded.
 
-    A secret that is a URL counts as its password and the values of its query; those of old configurations stay hidden.
+    Of a URL its password and secret parameters are masked. Secrets of earlier configurations stay masked.
     """
     global _pattern
     for secret in secrets:
@@ -34,7 +34,7 @@ def hide(secrets: Iterable[str]) -> None:
 
 
 def mask(text: str) -> str:
-    """``text`` without what :func:`hide` was told, and without the password of any URL."""
+    """``text`` with the secrets given to :func:`hide`, and the password of any URL, masked."""
     if _pattern is not None:
         text = _pattern.sub(MASK, text)
     if "://" in text:
@@ -45,7 +45,7 @@ def mask(text: str) -> str:
 def _words(secret: str) -> Iterable[str]:
     if "://" not in secret:
         return [secret]
-    # Not urlsplit's password: it stops at a slash that somebody has forgotten to encode.
+    # Not urlsplit's password: that ends at a slash that was not percent-encoded.
     match = re.match(r"[^:]+://[^:@/]*:(?P<password>[^@]*)@", secret)
     words = [match["password"]] if match else []
     try:
@@ -56,7 +56,7 @@ def _words(secret: str) -> Iterable[str]:
 
 
 def forget() -> None:
-    """Hide nothing more of what :func:`hide` was told."""
+    """Forget all secrets given to :func:`hide`."""
     global _pattern
     _known.clear()
     _pattern = None

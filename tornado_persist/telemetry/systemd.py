@@ -1,4 +1,4 @@
-"""What the service manager is told: ready, reloading, stopping, alive. Without systemd all of it is silence."""
+"""Tells systemd that the service is ready, reloading, stopping or alive. Without systemd it does nothing."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 
 from systemd_watchdog.systemd_watchdog import WatchDog
 
-#: Seconds by which a start or stop that is still at work asks for more time.
+#: Seconds by which a long start or stop extends its time limit.
 _EXTENSION = 60
 
 
 class _Messages(WatchDog):
-    """The library's, and the messages that it lacks."""
+    """Adds the messages that the library lacks."""
 
     def send(self, *assignments: str) -> None:
-        # The manager's queue may be full, or the manager gone: neither may hold the service up or end it.
+        # systemd's queue may be full, or systemd restarting: neither may block or end the service.
         with contextlib.suppress(OSError):
             self._send("\n".join(assignments) + "\n")
 
 
 class ServiceManager:
-    """The way to systemd, by ``sd_notify``'s protocol. Nothing here blocks or raises."""
+    """Sends messages to systemd by the ``sd_notify`` protocol. Never blocks or raises."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -33,7 +33,7 @@ class ServiceManager:
 
     @property
     def interval(self) -> float | None:
-        """Seconds between two :meth:`beat`; None when nobody listens."""
+        """Seconds between two calls of :meth:`beat`; None without systemd."""
         if not self._messages.is_enabled:
             return None
         return min(self._messages.timeout_td.total_seconds() / 3, _EXTENSION / 6)
@@ -45,24 +45,24 @@ class ServiceManager:
             self._messages.send(f"STATUS={' '.join(text.split())}")
 
     def ready(self) -> None:
-        """It serves: for the first time, or again after :meth:`reloading`."""
+        """The service answers requests: after the start, or again after :meth:`reloading`."""
         self._ready = True
         self._messages.send("READY=1")
 
     def reloading(self) -> None:
-        """The configuration is being read again."""
-        # The time is what Type=notify-reload asks for.
+        """A reload begins; :meth:`ready` ends it."""
+        # Type=notify-reload needs the time.
         self._messages.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """It drains, and takes no more."""
+        """The service drains, and accepts nothing more."""
         self._ready = False
         self._messages.send("STOPPING=1")
 
     def beat(self) -> None:
-        """It lives: to be called from the event loop, so that a loop that is stuck is noticed.
+        """Tell the watchdog that the service is alive. Call it from the event loop, so that a stuck loop is noticed.
 
-        A long start (the journal may be large) and a long drain are no sign of death, and get the time they need.
+        A start that reads a large journal, and a long drain, ask for more time instead.
         """
         self._messages.send("WATCHDOG=1" if self._ready else f"EXTEND_TIMEOUT_USEC={_EXTENSION * 1_000_000}")
 
