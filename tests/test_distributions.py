@@ -16,17 +16,30 @@ import pytest
 from tests.process import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What a checkout has besides its files.
+#: What a checkout may have besides its files.
 OURS = shutil.ignore_patterns(
     ".git", ".venv", "build", "dist", "data", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
 )
+
+
+def copy_checkout(target: Path) -> None:
+    """The files that git knows; all files where this is no clone."""
+    try:
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        shutil.copytree(ROOT, target, ignore=OURS)
+        return
+    for name in filter(None, done.stdout.split("\0")):
+        if (ROOT / name).exists():  # deleted, and not committed yet
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
 
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the sdist and the wheel, and the files that they were built from in ``checkout``."""
     directory = tmp_path_factory.mktemp("distributions")
-    shutil.copytree(ROOT, directory / "checkout", ignore=OURS)
+    copy_checkout(directory / "checkout")
     files = files_in(directory / "checkout")
     command = [sys.executable, "setup.py", "-q", "sdist", "-d", str(directory), "bdist_wheel", "-d", str(directory)]
     done = subprocess.run(command, cwd=directory / "checkout", capture_output=True, text=True, check=False)
