@@ -214,7 +214,7 @@ def test_with_a_full_journal_it_waits_as_long_as_it_is_told_and_says_why(command
 
 def test_no_service_is_3_and_sends_nothing(command: Command, tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", task("a"))
-    assert command("import", file) == (3, "", "persistd: no answer from http://127.0.0.1:9: Connection refused\n")
+    assert command("import", file) == (3, "", "persistd: no answer from http://localhost:9: Connection refused\n")
 
 
 def test_files_that_cannot_be_read_or_noted_are_named(service: Persistd, command: Command, tmp_path: Path) -> None:
