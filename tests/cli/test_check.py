@@ -96,6 +96,18 @@ def test_a_directory_that_everybody_may_write_is_a_warning(look: Look, tmp_path:
     assert (finding.level, finding.advice) == ("warning", f"chmod o-rx {tmp_path / 'data'}")
 
 
+def test_a_holder_that_cannot_be_seen_has_no_pid(look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_dir = DataDir(tmp_path / "data")
+    data_dir.make()
+    data_dir.lock()
+    try:
+        assert found(look(), "data_dir").text.endswith(f"in use, pid {os.getpid()}")
+        monkeypatch.setattr(DataDir, "holder", lambda self: None)  # in another container, or on another host
+        assert found(look(), "data_dir").text.endswith(": in use, by a process that is not seen from here")
+    finally:
+        data_dir.unlock()
+
+
 def test_a_journal_smaller_than_one_request_is_an_error(look: Look) -> None:
     limits = {"server": {"max_body_bytes": 10_000}}
     assert found(look(**limits, journal={"max_bytes": 10_040}), "journal").level == "ok"

@@ -121,7 +121,11 @@ def look(settings: Settings, file: Path | None) -> Iterator[Finding]:
 
 def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
     path = data_dir.path
-    yield Finding("data_dir", f"{path}: {f'in use, pid {data_dir.holder()}' if running else 'writable'}")
+    pid = data_dir.holder() if running else None
+    state = (
+        f"in use, pid {pid}" if pid else "in use, by a process that is not seen from here" if running else "writable"
+    )
+    yield Finding("data_dir", f"{path}: {state}")
     status = path.stat()
     if status.st_mode & 0o002:
         yield Finding("data_dir", f"{path} can be written by everybody", "warning", f"chmod o-w {path}")
