@@ -194,22 +194,27 @@ def test_a_service_that_restarts_meanwhile_is_waited_for(command: Command, tmp_p
         assert 3000 <= service.stats()["accounting"]["accepted"] <= 3010
 
 
-def test_with_a_full_journal_it_waits_as_long_as_it_is_told_and_says_why(command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dead", [True, False], ids=["dead sink", "good sink"])
+def test_with_a_full_journal_it_waits_as_long_as_it_is_told_and_says_why(
+    command: Command, tmp_path: Path, dead: bool
+) -> None:
     (tmp_path / "other").mkdir()
     file = write(tmp_path / "rows.jsonl", *(task(f"t{n}", source_text="x" * 900) for n in range(8)))
-    config = HOURLY + "[journal]\nmax_bytes = 4096\nsegment_bytes = 4096\n"
+    sink = 'sink = "postgres"\n[sinks.postgres]\nurl = "postgresql://me@127.0.0.1:9/x"\n' if dead else ""
+    config = sink + HOURLY + "[journal]\nmax_bytes = 4096\nsegment_bytes = 4096\n"
     with Persistd(tmp_path / "other", config, server="max_body_bytes = 2000\n") as service:
-        words = ("import", file, "--patience", "0.3", "--url", service.url)
-        code, _, complaint = command(*words)
-        assert code == 1
-        *waits, last = complaint.splitlines()
-        assert waits
+        patience = "0.3" if dead else "30"
+        code, _, complaint = command("import", file, "--patience", patience, "--url", service.url)
+        waits = complaint.splitlines()
+        if dead:
+            assert code == 1
+            assert waits.pop().startswith("persistd: The journal is full")
+            assert waits
+        else:  # a full journal starts a flush
+            assert code == 0
+            assert service.flush()["status"] == "flushed"
+            assert service.stats()["accounting"]["written"] == 8
         assert all(line.startswith("persistd: waiting: The journal is full") for line in waits)
-        assert last.startswith("persistd: The journal is full")
-        service.flush()
-        wait_until(lambda: service.http.get("/health/ready").status_code == 200)
-        (tmp_path / "rest").mkdir()
-        assert command("import", write(tmp_path / "rest" / "rows.jsonl", task("z")), "--url", service.url).code == 0
 
 
 def test_no_service_is_3_and_sends_nothing(command: Command, tmp_path: Path) -> None:
