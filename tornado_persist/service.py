@@ -23,7 +23,7 @@ from tornado_persist import __version__, config, listening
 from tornado_persist.config import Settings
 from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
 from tornado_persist.files import DataDir
-from tornado_persist.journal import Checkpoint, Journal
+from tornado_persist.journal import Checkpoint, Interrupted, Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.checkpoint import Checkpointer
@@ -95,6 +95,7 @@ class Service:
         self._stop = asyncio.Event()
         self._reload_asked = asyncio.Event()
         self._url = ""
+        self._journal_stuck = ""
 
     async def run(self, serving: Callable[[str], None] = lambda url: None) -> None:
         """Serve until SIGTERM or SIGINT, then drain. ``serving`` is called with the URL once requests are answered.
@@ -133,8 +134,14 @@ class Service:
         # A taken port is found before the recovery, which may take long; the port is bound after it.
         for probe in _bind(self._settings):
             probe.close()
-        checkpoint = await self._open_journal()
-        await self._recover(checkpoint)
+        try:
+            checkpoint = await self._open_journal()
+            await self._recover(checkpoint)
+        except Interrupted:
+            self._stop.set()
+        if self._stop.is_set():
+            logger.info("stopped before it served; all that waits stays in the journal")
+            return
         sockets = _bind(self._settings)
         self._url = listening.url(sockets)
         self._start_pipeline(sink, checkpoint)
@@ -145,6 +152,9 @@ class Service:
         await self._serve()
         server.stop()
         await self._drain(self._settings.server.shutdown_timeout)
+        if self._journal_stuck:
+            # Requests wait for an answer that the journal cannot give; their connections end with the process.
+            raise StartError(f"the journal could not be closed: {self._journal_stuck}")
         await server.close_all_connections()
 
     # Open and recover.
@@ -161,7 +171,7 @@ class Service:
             on_sync=self._metrics.fsync_seconds.observe,
         )
         self._manager.status("Reading the journal")
-        return await asyncio.to_thread(self._journal.open)
+        return await asyncio.to_thread(self._journal.open, self._stop.is_set)
 
     async def _recover(self, checkpoint: Checkpoint) -> None:
         """Fill the buffer with what was accepted and not released."""
@@ -175,7 +185,7 @@ class Service:
         self._backlog = Backlog(
             self._journal, self._buffer, self._metrics, max_rows=limits.max_rows, max_bytes=limits.max_bytes
         )
-        await self._backlog.recover(checkpoint.seq)
+        await self._backlog.recover(checkpoint.seq, self._stop.is_set)
         waiting = self._pending()
         if waiting:
             logger.info("recovered", rows=waiting, ms=round((time.monotonic() - began) * 1000))
@@ -296,8 +306,10 @@ class Service:
         await self._flusher.drain(deadline - time.monotonic() - CLOSING_TIME)
         await self._flusher.runner.close(max(0.0, deadline - time.monotonic()))
         await self._flusher.finish(max(CLOSING_TIME, deadline - time.monotonic()))
+        problem = self._journal.problem
         if not await asyncio.to_thread(self._journal.close, max(CLOSING_TIME, deadline - time.monotonic())):
-            logger.error("the journal could not be closed in time")
+            self._journal_stuck = problem or "the disk does not answer"
+            logger.error("the journal could not be closed in time", error=self._journal_stuck)
         left = self._pending()
         await asyncio.to_thread(self._data_dir.note, left=left)
         logger.info("stopped", left_in_journal=left)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import shutil
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,4 +234,44 @@ def test_a_batch_whose_sync_fails_is_refused_and_never_appears(tmp_path: Path) -
         load.record.check(read_jsonl(service.data_dir / "jsonl"))
         balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
         assert load.record.unknown == 0, "so that what was refused is known not to be there"
+        assert "Traceback" not in service.log_text()
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Path]:
+    """A small ext4 of its own, at ``tmp_path/data``."""
+    image, data_dir = tmp_path / "image", tmp_path / "data"
+    data_dir.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 32 << 20)
+    made = shutil.which("mkfs.ext4") and subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
+    mounted = made and subprocess.run(["mount", "-o", "loop", image, data_dir], capture_output=True, check=False)
+    if not mounted or mounted.returncode:
+        pytest.skip("only root may mount, where there are loop devices")
+    try:
+        yield data_dir
+    finally:
+        subprocess.run(["umount", data_dir], check=True)
+
+
+def test_a_stop_ends_in_time_on_a_disk_that_went_read_only(tmp_path: Path, ext4: Path) -> None:
+    config = f"[buffer]\nflush_interval = 3600\n[sinks.sqlite]\npath = '{tmp_path}/persist.db'\n"
+    with Persistd(tmp_path, config, server="shutdown_timeout = 3") as service:
+        assert service.post("task", task("a")).status_code == 200
+        subprocess.run(["mount", "-o", "remount,abort", ext4], capture_output=True, check=False)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(service.post, "task", task("b"))
+            service.wait_for_log("journal cannot be written")
+            began = time.monotonic()
+            assert service.stop() == 1
+            assert time.monotonic() - began < 6
+        assert "Traceback" not in service.log_text()
+        assert service.log_text().count("the journal could not be closed: ") == 1
+
+
+def test_a_stop_on_a_disk_that_went_read_only_without_a_request_leaves_no_traceback(tmp_path: Path, ext4: Path) -> None:
+    config = f"[buffer]\nflush_interval = 3600\n[sinks.sqlite]\npath = '{tmp_path}/persist.db'\n"
+    with Persistd(tmp_path, config, server="shutdown_timeout = 3") as service:
+        subprocess.run(["mount", "-o", "remount,abort", ext4], capture_output=True, check=False)
+        assert service.stop() in (0, 1)
         assert "Traceback" not in service.log_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -257,3 +258,25 @@ def test_journal_files_removed_under_the_service_are_noticed_and_nothing_acknowl
 
 def open_files(service: Persistd) -> list[str]:
     return [str(entry.readlink()) for entry in Path(f"/proc/{service.process.pid}/fd").iterdir()]
+
+
+def test_a_stop_during_a_long_recovery_ends_it_soon_and_loses_nothing(tmp_path: Path) -> None:
+    count = 80_000
+    content = body("task", task("a"))
+    journal = tmp_path / "data" / "journal"
+    journal.mkdir(parents=True)
+    records = (encode(seq, 2, seq, 1, content) + content for seq in range(1, count + 1))
+    (journal / f"{1:020}.seg").write_bytes(b"".join(records))
+    with Persistd(tmp_path, CONFIG) as service:
+        assert service.stats()["accounting"]["accepted"] == count
+        service.kill()
+        reader = service.begin()
+        try:
+            wait_until(lambda: (service.data_dir / "persistd.pid").read_text() == f"{service.process.pid}\n", "signals")
+            assert service.stop() == 0
+        finally:
+            os.close(reader)
+        assert len(service.log("stopped before it served; all that waits stays in the journal")) == 1
+        assert len(service.log("serving")) == 1
+        service.start()
+        assert service.stats()["accounting"]["accepted"] == count

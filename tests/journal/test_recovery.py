@@ -12,7 +12,7 @@ import pytest
 
 from tests.journal.tools import T0, Disk, Driver, Events, fill, flip, layout
 from tornado_persist.errors import StartError
-from tornado_persist.journal import HEADER_SIZE, Checkpoint, Journal
+from tornado_persist.journal import HEADER_SIZE, Checkpoint, Interrupted, Journal
 from tornado_persist.journal.cursor import HALF
 from tornado_persist.journal.record import encode, to_microseconds
 
@@ -706,3 +706,12 @@ def test_a_segment_cut_short_while_it_runs_is_passed_over(tmp_path: Path, segmen
         os.truncate(segments[1], layout(segments[1])[1][0] + 10)
         assert driver.bodies() == without(4, 5)
     assert events.take("journal record damaged")
+
+
+def test_a_start_that_is_told_to_stop_ends_between_two_records_and_the_next_one_finds_all(tmp_path: Path) -> None:
+    fill(tmp_path, *[b"%d" % n for n in range(9)])
+    journal, asked = Journal(tmp_path / "journal", tmp_path / "damaged"), iter([False, False, True])
+    with pytest.raises(Interrupted):
+        journal.open(lambda: next(asked))
+    with Driver(tmp_path) as driver:
+        assert driver.bodies() == [b"%d" % n for n in range(9)]

@@ -51,7 +51,7 @@ from tornado_persist.journal.cursor import Checkpoint
 from tornado_persist.journal.damaged import DamagedDirectory
 from tornado_persist.journal.journal import Journal
 from tornado_persist.journal.record import HEADER_SIZE, Record
-from tornado_persist.journal.recovery import Found
+from tornado_persist.journal.recovery import Found, Interrupted
 from tornado_persist.journal.scanner import Damage, Entry, Tail
 from tornado_persist.journal.state import Stats
 from tornado_persist.journal.walk import Begin, Gap, Inspection, Item
@@ -67,6 +67,7 @@ __all__ = [
     "Found",
     "Gap",
     "Inspection",
+    "Interrupted",
     "Item",
     "Journal",
     "Record",

@@ -62,16 +62,17 @@ class Journal:
         self._read_through = 0
         self._held: list[Entry] = []
 
-    def open(self) -> Checkpoint:
+    def open(self, stop: Callable[[], bool] = lambda: False) -> Checkpoint:
         """Make the directories, repair what a crash or a bad disk has left, and be ready to append.
 
-        Returns what was released last. :attr:`found` says what waits after it.
+        Returns what was released last. :attr:`found` says what waits after it. ``stop`` is asked between two records.
 
         Raises:
+            Interrupted: ``stop`` was true.
             StartError: the directory cannot be used.
         """
         began = time.monotonic()
-        checkpoint = self._writer.checkpoint = self._recovery.run()
+        checkpoint = self._writer.checkpoint = self._recovery.run(stop)
         self._writer.delete_released()
         logger.info(
             "journal opened",

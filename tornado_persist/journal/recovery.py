@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from tornado_persist.telemetry import log
 logger = log.get(__name__)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Interrupted(Exception):
+    """The start is to end."""
 
 
 @dataclass(slots=True)
@@ -46,10 +51,11 @@ class Recovery:
         self._state = state
         self.found = Found()
 
-    def run(self) -> Checkpoint:
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Checkpoint:
         """Leave a directory that can be appended to, and a state that describes it.
 
         Raises:
+            Interrupted: ``stop`` said so, between two records; the next start does the rest.
             StartError: the directory cannot be used.
         """
         try:
@@ -60,7 +66,7 @@ class Recovery:
             firsts = self._list()
             checkpoint = self._read_cursor(firsts)
             self._state.released, self._state.latest = checkpoint.seq, checkpoint.latest
-            self._walk(self._delete_released(firsts))
+            self._walk(self._delete_released(firsts), stop)
             return self._save_cursor(checkpoint)
         except OSError as exc:
             raise StartError(f"journal {exc.filename or self._directory} cannot be used: {reason(exc)}") from None
@@ -105,12 +111,14 @@ class Recovery:
             fsync_directory(self._directory)
         return firsts[count:]
 
-    def _walk(self, firsts: list[int]) -> None:
+    def _walk(self, firsts: list[int], stop: Callable[[], bool]) -> None:
         state, released = self._state, self._state.released
         segments: list[Segment] = []
         walk = Directory(self._directory, firsts, released).walk()
         try:
             for item in walk:
+                if stop():
+                    raise Interrupted
                 match item:
                     case Begin():
                         segments.append(Segment(item.path, item.first, item.size))

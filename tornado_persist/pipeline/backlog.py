@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from tornado_persist.errors import BatchRefused
@@ -89,13 +90,13 @@ class Backlog:
                 named.append(request_id)
         return named
 
-    async def refill(self) -> None:
-        """Read batches back from the journal, in order, while there is room.
+    async def refill(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Read batches back from the journal, in order, while there is room, and until ``stop`` says so between reads.
 
         Raises OSError when the journal cannot be read.
         """
         async with self._refilling:
-            while self.left_out() and self._room(1, 1):
+            while self.left_out() and self._room(1, 1) and not stop():
                 accepted = self.accepted_through  # it may grow during the read
                 records = [record for record in self._read if record.seq > self.merged_through]
                 self._read = []
@@ -117,8 +118,8 @@ class Backlog:
             if not self.left_out():
                 self._forget_lost()
 
-    async def recover(self, released: int) -> None:
-        """Count what the journal holds past the record ``released``, and fill the buffer from it.
+    async def recover(self, released: int, stop: Callable[[], bool] = lambda: False) -> None:
+        """Count what the journal holds past the record ``released``, and fill the buffer from it; see :meth:`refill`.
 
         The totals are those at ``released``. Raises OSError when the journal cannot be read.
         """
@@ -127,7 +128,7 @@ class Backlog:
             self._metrics.recover(kind, rows)
         self.merged_through = released
         self.accepted_through = self._journal.last
-        await self.refill()
+        await self.refill(stop)
         self.read_back_through = 0
 
     def _read_back(self, record: Record) -> None:
