@@ -437,6 +437,16 @@ def test_columns_of_other_types_are_served(
     assert failure(again, Batch(tasks=[task("no uuid")])).code == "22P02"
 
 
+def test_fields_beyond_the_specification_need_their_column_and_no_others_do(
+    make: Callable[..., PostgresSink], sink: PostgresSink, owner: Run, postgres_url: str
+) -> None:
+    owner("ALTER TABLE translation_tasks DROP extra")
+    again = make()
+    again.open()
+    again.write(Batch(tasks=[task("a")]))
+    assert failure(again, Batch(tasks=[task("b", extra={"n": 1})])).code == "42703"
+
+
 def test_a_column_widened_while_connected_takes_longer_values_at_once(sink: PostgresSink, owner: Run) -> None:
     owner("ALTER TABLE translation_tasks ALTER column_name TYPE varchar(3)")
     row = task("a", column_name="Text")

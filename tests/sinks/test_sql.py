@@ -200,7 +200,7 @@ COLUMNS = """
 session_id varchar(64) {collate} NOT NULL, batch_id varchar(64) NOT NULL, sheet_name varchar(255) NOT NULL,
 row_index integer NOT NULL, column_name varchar(255) NOT NULL, source_text text NOT NULL, target_text text,
 context text, status varchar(20) NOT NULL, confidence double precision, error_message text,
-retry_count integer NOT NULL DEFAULT 0, start_time {time}, end_time {time}, duration_ms bigint,
+retry_count integer NOT NULL DEFAULT 0, start_time {time}, end_time {time}, duration_ms bigint, extra text,
 created_at {time} NOT NULL, updated_at {time} NOT NULL
 """
 TYPES = {

@@ -281,7 +281,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
             columns = ", ".join(map(quoted, fields))
             if not self._insert_new(connection, cursor, kind, columns, fields, rows):
                 types = self._types[kind]
-                arrays = ", ".join(f"unnest(${n}::{types[name]}[])" for n, name in enumerate(fields, 1))
+                arrays = ", ".join(f"unnest(${n}::{types.get(name, 'text')}[])" for n, name in enumerate(fields, 1))
                 statement = (
                     f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) SELECT {arrays} {on_conflict(kind, fields)}"
                 ).encode()

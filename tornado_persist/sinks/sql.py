@@ -182,7 +182,7 @@ class SQLSink(Sink[SQLSettingsT]):
     def _has_key(self, connection: Connection, kind: Kind) -> bool:
         """Whether the key column of a table is unique by itself, so that an upsert finds the row that is there."""
         table = quoted(TABLES[kind].name)
-        fields = [column.name for column in _needed(TABLES[kind])]
+        fields = [column.name for column in needed_columns(TABLES[kind])]
         columns = ", ".join(map(quoted, fields))
         try:
             connection.exec_driver_sql(
@@ -219,7 +219,7 @@ class SQLSink(Sink[SQLSettingsT]):
                 with self._transaction(connection, commit=False):
                     for table in TABLES.values():
                         # A column that is missing is named by the server now, not by the first write.
-                        connection.execute(select(*_needed(table)).where(false()))
+                        connection.execute(select(*needed_columns(table)).where(false()))
                     self._refuse_old_key(connection)
                     self._check_keys(connection, *KINDS)
                     self._check(connection)
@@ -454,7 +454,7 @@ def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list
         yield shape.__struct_fields__, members
 
 
-def _needed(table: Table) -> list[Column[Any]]:
+def needed_columns(table: Table) -> list[Column[Any]]:
     """The columns that a table must have; ``extra`` is needed by rows that have it alone."""
     return [column for column in table.c if column.name != EXTRA]
 
@@ -470,7 +470,7 @@ def _with_stored_extra(connection: Connection, kind: Kind, rows: Sequence[Row]) 
     stored: dict[tuple[str, ...], Any] = {}
     for some in batched([key_of(kind, row) for row in rows], _LOOKUP):
         query = select(*key, columns.extra).where(tuple_(*key).in_(some)).with_for_update()
-        stored.update((tuple(found[:-1]), found[-1]) for found in connection.execute(query))
+        stored.update((tuple(map(str, found[:-1])), found[-1]) for found in connection.execute(query))
     whole = []
     for row in rows:
         before = stored.get(key_of(kind, row))

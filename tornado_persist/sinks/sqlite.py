@@ -15,7 +15,17 @@ from pydantic import Field
 from sqlalchemy import JSON, URL, Connection, Engine, Table, event
 
 from tornado_persist.records.models import Batch, Kind, Row
-from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSettings, SQLSink, make_engine, on_conflict, quoted
+from tornado_persist.sinks.sql import (
+    LOCK_TIMEOUT,
+    Blame,
+    Fault,
+    SQLSettings,
+    SQLSink,
+    make_engine,
+    needed_columns,
+    on_conflict,
+    quoted,
+)
 from tornado_persist.sinks.tables import TABLES, dump_json
 from tornado_persist.sinks.walguard import WALGuard
 
@@ -106,7 +116,7 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
 
     def _new_key(self, table: Table, old_name: str) -> str:
         # SQLite cannot change a primary key.
-        columns = ", ".join(table.c.keys())
+        columns = ", ".join(column.name for column in needed_columns(table))
         return (
             f"Run: ALTER TABLE {table.name} RENAME TO {table.name}_old; start the service, which makes the new table;"
             f" then INSERT OR IGNORE INTO {table.name} ({columns}) SELECT {columns} FROM {table.name}_old"
