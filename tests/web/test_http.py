@@ -231,11 +231,12 @@ async def test_a_body_without_end_gets_413_and_the_connection_is_closed(connect:
     await wait_until(lambda: not app.requests)
 
 
-async def test_a_head_that_is_too_large_ends_the_connection(connect: Connect) -> None:
+async def test_a_head_that_is_too_large_ends_the_connection_and_is_counted(connect: Connect, parts: Rig) -> None:
     async with connect() as (reader, writer), asyncio.timeout(20):
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * MAX_HEADER_BYTES)
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
+    await wait_until(lambda: parts.metrics.refusals.by_reason["none", 400, "malformed"] == 1)
 
 
 async def test_many_silent_connections_leave_room_for_a_batch(connect: Connect, parts: Rig) -> None:

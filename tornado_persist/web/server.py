@@ -44,6 +44,7 @@ _TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _ANYTHING = rb"(?s)(?=.)"
 #: What Tornado answers to a request that it cannot read.
 _BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+_DETAIL = "The request is not valid HTTP"
 _CONTINUE = b"HTTP/1.1 100 "
 #: Tornado's words for what is wrong, as far as they do not repeat what the client sent.
 _PROBLEMS = (
@@ -194,8 +195,11 @@ class Connection(HTTP1ServerConnection):
         try:
             while await self._serve_one(delegate):
                 await asyncio.sleep(0)
-        except (StreamClosedError, UnsatisfiableReadError):
-            pass
+        except StreamClosedError as exc:
+            if isinstance(exc.real_error, UnsatisfiableReadError):  # the head, or the line before a chunk
+                _count(
+                    self._api, cast(Context, self.context), "A line or the head is too long", choose_request_id(None)
+                )
         except Exception:
             logger.exception("a bug in a connection")
         finally:
@@ -258,15 +262,12 @@ class _Stream:
         asyncio.get_running_loop().call_later(LINGER, self._stream.close)
 
     def _malformed(self) -> bytes:
-        """The answer to what is not HTTP; it is counted as a refused batch, as it may have been one."""
-        detail, request_id, now = "The request is not valid HTTP", choose_request_id(None), datetime.now(UTC)
-        client = str(self._context)
-        refusal = Refusal(now, "none", 400, "malformed", detail, client, "", request_id, "", msg=_problem())
-        self._api.metrics.refusals.add(refusal)
-        content = json.dumps({"detail": detail}).encode() + b"\n"
+        request_id = choose_request_id(None)
+        _count(self._api, self._context, _problem(), request_id)
+        content = json.dumps({"detail": _DETAIL}).encode() + b"\n"
         head = (
             "HTTP/1.1 400 Bad Request",
-            f"Date: {format_timestamp(now)}",
+            f"Date: {format_timestamp(time.time())}",
             f"Server: {SERVER}",
             "Content-Type: application/json; charset=utf-8",
             f"Content-Length: {len(content)}",
@@ -274,6 +275,12 @@ class _Stream:
             "Connection: close",
         )
         return "\r\n".join([*head, "", ""]).encode() + content
+
+
+def _count(api: Api, context: Context, problem: str, request_id: str) -> None:
+    """Count what is not HTTP as a refused batch: it may have been one."""
+    now, client = datetime.now(UTC), str(context)
+    api.metrics.refusals.add(Refusal(now, "none", 400, "malformed", _DETAIL, client, "", request_id, "", msg=problem))
 
 
 def _problem() -> str:
