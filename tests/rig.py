@@ -55,10 +55,12 @@ class Rig:
         await self.backlog.recover(checkpoint.seq)
         self.journal.start()
         self.runner = SinkRunner(self.sink, checkpoint.state.get("position"))
+        dead_letters = DeadLetters(self.data_dir / "rejected.jsonl")
+        checkpointer = Checkpointer(self.journal, dead_letters, checkpoint, self.metrics.totals.set_aside)
         self.flusher = Flusher(
             self.buffer,
             self.backlog,
-            Checkpointer(self.journal, DeadLetters(self.data_dir / "rejected.jsonl"), checkpoint),
+            checkpointer,
             self.runner,
             self.metrics,
             interval=interval,
@@ -69,6 +71,7 @@ class Rig:
             self.journal,
             self.backlog,
             self.buffer,
+            set_aside=checkpointer.set_aside,
             added=self.flusher.poke,
             find_sessions=find_sessions,
         )

@@ -133,6 +133,10 @@ class Records(_Table):
         min_length=1,
         description="what ``status`` may be: texts of 1 to 20 characters; these four are the specification's",
     )
+    invalid_rows: Literal["refuse", "set_aside"] = Field(
+        "refuse",
+        description="what an invalid row does: refuse its batch, or be set aside in ``rejected.jsonl`` alone",
+    )
     timezone: str = Field(
         "UTC", min_length=1, description="the time zone of times without an offset, by its IANA name: ``Asia/Shanghai``"
     )

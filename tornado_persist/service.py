@@ -31,7 +31,7 @@ from tornado_persist.pipeline.deadletters import DeadLetters, OpenRows
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health, Instance, Reloads
 from tornado_persist.pipeline.ingest import Ingest
-from tornado_persist.records.models import KINDS
+from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.records.parser import Parser
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
@@ -177,9 +177,9 @@ class Service:
         """Fill the buffer with what was accepted and not released."""
         began = time.monotonic()
         self._dead_letters = DeadLetters(self._settings.path("rejected.jsonl"))
-        if self._journal.found.records:  # else nothing will be rejected again, and what somebody has added may stay
-            _cut_dead_letters(self._dead_letters, checkpoint.state)
-        self._metrics.resume(Totals.of(checkpoint.state.get("totals", {})))
+        # Without records nothing will be rejected again, and what somebody has added may stay.
+        set_aside = _open_dead_letters(self._dead_letters, checkpoint.state, cut=bool(self._journal.found.records))
+        self._metrics.resume(replace(Totals.of(checkpoint.state.get("totals", {})), set_aside=set_aside))
         self._buffer = Buffer()
         limits = self._settings.buffer
         self._backlog = Backlog(
@@ -194,10 +194,11 @@ class Service:
         settings = self._settings
         self._journal.start()
         runner = SinkRunner(sink, checkpoint.state.get("position"))
+        checkpointer = Checkpointer(self._journal, self._dead_letters, checkpoint, self._metrics.totals.set_aside)
         self._flusher = Flusher(
             self._buffer,
             self._backlog,
-            Checkpointer(self._journal, self._dead_letters, checkpoint),
+            checkpointer,
             runner,
             self._metrics,
             interval=settings.buffer.flush_interval,
@@ -209,10 +210,12 @@ class Service:
                 unknown_fields=settings.records.unknown_fields,
                 statuses=settings.records.statuses,
                 timezone=settings.records.zone,
+                invalid_rows=settings.records.invalid_rows,
             ),
             self._journal,
             self._backlog,
             self._buffer,
+            set_aside=checkpointer.set_aside,
             added=self._flusher.poke,
             find_sessions=runner.find_sessions if settings.records.require_session else None,
         )
@@ -426,15 +429,22 @@ def make_sink(settings: Settings) -> Sink[Any]:
     return sink_class(settings.sink_settings(), settings.data_dir)
 
 
-def _cut_dead_letters(dead_letters: DeadLetters, state: dict[str, Any]) -> None:
-    """Rows rejected after the cursor was written are in the journal still, and will be rejected again."""
+def _open_dead_letters(dead_letters: DeadLetters, state: dict[str, Any], *, cut: bool) -> dict[Kind, int]:
+    """The rows set aside so far. ``cut``: rows that the sink rejected after the cursor was written go, for they are in
+    the journal still, and will be rejected again.
+    """
     known = state.get("rejected_bytes")
+    if known is None:
+        return dict.fromkeys(KINDS, 0)
     try:
-        surplus = dead_letters.cut(known) if known is not None else 0
+        new = dead_letters.set_aside_past(known)
+        surplus = dead_letters.cut(known) if cut else 0
     except OSError as exc:
         raise StartError(f"{dead_letters.path} cannot be written: {exc.strerror}") from None
     if surplus:
         logger.info("rejected rows that will be tried again cut off", file=str(dead_letters.path), bytes=surplus)
+    before = state.get("set_aside", {})
+    return {kind: int(before.get(kind, 0)) + new[kind] for kind in KINDS}
 
 
 def _bind(settings: Settings) -> list[socket.socket]:

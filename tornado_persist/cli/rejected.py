@@ -26,7 +26,8 @@ from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, com
 from tornado_persist.cli.lines import decode
 from tornado_persist.errors import ConfigError, InputError, PersistError
 from tornado_persist.files import fsync_directory, open_private, reason
-from tornado_persist.records.models import KEYS, KINDS, Fields, Kind, key_of
+from tornado_persist.records.models import KEYS, KINDS, Fields, Kind
+from tornado_persist.records.rules import INVALID
 
 State: TypeAlias = Literal["open", "sending", "retried", "dropped"]
 
@@ -59,12 +60,13 @@ class Entry:
 
     @property
     def row(self) -> Fields:
-        row: Fields = self.found["row"]
-        return row
+        row: Any = self.found["row"]
+        return row if isinstance(row, dict) else {}
 
     @property
     def key(self) -> tuple[str, ...]:
-        return key_of(self.kind, self.row)
+        # A row that was set aside at the door may lack any field.
+        return tuple(str(self.row.get(name, "")) for name in KEYS[self.kind])
 
     @property
     def shown_key(self) -> str:
@@ -219,7 +221,8 @@ def _problem(found: Fields) -> str:
         return "its kind is not session or task"
     row = found.get("row")
     keys = KEYS[found["kind"]]
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in keys):
+    has_key = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in keys)
+    if not has_key and found.get("code") != INVALID:
         return f"it has no row with a {' and a '.join(keys)}"
     try:
         aware = all(datetime.fromisoformat(found[name]).tzinfo for name in ("updated_at", "at"))

@@ -22,7 +22,7 @@ from tornado_persist.cli.stats import FLUSH_GRACE
 from tornado_persist.config import Settings
 from tornado_persist.errors import InputError, InvalidBatch, PersistError, RequestRefused, SinkError
 from tornado_persist.files import reason
-from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, key_of
+from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind
 from tornado_persist.records.parser import Parser
 from tornado_persist.service import make_sink
 
@@ -62,7 +62,7 @@ class _Again:
 
     @property
     def key(self) -> tuple[str, ...]:
-        return key_of(self.kind, self.row)
+        return tuple(str(self.row.get(name, "")) for name in KEYS[self.kind])
 
     @property
     def edited(self) -> bool:

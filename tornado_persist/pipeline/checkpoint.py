@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tornado_persist.errors import FlushFailed, SinkUnavailable
 from tornado_persist.journal import Checkpoint, Journal
-from tornado_persist.pipeline.deadletters import DeadLetters, RefusedRow
+from tornado_persist.pipeline.deadletters import DeadLetters, InvalidRow, RefusedRow
+from tornado_persist.records.models import Kind
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry import log
 
@@ -22,8 +24,10 @@ EVERY = 0.5
 class Checkpointer:
     """Releases journal space for records that are done, and makes rejected rows durable before that."""
 
-    def __init__(self, journal: Journal, dead_letters: DeadLetters, checkpoint: Checkpoint) -> None:
-        """``checkpoint``: what the journal's cursor says now."""
+    def __init__(
+        self, journal: Journal, dead_letters: DeadLetters, checkpoint: Checkpoint, set_aside: dict[Kind, int]
+    ) -> None:
+        """``checkpoint``: what the journal's cursor says now; ``set_aside``: counts of rows set aside at the door."""
         self._journal = journal
         self._dead_letters = dead_letters
         # What the cursor should say, and what it says.
@@ -34,8 +38,11 @@ class Checkpointer:
         self._hurry = asyncio.Event()
         self._due = 0.0
         self._position_known: SinkRunner | None = None
-        # Length of the dead-letter file, once this process has appended to it.
+        # Length of the dead-letter file, once this process has appended to it. The cursor names it together with the
+        # rows set aside by then: those in lines past it are counted at the next start.
         self._rejected_bytes: int | None = None
+        self._set_aside = set_aside
+        self._appending = asyncio.Lock()
 
     @property
     def released(self) -> int:
@@ -59,18 +66,43 @@ class Checkpointer:
         Raises:
             FlushFailed: the cursor or the dead letters cannot be written.
         """
+        async with self._appending:
+            _, self._rejected_bytes = await self._append(rows)
+        file, first = str(self._dead_letters.path), rows[0]
+        logger.error("rows rejected", rows=len(rows), file=file, code=first.code, error=first.message)
+
+    @contextlib.asynccontextmanager
+    async def set_aside(self, rows: Sequence[InvalidRow]) -> AsyncIterator[None]:
+        """Append rows set aside at the door, durably, while the rest of their batch is accepted within.
+
+        They are taken back if that fails: any answer but 200 means that nothing was taken.
+
+        Raises:
+            FlushFailed: the cursor or the dead letters cannot be written.
+        """
+        async with self._appending:
+            before, after = await self._append(rows)
+            try:
+                yield
+            except BaseException:
+                await asyncio.to_thread(self._dead_letters.truncate, before)
+                raise
+            self._rejected_bytes = after
+            for row in rows:
+                self._set_aside[row.kind] += 1
+
+    async def _append(self, rows: Sequence[RefusedRow | InvalidRow]) -> tuple[int, int]:
+        """The length of the dead letters before and after it."""
         try:
             length = await asyncio.to_thread(self._dead_letters.length)
             known = self._cursor.state.get("rejected_bytes", length + 1)
             if length < known or (length > known and self._rejected_bytes is None):
                 # The file is new or was edited externally; record its length before appending.
-                await self._record(rejected_bytes=length)
-            self._rejected_bytes = await asyncio.to_thread(self._dead_letters.append, rows)
+                await self._record(rejected_bytes=length, set_aside=dict(self._set_aside))
+            return length, await asyncio.to_thread(self._dead_letters.append, rows)
         except OSError as exc:
             file = exc.filename or self._dead_letters.path
             raise FlushFailed(f"{file} cannot be written: {exc.strerror}") from exc
-        file, first = str(self._dead_letters.path), rows[0]
-        logger.error("rows rejected", rows=len(rows), file=file, code=first.code, error=first.message)
 
     async def release(self, seq: int, totals: dict[str, Any], runner: SinkRunner) -> None:
         """All records up to ``seq`` are done; call it before the next write.
@@ -85,7 +117,7 @@ class Checkpointer:
             return
         state = {**self._cursor.state, "totals": totals, "position": position}
         if self._rejected_bytes is not None:
-            state["rejected_bytes"] = self._rejected_bytes
+            state |= {"rejected_bytes": self._rejected_bytes, "set_aside": dict(self._set_aside)}
         self._cursor = Checkpoint(seq, state)
         if not self._waiting:
             self._waiting = True

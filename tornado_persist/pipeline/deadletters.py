@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from tornado_persist.errors import FieldError
 from tornado_persist.files import fsync_directory, write_all
-from tornado_persist.records.models import Kind, Row
+from tornado_persist.records.models import KINDS, Kind, Row
+from tornado_persist.records.rules import INVALID
 from tornado_persist.records.times import stamp
 
+_NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")
 #: Bytes of a file that are read in one step.
 STEP = 8 << 20
 #: Open rows that are shown.
@@ -51,11 +54,38 @@ class RefusedRow:
         return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
+@dataclass(frozen=True, slots=True)
+class InvalidRow:
+    """A row that was set aside at the door, as it was sent: the specification does not allow it."""
+
+    kind: Kind
+    text: bytes
+    errors: Sequence[FieldError]
+    at: str
+
+    def line(self) -> bytes:
+        """The line in the file. ``row`` may be any JSON that came, and no sink has seen it."""
+        entry = {
+            "kind": self.kind,
+            "created_at": self.at,
+            "updated_at": self.at,
+            "sink": None,
+            "code": INVALID,
+            "message": self.errors[0]["msg"],
+            "loc": self.errors[0]["loc"],
+            "errors": list(self.errors),
+            "at": self.at,
+        }
+        # Line breaks in JSON are white space: within a text they are escaped.
+        row = self.text.translate(_NO_BREAKS)
+        return b'{"row":%b,%b\n' % (row, json.dumps(entry, ensure_ascii=False).encode()[1:])
+
+
 class DeadLetters:
     """``rejected.jsonl``: appended, fsynced, and cut back to what the journal's cursor knows before a replay.
 
     The cut keeps a row from appearing twice over a crash: rows rejected after the cursor was written are still in the
-    journal, and will be refused again.
+    journal, and will be refused again. Rows that were set aside at the door are not, and stay.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,17 +98,56 @@ class DeadLetters:
         except FileNotFoundError:
             return 0
 
+    def set_aside_past(self, length: int) -> dict[Kind, int]:
+        """Rows set aside at the door, by kind, whose lines lie past ``length`` bytes. Raises OSError."""
+        counts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        for kind, _ in self._invalid_lines(length):
+            counts[kind] += 1
+        return counts
+
     def cut(self, length: int) -> int:
-        """Cut off what lies past ``length`` bytes; returns how many bytes that was. Raises OSError."""
+        """Cut off rows that a sink rejected past ``length`` bytes; returns how many bytes that was. Raises OSError."""
         surplus = self.length() - length
         if surplus <= 0:
             return 0
+        kept = b"".join(line for _, line in self._invalid_lines(length))
+        if len(kept) == surplus:
+            return 0
+        if kept:
+            # A new file: a crash must not cost what was acknowledged.
+            aside = self.path.with_name(self.path.name + ".new")
+            with self.path.open("rb") as old, aside.open("wb") as new:
+                for start in range(0, length, STEP):
+                    new.write(old.read(min(STEP, length - start)))
+                new.write(kept)
+                new.flush()
+                os.fsync(new.fileno())
+            aside.chmod(self.path.stat().st_mode & 0o777)
+            aside.replace(self.path)
+            fsync_directory(self.path.parent)
+        else:
+            self.truncate(length)
+        return surplus - len(kept)
+
+    def truncate(self, length: int) -> None:
+        """Take back what was appended past ``length`` bytes. Raises OSError."""
         with self.path.open("r+b") as file:
             file.truncate(length)
             os.fsync(file.fileno())
-        return surplus
 
-    def append(self, rows: Sequence[RefusedRow]) -> int:
+    def _invalid_lines(self, start: int) -> Iterator[tuple[Kind, bytes]]:
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                try:
+                    found = json.loads(line)
+                    invalid = found["code"] == INVALID and found["sink"] is None and found["kind"] in KINDS
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    invalid = False
+                if invalid and line.endswith(b"\n"):
+                    yield found["kind"], line
+
+    def append(self, rows: Sequence[RefusedRow | InvalidRow]) -> int:
         """Add all of them durably, or none. Returns how many bytes the file then has.
 
         Raises:

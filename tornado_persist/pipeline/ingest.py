@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from tornado_persist.errors import InvalidBatch, NotAccepting, SinkUnavailable
+from tornado_persist.errors import FieldError, FlushFailed, InvalidBatch, NotAccepting, SinkUnavailable
 from tornado_persist.journal import HEADER_SIZE, Journal
 from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
-from tornado_persist.records.models import Kind, Row
+from tornado_persist.pipeline.deadletters import InvalidRow
+from tornado_persist.records.models import Kind
 from tornado_persist.records.parser import Parser
+from tornado_persist.records.rules import Parsed
 from tornado_persist.records.times import stamp
 
+SetAside = Callable[[Sequence[InvalidRow]], AbstractAsyncContextManager[None]]
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 
 #: Bytes from which on a body counts as large: parsing it takes a millisecond or more.
@@ -32,6 +36,8 @@ class Accepted:
     at: str
     ignored: Sequence[str] = ()  #: names of fields that were dropped, see :class:`Parsed`
     ignored_rows: int = 0  #: rows that had such fields
+    rejected: int = 0  #: rows that were set aside
+    errors: Sequence[FieldError] = ()  #: what is wrong with these, the first of it
 
 
 class Ingest:
@@ -44,14 +50,18 @@ class Ingest:
         backlog: Backlog,
         buffer: Buffer,
         *,
+        set_aside: SetAside,
         added: Callable[[], None],
         find_sessions: FindSessions | None = None,
     ) -> None:
-        """``added`` is called after each batch. ``find_sessions`` looks sessions up; without it, a task needs none."""
+        """``set_aside`` keeps invalid rows while the others are accepted. ``added`` is called after each batch.
+        ``find_sessions`` looks sessions up; without it, a task needs none.
+        """
         self._parser = parser
         self._journal = journal
         self._backlog = backlog
         self._buffer = buffer
+        self._set_aside = set_aside
         self._added = added
         #: Set anew when the sink changes.
         self.find_sessions = find_sessions
@@ -89,22 +99,36 @@ class Ingest:
         parsed = self._parser.parse(kind, body)
         rows = parsed.rows
         if self.find_sessions is not None:
-            await self._require_sessions(kind, rows, self.find_sessions)
+            await self._require_sessions(kind, parsed, self.find_sessions)
+        if not parsed.wrong:
+            return Accepted(len(rows), await self._append(kind, parsed), parsed.ignored, parsed.ignored_rows)
+        found = stamp(datetime.now(UTC))
+        try:
+            async with self._set_aside([InvalidRow(kind, row.text, row.errors, found) for row in parsed.wrong]):
+                at = await self._append(kind, parsed)
+        except FlushFailed as exc:
+            raise NotAccepting(f"Rows cannot be set aside: {exc}") from exc
+        errors = [error for row in parsed.wrong for error in row.errors][: InvalidBatch.MAX_ERRORS]
+        return Accepted(len(rows), at, parsed.ignored, parsed.ignored_rows, len(parsed.wrong), errors)
+
+    async def _append(self, kind: Kind, parsed: Parsed) -> str:
+        """Make the rows durable and merge them; the time of their acceptance, as rows hold times."""
         # Later than all before, also when the clock is set back: the order of accept times is that of the journal.
         now = self._latest = max(datetime.now(UTC), self._latest + MICROSECOND)
         at = stamp(now)
-        if rows:
+        if parsed.rows:
             # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
             try:
-                seq = await self._journal.append(kind, now, len(rows), parsed.body)
+                seq = await self._journal.append(kind, now, len(parsed.rows), parsed.body)
             except NotAccepting:
                 self._added()  # it may be full: a flush makes room
                 raise
-            self._backlog.admit(seq, kind, rows, at, HEADER_SIZE + len(parsed.body))
+            self._backlog.admit(seq, kind, parsed.rows, at, HEADER_SIZE + len(parsed.body))
             self._added()
-        return Accepted(len(rows), at, parsed.ignored, parsed.ignored_rows)
+        return at
 
-    async def _require_sessions(self, kind: Kind, rows: list[Row], find_sessions: FindSessions) -> None:
+    async def _require_sessions(self, kind: Kind, parsed: Parsed, find_sessions: FindSessions) -> None:
+        rows = parsed.rows
         wanted = {row["session_id"] for row in rows}
         if kind == "task":
             unknown = {id for id in wanted - self._known_sessions.keys() if not self._buffer.has_session(id)}
@@ -118,7 +142,7 @@ class Ingest:
                     "Session ID not found or invalid task data",
                     [
                         {"loc": ["tasks", index, "session_id"], "msg": "No session with this ID was accepted"}
-                        for index, row in enumerate(rows)
+                        for index, row in zip(parsed.places(), rows, strict=True)
                         if row["session_id"] in unknown
                     ],
                 )

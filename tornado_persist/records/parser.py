@@ -108,11 +108,9 @@ class Parser:
 
     def _add_extra(self, kind: Kind, body: bytes, parsed: Parsed, of: Callable[[dict[str, Raw]], Raw | None]) -> None:
         name, shapes = PLURALS[kind], self._shapes[kind]
-        wrong = {row.index for row in parsed.wrong}
         sent = _DECODE_ROWS(_DECODE_NAMES(body)[name])
-        places = [place for place in range(len(sent)) if place not in wrong]
         errors: list[FieldError] = []
-        for at, place in enumerate(places):
+        for at, place in enumerate(parsed.places()):
             extra = of(sent[place])
             if extra is None:
                 continue

@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 from tornado_persist.errors import FieldError
 from tornado_persist.records.models import STATUSES, Row
 
+#: The code of a row that is set aside.
+INVALID = "invalid"
 #: Names of dropped fields that are told, and characters of each.
 MAX_IGNORED = 20
 MAX_NAME = 64
@@ -54,6 +56,11 @@ class Parsed:
     ignored_rows: int = 0
     #: Rows that are set aside; always empty with ``invalid_rows = "refuse"``.
     wrong: list[Wrong] = field(default_factory=list)
+
+    def places(self) -> list[int]:
+        """Where in the body's list each of ``rows`` was."""
+        wrong = {row.index for row in self.wrong}
+        return [place for place in range(len(self.rows) + len(wrong)) if place not in wrong]
 
 
 def shown_names(names: set[str]) -> list[str]:

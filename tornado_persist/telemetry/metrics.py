@@ -80,6 +80,8 @@ class Totals:
     written: dict[Kind, int] = field(default_factory=zeros)
     merged: dict[Kind, int] = field(default_factory=zeros)
     rejected: dict[Kind, int] = field(default_factory=zeros)
+    #: Rows set aside at the door: accepted and rejected at once, beside the other numbers, and never in the journal.
+    set_aside: dict[Kind, int] = field(default_factory=zeros)
 
     def settled(self, accepted: Mapping[Kind, int]) -> dict[str, dict[Kind, int]]:
         """The totals once none of these ``accepted`` rows is pending, as the journal's cursor keeps them.
@@ -245,7 +247,7 @@ class Metrics:
 
     def accepted(self, kind: Kind) -> int:
         """Rows accepted since the process started; never goes down, whatever is lost afterwards."""
-        gained = self.totals.accepted[kind] - self._at_start.accepted[kind]
+        gained = self.totals.accepted[kind] - self._at_start.accepted[kind] + self._set_aside(kind)
         return gained - self.recovered[kind] + self.lost[kind]
 
     def written(self, kind: Kind) -> int:
@@ -257,8 +259,11 @@ class Metrics:
         return self.totals.merged[kind] - self._at_start.merged[kind]
 
     def rejected(self, kind: Kind) -> int:
-        """Rows that the sink has rejected since the process started."""
-        return self.totals.rejected[kind] - self._at_start.rejected[kind]
+        """Rows rejected since the process started, by the sink or at the door."""
+        return self.totals.rejected[kind] - self._at_start.rejected[kind] + self._set_aside(kind)
+
+    def _set_aside(self, kind: Kind) -> int:
+        return self.totals.set_aside[kind] - self._at_start.set_aside[kind]
 
     def answered(self, handler: str, method: str, status: int, seconds: float) -> None:
         """Count one answer to a request; ``handler`` is the name of the handler's class. Costs 3 µs."""

@@ -260,10 +260,10 @@ def shown(at: datetime | None) -> str | None:
 def accounting(totals: Totals, pending: int) -> schemas.Accounting:
     """Rows of both kinds by where they are, ``pending`` of them on their way: the first term is the others' sum."""
     return {
-        "accepted": sum(totals.accepted.values()),
+        "accepted": sum(totals.accepted.values()) + sum(totals.set_aside.values()),
         "written": sum(totals.written.values()),
         "merged": sum(totals.merged.values()),
-        "rejected": sum(totals.rejected.values()),
+        "rejected": sum(totals.rejected.values()) + sum(totals.set_aside.values()),
         "pending": pending,
     }
 

@@ -90,6 +90,9 @@ class BatchHandler(Handler):
         if batch.ignored:
             accepted["ignored"] = list(batch.ignored)
             self.application.metrics.dropped.add(self.kind, batch.ignored_rows, batch.ignored)
+        if batch.rejected:
+            accepted["rejected"] = batch.rejected
+            accepted["errors"] = [schemas.WrongField(loc=error["loc"], msg=error["msg"]) for error in batch.errors]
         self.reply(accepted)
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> schemas.Rejected:

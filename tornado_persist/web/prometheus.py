@@ -93,10 +93,10 @@ class Exporter:
         totals = metrics.totals
         for kind in KINDS:
             rows.add_metric([kind], pending[kind])
-            accounting.add_metric([kind, "accepted"], totals.accepted[kind])
+            accounting.add_metric([kind, "accepted"], totals.accepted[kind] + totals.set_aside[kind])
             accounting.add_metric([kind, "written"], totals.written[kind])
             accounting.add_metric([kind, "merged"], totals.merged[kind])
-            accounting.add_metric([kind, "rejected"], totals.rejected[kind])
+            accounting.add_metric([kind, "rejected"], totals.rejected[kind] + totals.set_aside[kind])
             accounting.add_metric([kind, "pending"], pending[kind])
         yield rows
         yield accounting

@@ -185,12 +185,29 @@ class NotReady(TypedDict):
 
 
 @_closed
+class WrongField(TypedDict):
+    """One wrong field."""
+
+    loc: Annotated[list[str | int], Field(description="its path in the body", examples=[["tasks", 3, "status"]])]
+    msg: str
+
+
+@_closed
 class Accepted(TypedDict):
     """The whole batch is durable."""
 
     status: Literal["accepted"]
     count: Annotated[int, Field(ge=0, description="rows")]
     timestamp: Time
+    rejected: NotRequired[
+        Annotated[int, Field(ge=1, description="rows that were set aside (`records.invalid_rows`), if there are any")]
+    ]
+    errors: NotRequired[
+        Annotated[
+            list[WrongField],
+            Field(max_length=InvalidBatch.MAX_ERRORS, description="what is wrong with them, the first of it"),
+        ]
+    ]
     ignored: NotRequired[
         Annotated[
             list[Annotated[str, Field(max_length=64)]],
@@ -199,14 +216,6 @@ class Accepted(TypedDict):
             ),
         ]
     ]
-
-
-@_closed
-class WrongField(TypedDict):
-    """One wrong field."""
-
-    loc: Annotated[list[str | int], Field(description="its path in the body", examples=[["tasks", 3, "status"]])]
-    msg: str
 
 
 @_closed
