@@ -293,6 +293,18 @@ def test_refused_batches_are_shown_with_reason_and_client(tmp_path: Path, visit:
         narrow.close()
 
 
+def test_rows_set_aside_at_the_door_are_open_rejected_rows_too(tmp_path: Path, visit: Open) -> None:
+    with Persistd(tmp_path, '[records]\ninvalid_rows = "set_aside"') as service:
+        answer = service.post("task", task("good"), {**task("bad"), "status": "cancelled"}, {"nothing": "known"})
+        assert (answer.status_code, answer.json()["count"]) == (200, 1)
+        page = visit(service)
+        expect(page.locator("#headline")).to_have_text("Rows were rejected")
+        expect(page.locator("#rejected-title")).to_have_text("Rejected rows that are open: 2")
+        expect(page.locator("#open")).to_contain_text("s1 / bad")
+        expect(page.locator("#refused")).to_be_hidden()
+        page.close()
+
+
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_full_journal_is_told_with_its_cause(tmp_path: Path, visit: Open, width: int) -> None:
     sink = f'sink = "postgres"\n[sinks.postgres]\nurl = "postgresql://persist@127.0.0.1:{free_port()}/persist"\n'
