@@ -161,6 +161,15 @@ def test_a_relative_path_lies_below_data_dir_and_an_absolute_one_stays() -> None
     assert settings.path("/var/log/x.log") == Path("/var/log/x.log")
 
 
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "c.toml"
+    file.write_text('data_dir = "~/data"\n')
+    assert config.load(file).data_dir == config.find_data_dir(file) == tmp_path / "data"
+    monkeypatch.setenv("PERSISTD_DATA_DIR", "~/other")
+    assert config.load(file).data_dir == config.find_data_dir(file) == tmp_path / "other"
+
+
 def mistakes(file: Path | None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         config.load(file)

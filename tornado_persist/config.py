@@ -84,7 +84,9 @@ class Server(_Table):
         134_217_728, ge=1024, description="bytes of all request bodies at one time; past it batches get 503"
     )
     max_connections: int = Field(
-        1000, ge=1, description="open connections; further ones wait. Also bound by the system's limit of open files"
+        1000,
+        ge=1,
+        description="open connections; for further ones idle ones are closed. Bound by the limit of open files too",
     )
     header_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a request's head may take to arrive")
     body_timeout: Seconds = Field(60.0, gt=0, le=3600, description="seconds that a request's body may take to arrive")

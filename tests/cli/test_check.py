@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ import psycopg
 import pytest
 import sqlalchemy
 
-from tests.process import environment
+from tests.process import environment, persistd
 from tornado_persist import config
 from tornado_persist.cli import check
 from tornado_persist.cli.check import Finding, hint
@@ -202,6 +203,18 @@ def test_tables_that_are_missing_and_may_not_be_made_have_their_hint(look: Look,
     assert "create_tables = true" in finding.advice
 
 
+def test_a_lock_on_the_tables_is_not_taken_for_a_firewall(look: Look, postgres_url: str) -> None:
+    settings = {"postgres": {"url": postgres_url}}
+    made = make_sink(Settings(sink="postgres", sinks=settings))
+    made.open()
+    made.close()
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("LOCK TABLE translation_tasks")
+        finding = found(look("postgres", sinks=settings), "sink")
+    assert (finding.level, "holds a lock" in finding.advice) == ("error", True), finding
+    assert "holds a lock" in hint("mysql", SinkUnavailable("Lock wait timeout exceeded", code="1205"))
+
+
 def test_what_nobody_knows_has_an_advice_too() -> None:
     assert "journal" in hint("postgres", SinkUnavailable("the moon is full"))
 
@@ -237,6 +250,50 @@ def test_a_part_of_the_directory_that_cannot_be_written_is_an_error(tmp_path: Pa
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", program]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert f"{journal} cannot be written\n         error -> give it to the service's user" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may give up root's rights")
+def test_files_of_others_in_the_directory_are_no_error(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o750)
+    os.chown(data, 12345, 12345)
+    (data / "lost+found").mkdir(mode=0o700)
+    tmp_path.chmod(0o755)
+    program = (
+        "from pathlib import Path; from tornado_persist.cli import check\n"
+        "from tornado_persist.config import Settings\n"
+        f"for one in check._data_dir(check.DataDir(Path({str(data)!r})), False): print(one)"
+    )
+    user = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
+    done = subprocess.run([*user, sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == f"data_dir       {data}: writable\n"
+
+
+def test_a_journal_that_is_nearly_full_is_a_warning(look: Look, tmp_path: Path) -> None:
+    limits = {"server": {"max_body_bytes": 10_000}, "journal": {"max_bytes": 20_000}}
+    journal = tmp_path / "data" / "journal"
+    journal.mkdir(parents=True)
+    (journal / "00000000000000000001.seg").write_bytes(bytes(15_900))
+    assert found(look(**limits), "journal").level == "ok"
+    (journal / "00000000000000000001.seg").write_bytes(bytes(16_000))
+    finding = found(look(**limits), "journal")
+    assert (finding.level, "batches get 503" in finding.text) == ("warning", True)
+
+
+def test_json_has_every_finding_on_one_line(tmp_path: Path) -> None:
+    url = f"postgresql://persist:secret@127.0.0.1:{closed_port()}/persist"
+    variables = {"PERSISTD_DATA_DIR": f"{tmp_path}/data", "PERSISTD_SERVER__PORT": "0"}
+    well = persistd("check", "--json", cwd=tmp_path, **variables)
+    said = json.loads(well.stdout)
+    assert (well.returncode, said["ok"], said["findings"][0]["subject"]) == (0, True, "configuration")
+    bad = persistd(
+        "check", "--json", cwd=tmp_path, **variables, PERSISTD_SINK="postgres", PERSISTD_SINKS__POSTGRES__URL=url
+    )
+    assert (bad.returncode, bad.stdout.count("\n"), "secret" in bad.stdout) == (1, 1, False)
+    said = json.loads(bad.stdout)
+    assert said["ok"] is False
+    last = said["findings"][-1]
+    assert (last["subject"], last["level"], "start the server" in last["advice"]) == ("sink", "error", True)
 
 
 def every_path(directory: Path) -> set[Path]:

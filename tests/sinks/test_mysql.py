@@ -14,6 +14,7 @@ import pytest
 
 from tests.servers import MariaDB, database_of, free_port
 from tests.sinks.readers import connect_mysql, ids, read_mysql
+from tornado_persist.cli.check import hint
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks import mysql
@@ -220,6 +221,31 @@ def test_a_key_column_that_takes_different_keys_for_the_same_is_refused(
     else:
         with pytest.raises(SinkUnavailable, match="task_id has the collation utf8mb4_general_ci"):
             sink.open()
+
+
+def test_tables_whose_keys_are_refused_are_converted_as_the_page_says(
+    sink: MySQLSink, owner: Run, mysql_url: str
+) -> None:
+    sink.write(Batch([session("s")], [task("a", session_id="s")]))
+    usual = "varchar(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci NOT NULL"
+    owner(f"ALTER TABLE translation_sessions MODIFY session_id {usual}")
+    owner(f"ALTER TABLE translation_tasks MODIFY session_id {usual}, MODIFY task_id {usual}")
+    owner(
+        "ALTER TABLE translation_tasks ADD CONSTRAINT tasks_session"
+        " FOREIGN KEY (session_id) REFERENCES translation_sessions (session_id)"
+    )
+    with pytest.raises(SinkUnavailable, match="has the collation utf8mb4_general_ci") as refused:
+        sink.open()
+    assert "docs/sinks.rst" in hint("mysql", refused.value)
+    page = (Path(__file__).parent.parent.parent / "docs" / "sinks.rst").read_text()
+    block = page[page.index("    ALTER TABLE translation_tasks DROP FOREIGN KEY") :].partition("\n\n")[0]
+    for statement in filter(str.strip, block.split(";")):
+        owner(statement)
+    sink.open()
+    sink.write(Batch([session("S")], [task("A", session_id="S"), task("a", session_id="S")]))
+    assert set(read_mysql(mysql_url)["task"]) == {("s", "a"), ("S", "A"), ("S", "a")}
+    error = failure(sink, Batch([], [task("b", session_id="none")]))
+    assert isinstance(error, BatchRejected), "the foreign key is there again"
 
 
 # Packets

@@ -24,7 +24,7 @@ from tests.rows import body, task
 from tests.web.conftest import LIMIT
 from tests.web.test_http import BATCH, answer, chunked, get, post
 from tornado_persist.web.app import Api, make_server
-from tornado_persist.web.server import RESERVED, Server
+from tornado_persist.web.server import IDLE, RESERVED, Server
 
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Open: TypeAlias = Callable[[], AbstractAsyncContextManager[Streams]]
@@ -91,6 +91,46 @@ async def test_connections_never_take_the_descriptors_that_files_need(app: Api) 
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     server = make_server(app, max_connections=1 << 30)
     assert server.max_connections == descriptors - RESERVED
+
+
+@pytest.mark.gen_test
+async def test_at_the_limit_the_connection_that_is_idle_longest_makes_room_and_no_other(app: Api) -> None:
+    async with serving(app, max_connections=3) as (server, connect), contextlib.AsyncExitStack() as stack:
+        first, second, busy = [await stack.enter_async_context(connect()) for _ in range(3)]
+        busy[1].write(post(BATCH, b" " * 2000)[:100])
+        for reader, writer in (second, first):
+            writer.write(get("/health/live"))
+            assert (await answer(reader))[0] == 200
+        await asyncio.sleep(IDLE)
+        reader, writer = await stack.enter_async_context(connect())
+        writer.write(get("/health/live"))
+        assert (await answer(reader))[0] == 200
+        assert await second[0].read() == b"", "the other one was used later"
+        first[1].write(get("/health/live"))
+        assert (await answer(first[0]))[0] == 200
+        assert len(server.connections) == 3
+
+
+def test_1100_idle_connections_at_1024_open_files_keep_no_batch_out(tmp_path: Path) -> None:
+    limited = ("sh", "-c", 'ulimit -Sn 256; ulimit -Hn 1024; exec "$@"', "sh")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with Persistd(tmp_path, prefix=limited) as service, contextlib.ExitStack() as idle:
+            assert resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE) == (1024, 1024)
+            address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+            for _ in range(1100):
+                idle.enter_context(socket.create_connection(address, timeout=30))
+            for number in range(20):
+                with socket.create_connection(address, timeout=30) as client:
+                    client.sendall(post(BATCH, body("task", task(f"t{number}"))))
+                    assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+            assert service.flush()["tasks_written"] == 20
+            assert len(list(Path(f"/proc/{service.process.pid}/fd").iterdir())) < 1024 - RESERVED + 64
+            assert "Traceback" not in service.log_text()
+            assert service.log_text().count("the limit of connections is reached") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.gen_test

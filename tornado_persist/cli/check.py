@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fnmatch
 import ipaddress
+import json
 import os
 import re
 import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,13 @@ from tornado_persist.telemetry.redaction import mask
 
 #: What to do about a sink's failure, by its name, and by the driver's code and message; the first that fits.
 _HINTS: tuple[tuple[str, str, str], ...] = (
+    # Before the network's time limits.
+    (
+        "",
+        r"lock timeout|Lock wait timeout|^(55P03|1205)$",
+        "end the program that holds a lock on the tables; pg_stat_activity or SHOW PROCESSLIST shows it",
+    ),
+    ("", r"statement timeout|^57014$", "see what makes the database slow, or raise answer_timeout of the sink"),
     # The network, in the words of the system, of libpq and of PyMySQL.
     ("", r"not known|not translate|resolve|getaddrinfo", "correct the host name in the URL, or see to its DNS entry"),
     ("", r"refused", "start the server, or correct host and port in the URL; it may listen on another address"),
@@ -52,6 +61,7 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     ("sqlite", r"locked", "end the other program that has the database open for writing"),
     # Tables and files.
     ("", r"create_tables is off", "make the tables, or set create_tables = true"),
+    ("mysql", r"has the collation", "convert the column; docs/sinks.rst has the statements, foreign keys included"),
     ("", r"no such column|column .* does not exist|^(42703|1054)\b", "the table is another program's or version's"),
     (
         "",
@@ -60,6 +70,10 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     ),
     ("", r"ENOSPC|FULL|No space|disk is full", "make room on the disk"),
 )
+#: The names of the service's own files in ``data_dir``; others, such as ``lost+found``, are nobody's trouble.
+_OURS = ("damaged", "journal", "jsonl", "lock", "persist.db*", "persistd.*", "rejected.*", "service.json")
+#: The part of ``journal.max_bytes`` from which on it is nearly full, as the alert has it.
+_NEARLY = 0.8
 _NO_RIGHT = SinkUnavailable(code="EACCES")
 _NO_HINT = "rows wait in the journal until this is over; the message is the sink's own"
 
@@ -70,16 +84,21 @@ _ADDRESS = {
 
 
 def add(commands: Commands) -> None:
-    commands.add("check", _check, "look at the configuration, the disk, the port and the sink, and say what was found")
+    words = "look at the configuration, the disk, the port and the sink, and say what was found"
+    check = commands.add("check", _check, words)
+    check.add_argument("--json", action="store_true", help="the findings as JSON, on one line")
 
 
 def _check(configuration: Configuration, options: argparse.Namespace) -> int:
-    code = OK
+    findings = []
     for finding in look(configuration.settings, configuration.file):
-        print(mask(str(finding)), flush=True)
-        if finding.level == "error":
-            code = FAILED
-    return code
+        findings.append({key: mask(value) for key, value in asdict(finding).items()})
+        if not options.json:
+            print(mask(str(finding)), flush=True)
+    failed = any(finding["level"] == "error" for finding in findings)
+    if options.json:
+        print(json.dumps({"ok": not failed, "findings": findings}, ensure_ascii=False))
+    return FAILED if failed else OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +158,8 @@ def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
             "run the commands as the service's user (sudo -u), or files appear that it cannot write",
         )
     for inner in sorted(path.iterdir()):
-        if not os.access(inner, os.R_OK | os.W_OK):
+        ours = any(fnmatch.fnmatchcase(inner.name, pattern) for pattern in _OURS)
+        if ours and not os.access(inner, os.R_OK | os.W_OK):
             yield Finding("data_dir", f"{inner} cannot be written", "error", "give it to the service's user: chown -R")
 
 
@@ -186,13 +206,25 @@ def _journal(settings: Settings) -> Iterator[Finding]:
             "error",
             f"raise journal.max_bytes to at least {largest}, or lower server.max_body_bytes",
         )
+    used = _used(settings)
+    if used >= journal.max_bytes * _NEARLY:
+        yield Finding(
+            "journal",
+            f"it has {size(used)} of journal.max_bytes = {size(journal.max_bytes)}; when it is full, batches get 503",
+            "warning",
+            "see whether the sink takes rows (persistd flush), or raise journal.max_bytes",
+        )
+
+
+def _used(settings: Settings) -> int:
+    """Bytes of the journal's files."""
+    journal = settings.path("journal")
+    return sum(path.stat().st_size for path in journal.iterdir() if path.is_file()) if journal.is_dir() else 0
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
     free = shutil.disk_usage(_nearest(settings.data_dir)).free
-    journal = settings.path("journal")
-    used = sum(path.stat().st_size for path in journal.iterdir() if path.is_file()) if journal.is_dir() else 0
-    room = max(0, settings.journal.max_bytes - used)
+    room = max(0, settings.journal.max_bytes - _used(settings))
     text = f"{size(free)} free, the journal may grow by {size(room)}"
     if free >= room:
         yield Finding("disk", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def run(configuration: Configuration, options: argparse.Namespace) -> int:
     settings = configuration.settings
     data_dir = DataDir(settings.data_dir)
     data_dir.make()
+    _raise_open_files()
     # In the background standard output and error are a file as well, which is rotated and reopened as any other.
     streams = data_dir.log_file if options.daemon else None
     named = settings.path(settings.log.file) if settings.log.file else streams
@@ -67,6 +69,13 @@ def run(configuration: Configuration, options: argparse.Namespace) -> int:
 
     asyncio.run(serve())
     return OK
+
+
+def _raise_open_files() -> None:
+    """Raise the soft limit of open files, which is 1,024 in most places, to the hard one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(OSError, ValueError):  # where "unlimited" is more than the system takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _start(configuration: Configuration, options: argparse.Namespace) -> int:

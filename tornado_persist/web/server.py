@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 
 #: Bytes of a request's line and headers.
 MAX_HEADER_BYTES = 65536
-#: Descriptors left for files and the sink when connections take all others.
-RESERVED = 64
+#: Descriptors left for files and the sink when connections take all others; the journal alone may hold 64.
+RESERVED = 128
+#: Seconds without a request after which a connection may be closed for a new one, at the limit of connections.
+IDLE = 1.0
 #: Seconds that an answered client may go on sending, so that it reads the answer instead of a reset connection.
 LINGER = 2.0
-#: Seconds between two lines that say that connections have to wait, and until a failed accept is tried again.
+#: Seconds between two lines that say that connections have to wait, and until accepting is tried again.
 SAY_AGAIN = 60.0
 TRY_AGAIN = 0.5
 #: Connections accepted in one round of the event loop.
@@ -59,7 +61,11 @@ logger = log.get(__name__)
 
 
 class Server(HTTPServer):
-    """Accepts connections up to a limit; further ones wait in the system's queue until one ends."""
+    """Accepts connections up to a limit.
+
+    For a further one the connection that has been idle longest is closed. If none is idle, it waits in the system's
+    queue until one ends.
+    """
 
     def initialize(  # type: ignore[override]
         self,
@@ -81,11 +87,15 @@ class Server(HTTPServer):
         )
         self._api = application
         self._idle_timeout = idle_timeout
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.max_connections = max(1, min(max_connections, descriptors - RESERVED))
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        descriptors = sys.maxsize if limit == resource.RLIM_INFINITY else limit
+        self.max_connections = min(max_connections, max(descriptors - RESERVED, descriptors // 4, 1))
         self.connections: set[Connection] = set()
+        #: Those that are between two requests, and since when; the one that has been idle longest is first.
+        self._idle: dict[Connection, float] = {}
         self._listening: list[socket.socket] = []
         self._paused = False
+        self._next_try: object = None
         self._said = -SAY_AGAIN
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
@@ -97,14 +107,18 @@ class Server(HTTPServer):
 
     def stop(self) -> None:
         """Accept no more connections; those that are open go on."""
-        if not self._paused:
+        if self._paused:
+            IOLoop.current().remove_timeout(self._next_try)
+        else:
             self._unwatch()
         for listening in self._listening:
             listening.close()
         self._listening = []
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        connection = Connection(stream, self.conn_params, Context(stream, address), self._idle_timeout, self._api)
+        connection = Connection(
+            stream, self.conn_params, Context(stream, address), self._idle_timeout, self._api, self._idle
+        )
         self.connections.add(connection)
         connection.start_serving(self)
 
@@ -126,7 +140,9 @@ class Server(HTTPServer):
 
     def _accept(self, listening: socket.socket, events: int) -> None:
         for _ in range(AT_ONCE):
-            if len(self.connections) >= self.max_connections:
+            is_full = len(self.connections) >= self.max_connections
+            idle = self._longest_idle() if is_full else None
+            if is_full and idle is None:
                 self._pause("the limit of connections is reached, further ones wait", limit=self.max_connections)
                 return
             try:
@@ -139,24 +155,43 @@ class Server(HTTPServer):
                 if exc.errno not in _TOO_MANY:
                     raise
                 self._pause("no connection can be accepted, they wait", error=exc.strerror)
-                IOLoop.current().call_later(TRY_AGAIN, self._resume)
                 return
+            if idle:
+                self._tell("the limit of connections is reached, idle ones are closed", limit=self.max_connections)
+                del self._idle[idle]
+                self.connections.discard(idle)
+                idle.stream.close()
             stream = IOStream(accepted, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size)
             self.handle_stream(stream, address)
+
+    def _longest_idle(self) -> Connection | None:
+        """The connection that has been idle longest, if one has been idle long enough to be closed."""
+        latest = time.monotonic() - IDLE
+        for connection, since in self._idle.items():
+            if since > latest:
+                break
+            if not connection.has_bytes():
+                return connection
+        return None
 
     def _pause(self, event: str, **more: Any) -> None:
         if self._paused:
             return
         self._paused = True
         self._unwatch()
+        self._next_try = IOLoop.current().call_later(TRY_AGAIN, self._resume)
+        self._tell(event, **more)
+
+    def _tell(self, event: str, **more: Any) -> None:
         now = time.monotonic()
         if now - self._said >= SAY_AGAIN:
             self._said = now
             logger.warning(event, open=len(self.connections), **more)
 
     def _resume(self) -> None:
-        if self._paused and len(self.connections) < self.max_connections:
+        if self._paused:
             self._paused = False
+            IOLoop.current().remove_timeout(self._next_try)
             self._watch(self._listening)
 
 
@@ -178,11 +213,19 @@ class Connection(HTTP1ServerConnection):
     """One connection: a request, its answer, the next request."""
 
     def __init__(
-        self, stream: IOStream, params: HTTP1ConnectionParameters, context: Context, idle_timeout: float, api: Api
+        self,
+        stream: IOStream,
+        params: HTTP1ConnectionParameters,
+        context: Context,
+        idle_timeout: float,
+        api: Api,
+        idle: dict[Connection, float],
     ) -> None:
+        """``idle``: has this connection, with the monotonic time, while it waits for a request."""
         super().__init__(stream, params, context)
         self._idle_timeout = idle_timeout
         self._api = api
+        self._idle = idle
 
     def start_serving(self, delegate: HTTPServerConnectionDelegate) -> None:
         self._serving = asyncio.ensure_future(self._serve(delegate))
@@ -190,6 +233,16 @@ class Connection(HTTP1ServerConnection):
     async def close(self) -> None:
         self.stream.close()
         await self._serving
+
+    def has_bytes(self) -> bool:
+        """Whether bytes of a request, or the end of the connection, have come and are not read yet."""
+        try:
+            self.stream.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     async def _serve(self, delegate: HTTPServerConnectionDelegate) -> None:
         try:
@@ -209,10 +262,12 @@ class Connection(HTTP1ServerConnection):
     async def _serve_one(self, delegate: HTTPServerConnectionDelegate) -> bool:
         """Whether another request may come."""
         silence = asyncio.get_running_loop().call_later(self._idle_timeout, self.stream.close)
+        self._idle[self] = time.monotonic()
         try:
             await self.stream.read_until_regex(_ANYTHING)
         finally:
             silence.cancel()
+            self._idle.pop(self, None)
         stream = _Stream(self.stream, cast(Context, self.context), self._api)
         connection = HTTP1Connection(cast(IOStream, stream), False, self.params, self.context)
         more = await connection.read_response(delegate.start_request(self, connection))
