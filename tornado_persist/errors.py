@@ -57,7 +57,7 @@ class ConfigError(PersistError):
 
     @classmethod
     def of(cls, errors: Sequence[ConfigError]) -> ConfigError:
-        """One error for several mistakes, of which there is at least one; its message is one line."""
+        """One error for several mistakes, at least one; its message is one line."""
         if len(errors) == 1:
             return errors[0]
         it = cls("", "; ".join(map(str, errors)))
@@ -145,10 +145,10 @@ class SinkError(PersistError):
 class SinkUnavailable(SinkError):
     """The sink cannot be written to now."""
 
-    def __init__(self, message: str | None = None, *, code: str = "", suspect: bool = False) -> None:
-        """``suspect``: the code is one that nobody knows, so that the data may be at fault as well as the server."""
+    def __init__(self, message: str | None = None, *, code: str = "", unknown_code: bool = False) -> None:
+        """``unknown_code``: the code does not say whether the server or the data is at fault."""
         super().__init__(message, code=code)
-        self.suspect = suspect
+        self.unknown_code = unknown_code
 
 
 class SinkConflict(SinkUnavailable):

@@ -42,12 +42,12 @@ from tornado_persist.telemetry.systemd import ServiceManager
 from tornado_persist.web.app import Api, make_server
 from tornado_persist.web.history import INTERVAL
 
-#: Seconds after which a thread that computes lets another one go on; Python's own is 5 ms. The journal's thread, the
-#: sink's and the event loop each wait for it again and again within one batch. Together with what the collector is told
-#: below, the slowest hundredth of the answers at 20,000 rows/s into PostgreSQL came after 15 ms instead of 29.
+#: Seconds after which a computing thread gives up the GIL; Python's default is 5 ms. The journal's thread, the sink's
+#: and the event loop each wait for it several times in one batch. Together with the collector's settings below, the
+#: 99th percentile at 20,000 rows/s into PostgreSQL was 15 ms instead of 29.
 SWITCH_INTERVAL = 0.001
-#: Objects made, beyond those freed, before the collector looks for cycles among them; Python's own is 700. Rows make no
-#: cycles, and a batch of 1,000 rows is 1,000 objects. With what follows it saves a tenth of the processor time.
+#: Objects allocated, less those freed, before the collector looks for cycles; Python's default is 700. Rows make no
+#: cycles, and a batch of 1,000 rows is 1,000 objects. With the freeze below it saves a tenth of the processor time.
 COLLECT_AFTER = 10_000
 
 
@@ -55,15 +55,15 @@ def _tune_interpreter() -> None:
     """Set up threads and garbage collection; called once everything is loaded and before the first request."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.collect()
-    gc.freeze()  # modules and types stay: the collector need not look at their 150,000 objects again
+    gc.freeze()  # modules and types stay: the collector need not scan their 150,000 objects again
     gc.set_threshold(COLLECT_AFTER, 20, 20)
 
 
 logger = log.get(__name__)
 
-#: Seconds between looks at an idle sink, so that the log tells of an outage before a flush meets it.
+#: Seconds between pings of an idle sink, so that the log reports an outage before a flush fails.
 WATCH_INTERVAL = 5.0
-#: Seconds that the start waits for the sink to be opened; then it goes on without.
+#: Seconds that the start waits for the sink to open; then it continues without it.
 FIRST_LOOK = 2.0
 #: Seconds of the shutdown kept for closing the sink.
 CLOSING_TIME = 0.5
@@ -78,7 +78,7 @@ LIVE = ("sink", "sinks", "buffer", "log.level")
 class MonotonicLoop(AsyncIOMainLoop):
     """Tornado's view of the running loop, on asyncio's clock.
 
-    Tornado's own goes by the wall clock: when that is set back by 8 hours, no PeriodicCallback runs for 8 hours.
+    Tornado's own uses the wall clock: when that is set back by 8 hours, no PeriodicCallback runs for 8 hours.
     """
 
     def time(self) -> float:
@@ -101,14 +101,14 @@ class Service:
         """Serve until SIGTERM or SIGINT, then drain. ``serving`` is called with the URL once requests are answered.
 
         Raises:
-            ConfigError: the data directory cannot be written, or the sink cannot do what is asked of it.
-            StartError: the data directory is in use, the journal cannot be worked with, or the port is taken.
+            ConfigError: the data directory cannot be written, or the sink does not support a setting.
+            StartError: the data directory is in use, the journal cannot be used, or the port is taken.
         """
         MonotonicLoop()  # from now on IOLoop.current() here
         self._data_dir = data_dir = DataDir(self._settings.data_dir)
         data_dir.make()
         data_dir.lock()
-        data_dir.note()  # forgets what an earlier process said
+        data_dir.note()  # drops what an earlier process noted
         self._manager = ServiceManager()
         beat = PeriodicCallback(self._manager.beat, (self._manager.interval or NO_WATCHDOG) * 1000)
         try:
@@ -145,7 +145,7 @@ class Service:
         sockets = _bind(self._settings)
         self._url = listening.url(sockets)
         self._start_pipeline(sink, checkpoint)
-        # So that the first answer of /health is known, not guessed.
+        # So that the first answer of /health is measured, not guessed.
         await asyncio.gather(self._flusher.runner.healthy(wait=FIRST_LOOK), self._health.look())
         server = self._listen(sockets)
         self._announce(serving)
@@ -177,7 +177,7 @@ class Service:
         """Fill the buffer with what was accepted and not released."""
         began = time.monotonic()
         self._dead_letters = DeadLetters(self._settings.path("rejected.jsonl"))
-        # Without records nothing will be rejected again, and what somebody has added may stay.
+        # Without records nothing will be rejected again, and lines added by hand may stay.
         set_aside = _open_dead_letters(self._dead_letters, checkpoint.state, cut=bool(self._journal.found.records))
         self._metrics.resume(replace(Totals.of(checkpoint.state.get("totals", {})), set_aside=set_aside))
         self._buffer = Buffer()
@@ -371,7 +371,7 @@ class Service:
         level = old.log.model_copy(update={"level": new.log.level})
         settings = old.model_copy(update={**live, "log": level})
         same = (old.sink, old.sink_settings()) == (new.sink, new.sink_settings())
-        # First, as it alone may fail.
+        # First, because only this may fail.
         runner = None if same else await self._open_sink(settings)
         self._apply_numbers(settings)
         self._settings = settings
@@ -408,12 +408,12 @@ class Service:
 
     async def _switch_to(self, runner: SinkRunner, settings: Settings) -> None:
         timeout = settings.buffer.flush_timeout
-        await self._flusher.flush(timeout)  # into the old sink; what it cannot take goes to the new one
+        await self._flusher.flush(timeout)  # into the old sink; rows that it cannot write go to the new one
         old = self._flusher.runner
         if settings.records.require_session:
             self._ingest.find_sessions = runner.find_sessions
         self._flusher.write_to(runner)
-        await old.close(timeout)  # a call that hangs is given up: what it may still commit, the new sink gets as well
+        await old.close(timeout)  # abandons a call that hangs: the rows it may still commit also go to the new sink
         logger.info("sink changed", sink=settings.sink)
 
 

@@ -328,7 +328,7 @@ def test_with_no_service_or_no_database_nothing_is_sent(refusing: Persistd, comm
     refusing.post("task", task("waits"))
     code, said, complaint = command("rejected", "retry", "--all", "--url", refusing.url)
     assert (code, said) == (1, "")
-    assert complaint.startswith("persistd: it cannot be told whether the rows were updated since: ")
+    assert complaint.startswith("persistd: it is not known whether the rows were updated since: ")
     assert "hush" not in complaint
     code, said, complaint = command("rejected", "retry", "--all", "--overwrite", "--url", refusing.url)
     assert (code, said) == (1, "1 row sent\n")

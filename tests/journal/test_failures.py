@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def recovered(driver: Driver, events: Events) -> None:
-    """Nobody asks for anything, and it can be written again."""
+    """Until it can be written again, without any call."""
     wait_until(lambda: driver.journal.problem == "")
     events.one("journal cannot be written")
     events.one("journal can be written again")
@@ -433,7 +433,7 @@ def unwatched(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.mark.parametrize("remove", [remove_segments, replace_directory])
-def test_files_that_somebody_removes_are_noticed_before_the_next_answer_and_written_anew(
+def test_removed_files_are_noticed_before_the_next_answer_and_restored(
     tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch, remove: Callable[[Driver], None]
 ) -> None:
     bodies = [b"%d" % n * 100 for n in range(9)]
@@ -452,7 +452,7 @@ def test_files_that_somebody_removes_are_noticed_before_the_next_answer_and_writ
         with Driver(tmp_path / "copy") as again:
             assert again.checkpoint == Checkpoint(2, {"totals": 1})
     assert events.one("journal files removed")["directory"] == str(driver.directory)
-    assert events.one("journal files written anew")["log_level"] == "info"
+    assert events.one("journal files restored")["log_level"] == "info"
 
 
 def test_batches_are_refused_until_a_removed_directory_is_there_again(
@@ -463,8 +463,8 @@ def test_batches_are_refused_until_a_removed_directory_is_there_again(
         with unwatched(driver, monkeypatch):
             elsewhere = driver.directory.rename(tmp_path / "elsewhere")
             assert driver.refused(b"c") == [f"The journal's files in {driver.directory} were removed"]
-        wait_until(lambda: "cannot be written anew: No such file or directory" in driver.journal.problem)
-        assert "cannot be written anew" in driver.refused(b"d")[0]
+        wait_until(lambda: "cannot be restored: No such file or directory" in driver.journal.problem)
+        assert "cannot be restored" in driver.refused(b"d")[0]
         elsewhere.rename(driver.directory)
         wait_until(lambda: driver.journal.problem == "")
         driver.append(b"e")
@@ -472,7 +472,7 @@ def test_batches_are_refused_until_a_removed_directory_is_there_again(
     events.one("journal files removed")
 
 
-def test_a_removed_file_is_noticed_although_nobody_sends_anything(tmp_path: Path, events: Events) -> None:
+def test_a_removed_file_is_noticed_without_a_request(tmp_path: Path, events: Events) -> None:
     with Driver(tmp_path / "one") as driver:
         driver.append(b"a")
         driver.journal.release(0, {"totals": 1})

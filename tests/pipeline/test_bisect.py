@@ -93,7 +93,7 @@ async def test_an_outage_with_an_unknown_code_may_end_at_any_moment_and_costs_no
 
         def write(self, batch: Batch) -> None:
             if self.calls.count("write") < outage:
-                self.fail_next(error=SinkUnavailable("odd", code="odd", suspect=True))
+                self.fail_next(error=SinkUnavailable("odd", code="odd", unknown_code=True))
             super().write(batch)
 
     for outage in range(1, 25):

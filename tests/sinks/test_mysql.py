@@ -394,7 +394,7 @@ def test_what_depends_on_the_schema_is_an_outage(
     owner(change)
     error = failure(sink, Batch([session("s")], [task("a", context="x")]))
     assert type(error) is SinkUnavailable
-    assert (error.code, error.suspect) == (code, False)
+    assert (error.code, error.unknown_code) == (code, False)
     assert sink.find_sessions({"s"}) == set()
 
 
@@ -492,7 +492,7 @@ def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
         waiting.join()
         cursor.execute("COMMIT")
     assert isinstance(error, SinkConflict)
-    assert (error.code, error.suspect) == ("1213", False)
+    assert (error.code, error.unknown_code) == ("1213", False)
     assert {row["status"] for row in read_mysql(mysql_url)["task"].values()} == {"failed"}
     sink.write(batch)
     assert sink._connection is connection
@@ -576,7 +576,7 @@ def test_a_transaction_that_galera_aborts_is_a_conflict_and_loses_no_row(tmp_pat
 
 @both_ways
 @pytest.mark.parametrize(
-    ("number", "expected", "suspect"),
+    ("number", "expected", "unknown_code"),
     [
         (1213, SinkConflict, False),
         (1020, SinkConflict, False),
@@ -591,13 +591,13 @@ def test_a_transaction_that_galera_aborts_is_a_conflict_and_loses_no_row(tmp_pat
     ],
 )
 def test_a_number_of_a_triggers_own_is_a_conflict_or_an_outage_or_suspect(
-    sink: MySQLSink, owner: Run, mysql_url: str, number: int, expected: type[SinkUnavailable], suspect: bool
+    sink: MySQLSink, owner: Run, mysql_url: str, number: int, expected: type[SinkUnavailable], unknown_code: bool
 ) -> None:
     owner(SIGNAL.replace("MESSAGE_TEXT", f"MYSQL_ERRNO = {number}, MESSAGE_TEXT"))
     connection = sink._connection
     error = failure(sink, Batch([session("s")], [task("a"), task("b", context="bad")]))
     assert type(error) is expected
-    assert (error.code, error.suspect, str(error)) == (str(number), suspect, "not this one")
+    assert (error.code, error.unknown_code, str(error)) == (str(number), unknown_code, "not this one")
     assert not any(read_mysql(mysql_url).values())
     if number < 2000:  # else the driver takes the connection for lost
         sink.write(Batch([session("s")], [task("a")]))
@@ -611,7 +611,7 @@ def test_a_row_too_large_for_its_page_is_suspect(sink: MySQLSink, owner: Run) ->
     owner(f"ALTER TABLE translation_tasks ROW_FORMAT = COMPACT, {columns}")
     error = failure(sink, Batch([], [task("a"), task("b", context="x" * 255)]))
     assert isinstance(error, SinkUnavailable)
-    assert (error.code, error.suspect) == ("1118", True)
+    assert (error.code, error.unknown_code) == ("1118", True)
     sink.write(Batch([], [task("a")]))
 
 

@@ -554,7 +554,7 @@ def test_a_row_that_row_security_refuses_is_suspect(sink: PostgresSink, owner: R
     owner("ALTER TABLE translation_tasks ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
     owner("CREATE POLICY mine ON translation_tasks USING (true) WITH CHECK (context <> 'theirs')")
     error = failure(sink, Batch(tasks=[task("a", context="mine"), task("b", context="theirs")]))
-    assert (type(error), error.code, getattr(error, "suspect", None)) == (SinkUnavailable, "42501", True)
+    assert (type(error), error.code, getattr(error, "unknown_code", None)) == (SinkUnavailable, "42501", True)
     sink.write(Batch(tasks=[task("a", context="mine")]))
 
 
@@ -584,7 +584,7 @@ def test_what_depends_on_the_schema_is_an_outage(
     owner(change)
     error = failure(sink, Batch([session("s")], [task("a", context="x"), task("b", context="y")]))
     assert type(error) is SinkUnavailable
-    assert (error.code, error.suspect) == (code, False)
+    assert (error.code, error.unknown_code) == (code, False)
     assert "Hello" not in str(error)
     with psycopg.connect(postgres_url) as connection:
         assert connection.execute("SELECT count(*) FROM translation_sessions").fetchone() == (0,)
@@ -635,7 +635,7 @@ def test_somebody_elses_lock_is_an_outage_and_not_a_wait_for_ever(sink: Postgres
         connection.execute("LOCK TABLE translation_tasks")
         error = failure(sink, Batch(tasks=[task("a")]))
         assert type(error) is SinkUnavailable
-        assert (error.code, error.suspect) == ("55P03", False)
+        assert (error.code, error.unknown_code) == ("55P03", False)
     sink.write(Batch(tasks=[task("a")]))
 
 
@@ -695,7 +695,7 @@ def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
         error = failure(sink, batch)
         waiting.join()
     assert isinstance(error, SinkConflict)
-    assert (error.code, error.suspect) == ("40P01", False)
+    assert (error.code, error.unknown_code) == ("40P01", False)
     assert {row["status"] for row in read_postgres(postgres_url)["task"].values()} == {"failed"}
     sink.write(batch)
     assert sink._connection is connection
@@ -713,7 +713,7 @@ CREATE TRIGGER x BEFORE INSERT OR UPDATE ON translation_tasks FOR EACH ROW EXECU
 
 
 @pytest.mark.parametrize(
-    ("code", "expected", "suspect"),
+    ("code", "expected", "unknown_code"),
     [
         ("40001", SinkConflict, False),
         ("AB123", SinkUnavailable, True),
@@ -729,13 +729,13 @@ CREATE TRIGGER x BEFORE INSERT OR UPDATE ON translation_tasks FOR EACH ROW EXECU
     ],
 )
 def test_a_code_of_a_triggers_own_is_a_conflict_or_an_outage_or_suspect(
-    sink: PostgresSink, owner: Run, postgres_url: str, code: str, expected: type[SinkUnavailable], suspect: bool
+    sink: PostgresSink, owner: Run, postgres_url: str, code: str, expected: type[SinkUnavailable], unknown_code: bool
 ) -> None:
     owner(RAISE_CODE.format(code))
     connection = sink._connection
     error = failure(sink, Batch([session("s")], [task("a"), task("b", context="bad")]))
     assert type(error) is expected
-    assert (error.code, error.suspect, str(error)) == (code, suspect, "that is odd")
+    assert (error.code, error.unknown_code, str(error)) == (code, unknown_code, "that is odd")
     assert read_postgres(postgres_url) == {"session": {}, "task": {}}
     sink.write(Batch([session("s")], [task("a")]))
     assert sink._connection is connection
@@ -746,7 +746,7 @@ def test_an_index_entry_too_large_is_suspect(sink: PostgresSink, owner: Run) -> 
     noise = "".join(chr(0x4E00 + i * 7919 % 20000) for i in range(20_000))
     error = failure(sink, Batch([], [task("a"), task("b", source_text=noise)]))
     assert isinstance(error, SinkUnavailable)
-    assert (error.code, error.suspect) == ("54000", True)
+    assert (error.code, error.unknown_code) == ("54000", True)
     assert noise[:10] not in str(error)
 
 
@@ -756,7 +756,7 @@ def test_a_ping_suspects_no_row_and_knows_no_conflict(sink: PostgresSink, owner:
     with pytest.raises(SinkUnavailable) as caught:
         sink.ping()
     assert type(caught.value) is SinkUnavailable
-    assert (caught.value.code, caught.value.suspect) == (code, False)
+    assert (caught.value.code, caught.value.unknown_code) == (code, False)
 
 
 def test_an_error_without_a_code_is_an_outage(sink: PostgresSink) -> None:

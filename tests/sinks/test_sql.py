@@ -177,7 +177,7 @@ def test_a_server_that_is_gone_is_an_outage_and_a_wrong_password_too(
         with pytest.raises(SinkUnavailable) as lost:
             sink.write(Batch([session("s")]))
         assert type(lost.value) is SinkUnavailable
-        assert not lost.value.suspect
+        assert not lost.value.unknown_code
         sink.close()
         with pytest.raises(SinkUnavailable, match="refused"):
             sink.open()
@@ -238,7 +238,7 @@ def assert_refused(sink: SQLSink[Any]) -> None:
     for call in (sink.ping, sink.open):
         with pytest.raises(SinkUnavailable, match=sentence) as caught:
             call()
-        assert not caught.value.suspect
+        assert not caught.value.unknown_code
         assert "\n" not in str(caught.value)
 
 
@@ -326,7 +326,7 @@ def test_a_key_dropped_meanwhile_is_noticed_by_a_write_of_any_size(
     for some in (rows, rows[:10]):
         with pytest.raises(SinkUnavailable) as caught:
             sink.write(Batch([], some))
-        assert not caught.value.suspect
+        assert not caught.value.unknown_code
     assert read(name, place)["task"] == {}
 
 

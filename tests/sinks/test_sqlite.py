@@ -144,7 +144,7 @@ def test_a_table_dropped_meanwhile_is_an_outage_that_opening_mends(sink: SQLiteS
         sink.ping()
     error = failure(sink, Batch([session("s")], [task("t")]))
     assert isinstance(error, SinkUnavailable)
-    assert not error.suspect
+    assert not error.unknown_code
     assert "translation_tasks" in str(error)
     assert read_sqlite_sessions(sink) == []
     sink.close()
@@ -207,7 +207,7 @@ def test_a_file_locked_by_another_is_an_outage(sink: SQLiteSink) -> None:
         connection.execute("BEGIN IMMEDIATE")
         error = failure(sink, Batch([session("s")]))
         assert type(error) is SinkUnavailable
-        assert (error.code, error.suspect) == ("SQLITE_BUSY", False)
+        assert (error.code, error.unknown_code) == ("SQLITE_BUSY", False)
         connection.execute("ROLLBACK")
     sink.write(Batch([session("s")]))
     assert read_sqlite_sessions(sink) == ["s"]
@@ -220,7 +220,7 @@ def test_a_full_disk_is_an_outage(sink: SQLiteSink) -> None:
     driver.execute(f"PRAGMA max_page_count = {pages + 2}").close()
     error = failure(sink, Batch([session("s")], [task("t", context="x" * 100_000)]))
     assert isinstance(error, SinkUnavailable)
-    assert (error.code, error.suspect) == ("SQLITE_FULL", False)
+    assert (error.code, error.unknown_code) == ("SQLITE_FULL", False)
     assert read_sqlite_sessions(sink) == []
 
 
@@ -242,7 +242,7 @@ def test_a_new_column_that_must_be_filled_is_the_schemas_fault(sink: SQLiteSink)
     sink.open()
     error = failure(sink, Batch(tasks=[task("a")]))
     assert isinstance(error, SinkUnavailable)
-    assert not error.suspect
+    assert not error.unknown_code
     assert "region" in str(error)
 
 
@@ -261,7 +261,7 @@ def test_what_does_not_fit_the_schema_is_an_outage(sink: SQLiteSink, change: str
         connection.executescript(change)
     error = failure(sink, Batch([session("s")], [task("a"), task("b", context="x")]))
     assert type(error) is SinkUnavailable
-    assert (error.code, error.suspect) == ("SQLITE_ERROR", False)
+    assert (error.code, error.unknown_code) == ("SQLITE_ERROR", False)
     assert read_sqlite_sessions(sink) == []
 
 
@@ -273,7 +273,7 @@ def test_an_error_of_a_function_in_the_schema_is_suspect(sink: SQLiteSink) -> No
         connection.execute("CREATE INDEX x ON translation_tasks (json_extract(context, '$.a'))")
     error = failure(sink, Batch([session("s")], [task("a", context="{}"), task("b", context="no JSON")]))
     assert isinstance(error, SinkUnavailable)
-    assert (error.code, error.suspect, str(error)) == ("SQLITE_ERROR", True, "malformed JSON")
+    assert (error.code, error.unknown_code, str(error)) == ("SQLITE_ERROR", True, "malformed JSON")
     assert read_sqlite_sessions(sink) == []
     sink.write(Batch([session("s")], [task("a", context="{}")]))
 

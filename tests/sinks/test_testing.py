@@ -244,7 +244,7 @@ def test_a_flaky_sink_suspects_batches_with_a_key(flaky: FlakySink) -> None:
     flaky.suspected = {"odd"}
     with pytest.raises(SinkUnavailable) as failure:
         flaky.write(Batch([session("s")], [task("good"), task("odd")]))
-    assert (failure.value.code, failure.value.suspect) == ("odd", True)
+    assert (failure.value.code, failure.value.unknown_code) == ("odd", True)
     assert flaky.stored == {"session": {}, "task": {}}
     flaky.close()
     flaky.open()

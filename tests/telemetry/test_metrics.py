@@ -46,7 +46,7 @@ def test_the_settled_totals_leave_nothing_pending_and_come_back_as_they_were() -
         merged={"session": 3, "task": 50},
         rejected={"session": 0, "task": 1},
     )
-    kept = totals.settled({"session": 5, "task": 90})
+    kept = totals.at_checkpoint({"session": 5, "task": 90})
     assert kept["merged"] == {"session": 3, "task": 49}, "what is pending may hold merged rows that are not settled"
     assert Totals.of(kept) == Totals(**kept)
     assert Totals.of({}) == Totals()

@@ -1,4 +1,4 @@
-"""The ``persistd`` command: one module a chore, and :mod:`tornado_persist.cli.program` that puts them together."""
+"""The ``persistd`` command: one module for each command; :mod:`tornado_persist.cli.program` joins them."""
 
 from tornado_persist.cli.program import main
 

@@ -1,4 +1,4 @@
-"""``persistd check``: looks at the configuration, the disk, the port and the sink, and says what to do."""
+"""``persistd check``: looks at the configuration, the disk, the port and the sink, and suggests fixes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tornado_persist.cli.status import PATIENCE
 from tornado_persist.config import Settings
 from tornado_persist.errors import PersistError, SinkError, SinkUnavailable
 from tornado_persist.files import DataDir, reason
-from tornado_persist.journal.record import HEADER_SIZE
+from tornado_persist.journal import HEADER_SIZE
 from tornado_persist.service import make_sink
 from tornado_persist.sinks.base import Sink
 from tornado_persist.telemetry.redaction import mask
@@ -103,7 +103,7 @@ def _check(configuration: Configuration, options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. An ``error`` keeps the service from its work; a ``warning`` is for thought."""
+    """The result of one check. An ``error`` stops the service from working; a ``warning`` should be considered."""
 
     subject: str
     text: str
@@ -116,7 +116,7 @@ class Finding:
 
 
 def look(settings: Settings, file: Path | None) -> Iterator[Finding]:
-    """Each finding as it is made; the sink, which may take some seconds, is last. Creates nothing.
+    """Yield each finding when it is made; the sink, which may take some seconds, is last. Creates nothing.
 
     Raises:
         ConfigError: ``data_dir`` cannot be used at all, or the sink cannot do what is asked of it.
@@ -164,7 +164,7 @@ def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
 
 
 def _service(data_dir: DataDir) -> Finding:
-    """What the service that runs says of itself."""
+    """The report of the running service."""
     try:
         with Client(str(data_dir.noted().get("url", "")), PATIENCE) as client:
             health = client.health()

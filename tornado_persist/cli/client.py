@@ -1,4 +1,4 @@
-"""The running service over HTTP: where it is, what it is asked, and rows sent to it in batches."""
+"""HTTP client of the running service: finds it, queries it, and sends it rows in batches."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 #: Seconds that one answer may take.
 TIMEOUT = 30.0
-#: Seconds that a service may be away or full until sending gives up, and between two tries at most.
+#: Seconds that a service may be away or full before sending gives up, and the longest wait between two tries.
 PATIENCE = 60.0
 LONGEST_PAUSE = 5.0
-#: Answers by which the data of a batch are at fault, or its size.
+#: Answers that blame the data of a batch, or its size.
 _BLAME = (400, 413, 422)
 #: Addresses to listen on, and where such a service is reached from its own machine.
 _EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -34,13 +34,13 @@ _PREFIX = "/api/v1/persistence"
 
 
 class Client:
-    """One kept connection to the service; it is made anew when it broke."""
+    """One persistent connection to the service; a broken one is replaced."""
 
     def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
         """``url``: ``http`` or ``https``, host, port, and the path before ``/api`` if a proxy adds one.
 
         Raises:
-            ValueError: it is no such URL.
+            ValueError: it is not such a URL.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -149,7 +149,7 @@ def add_patience(parser: argparse.ArgumentParser) -> None:
 
 
 def connect(configuration: Configuration, options: argparse.Namespace, timeout: float = TIMEOUT) -> Client:
-    """A client of the service that is meant; nothing is sent yet. ``timeout``: seconds for one answer.
+    """A client of the selected service; sends nothing yet. ``timeout``: seconds for one answer.
 
     Raises:
         ConfigError: it is not known where the service is.
@@ -161,7 +161,7 @@ def connect(configuration: Configuration, options: argparse.Namespace, timeout: 
 
 
 def where(configuration: Configuration) -> str:
-    """The URL that the running service has noted in ``data_dir``, as the configuration may be new; else that one's.
+    """The URL that the running service has noted in ``data_dir``, else the configured one, which may be newer.
 
     Raises:
         ConfigError: neither is known.
@@ -226,7 +226,7 @@ class Sender:
 
         fault: RowRefused | None = None
         for kind in KINDS:
-            # Keys of different kinds never meet, and a task's session has to be known, if anything has to.
+            # The order of different kinds does not matter, except that a task's session must come first.
             some = [(i, row) for i, (its, row) in enumerate(rows) if its == kind and (fault is None or i < fault.index)]
             try:
                 self._send_kind(kind, some)
@@ -237,7 +237,7 @@ class Sender:
 
     def _send_kind(self, kind: Kind, rows: list[tuple[int, Fields]]) -> None:
         chunk: list[tuple[int, bytes]] = []
-        size = room = self._max_bytes - 100  # for what is around the rows
+        size = room = self._max_bytes - 100  # for the JSON around the rows
         for index, row in rows:
             try:
                 text = json.dumps(row, ensure_ascii=False).encode()
@@ -285,7 +285,7 @@ class Sender:
             self.accepted_at = datetime.fromisoformat(answer["timestamp"])
 
     def _patiently(self, kind: Kind, body: bytes) -> dict[str, str]:
-        """The answer, when there is one at last. Sending a batch again does no harm."""
+        """The answer, after as many tries as it takes. Sending a batch again does no harm."""
         from tornado_persist.pipeline.backoff import Backoff
 
         began = time.monotonic()

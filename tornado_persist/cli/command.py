@@ -35,13 +35,13 @@ class Configuration:
 
     @cached_property
     def data_dir(self) -> Path:
-        """Where the data are; also where something else in the configuration is wrong. Raises ConfigError."""
+        """The data directory, even if another setting is wrong. Raises ConfigError."""
         from tornado_persist import config
 
         return config.find_data_dir(self.file)
 
     def server(self) -> Server:
-        """Where the service listens; its sinks are not looked at. Raises ConfigError."""
+        """The address to listen on, without a check of the sinks. Raises ConfigError."""
         from tornado_persist import config
 
         return config.load(self.file, sinks=False).server
@@ -102,5 +102,5 @@ def completes_files(action: argparse.Action, what: Literal["files", "directories
 
 def complain(problem: object) -> None:
     """One line on standard error about what went wrong."""
-    with suppress(OSError):  # there is nowhere else to say it
+    with suppress(OSError):  # there is no other place for it
         print(f"persistd: {mask(str(problem))}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``persistd config``: the sample configuration, or what is in force."""
+"""``persistd config``: the sample configuration, or the settings in force."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _config(configuration: Configuration, options: argparse.Namespace) -> int:
 
 
 def _sample() -> Path:
-    """The checkout's file, else the one that was installed with the package."""
+    """The checkout's file, else the one installed with the package."""
     checkout = Path(__file__).resolve().parents[2] / "conf" / "persistd.toml"
     if checkout.is_file():
         return checkout

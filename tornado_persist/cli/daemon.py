@@ -15,7 +15,7 @@ from typing import Any
 from tornado_persist.cli.client import Client
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain
 from tornado_persist.cli.output import count, printable
-from tornado_persist.cli.status import PATIENCE, client, nobody, who
+from tornado_persist.cli.status import PATIENCE, client, not_running, process
 from tornado_persist.errors import ConfigError, PersistError
 from tornado_persist.files import DataDir, reason
 
@@ -83,7 +83,7 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(settings.data_dir)
     data_dir.make()
     if data_dir.locked():
-        complain(f"it runs already, {who(data_dir)}")
+        complain(f"it runs already, {process(data_dir)}")
         return FAILED
     command = [sys.executable, "-m", "tornado_persist", "run"]
     reader, writer = os.pipe()
@@ -111,7 +111,7 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
 
 
 def _tell_of_sink(url: str) -> None:
-    """That the sink is away, if it is."""
+    """Say that the sink is down, if it is."""
     with suppress(PersistError), Client(url, PATIENCE) as service:
         sink = service.health()["sink"]
         if not sink["up"]:
@@ -121,7 +121,7 @@ def _tell_of_sink(url: str) -> None:
 def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(configuration.data_dir)
     if not data_dir.locked():
-        print(f"persistd does not run: {nobody(data_dir)}")
+        print(f"persistd does not run: {not_running(data_dir)}")
         return OK
     pid = _signal(data_dir, signal.SIGTERM)
     if pid is None:
@@ -142,7 +142,7 @@ def _stop(configuration: Configuration, options: argparse.Namespace) -> int:
 def _reload(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(configuration.data_dir)
     if not data_dir.locked():
-        complain(f"it does not run: {nobody(data_dir)}")
+        complain(f"it does not run: {not_running(data_dir)}")
         return FAILED
     problem = None
     try:
@@ -193,7 +193,7 @@ def _signal(data_dir: DataDir, number: signal.Signals) -> int | None:
     """Signal the process that holds the lock, and no other. Returns its pid, or complains and returns None."""
     pid = data_dir.holder()
     if pid is None:
-        complain(f"it runs, {who(data_dir)}: nothing was signalled")
+        complain(f"it runs, {process(data_dir)}: nothing was signalled")
         return None
     try:
         os.kill(pid, number)

@@ -1,4 +1,4 @@
-"""``persistd journal ls | show | verify | export``: what lies in the journal, of a running service or a stopped one."""
+"""``persistd journal ls | show | verify | export``: reads the journal of a running or a stopped service."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
 
 @dataclass(slots=True)
 class _Segment:
-    """What ``ls`` tells of one."""
+    """What ``ls`` shows of one."""
 
     name: str
     bytes: int
@@ -239,7 +239,7 @@ class _Problems:
         self.segment = ""
         if journal.problem:
             self._say("cursor", None, f"{journal.problem}; a start takes all records for not released")
-        elif journal.torn and not self.pid:  # a running service may be just writing it
+        elif journal.torn and not self.pid:  # a running service may be writing it now
             words = "a half is not whole, as a crash leaves it, and the other one holds; a start mends it"
             complain(f"{journal.path / 'cursor'}: {words}")
 
@@ -279,5 +279,5 @@ class _Problems:
         complain(f"{self._directory / name}{'' if offset is None else f', offset {offset}'}: {problem}")
 
     def _note(self, tail: Tail, words: str) -> None:
-        """What is no damage, but will not stay as it is."""
+        """Report a tail, which is no damage; a start cuts it off."""
         complain(f"{self._directory / self.segment}, offset {tail.offset}: {words}")

@@ -1,4 +1,4 @@
-"""Words, figures and tables for people."""
+"""Text, numbers and tables for people."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def table(rows: Sequence[Sequence[str]], right: str = "") -> Table:
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Without what would break a line or speak to the terminal; cut to ``most`` characters."""
+    """Without line breaks and control characters; cut to ``most`` characters."""
     clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
     return clean if most is None or len(clean) <= most else clean[: most - 1] + "…"
 
@@ -56,7 +56,7 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: the two largest units."""
+    """Seconds in words: the two largest units."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)

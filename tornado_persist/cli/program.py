@@ -79,7 +79,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor
             setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
 
 

@@ -50,7 +50,7 @@ def add(group: Commands) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """An entry, and the row that is sent for it; ``place`` names it in messages."""
+    """An entry, and the row to send for it; ``place`` names it in messages."""
 
     entry: Entry
     row: Fields
@@ -153,16 +153,16 @@ def _not_updated_since(settings: Settings, client: Client, rows: list[_Again]) -
     try:
         flushed = client.flush()  # a newer update may be waiting in the service
     except RequestRefused as exc:
-        raise PersistError(f"it cannot be told whether newer updates wait: {exc}; see --overwrite") from exc
+        raise PersistError(f"it is not known whether newer updates wait: {exc}; see --overwrite") from exc
     if flushed["status"] != "flushed":
         problem = flushed.get("detail", "the flush failed")
-        raise PersistError(f"it cannot be told whether the rows were updated since: {problem}; see --overwrite")
+        raise PersistError(f"it is not known whether the rows were updated since: {problem}; see --overwrite")
     sink = make_sink(settings)
     try:
         sink.open()
         found = {kind: sink.find_updated(kind, {again.key for again in rows if again.kind == kind}) for kind in KINDS}
     except (SinkError, NotImplementedError) as exc:
-        raise PersistError(f"it cannot be told whether the rows were updated since: {exc}; see --overwrite") from exc
+        raise PersistError(f"it is not known whether the rows were updated since: {exc}; see --overwrite") from exc
     finally:
         sink.close()
     fresh = []
@@ -182,7 +182,7 @@ def _aftermath(client: Client, rejections: Rejections, before: int, sent: list[_
     try:
         flushed = client.flush()
     except PersistError as exc:
-        complain(f"they were accepted, and wait; what becomes of them cannot be told now: {exc}")
+        complain(f"they were accepted, and wait; their outcome is not known now: {exc}")
         return FAILED
     keys = {(again.kind, again.key) for again in sent}
     again_refused = [
@@ -239,7 +239,7 @@ def _from_file(settings: Settings, path: Path, everything: list[Entry]) -> list[
     entries = {entry.sha256: entry for entry in everything}
     parser = Parser(unknown_fields=settings.records.unknown_fields, statuses=settings.records.statuses)
     rows: list[_Again] = []
-    settled = 0
+    closed = 0
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as exc:
@@ -266,7 +266,7 @@ def _from_file(settings: Settings, path: Path, everything: list[Entry]) -> list[
         if entry.state in ("open", "sending"):
             rows.append(_Again(entry, row, f"{path}, line {number}"))
         else:
-            settled += 1
-    if settled:
-        complain(f"{path}: {output.count(settled, 'row')} passed over, retried or dropped before")
+            closed += 1
+    if closed:
+        complain(f"{path}: {output.count(closed, 'row')} passed over, retried or dropped before")
     return rows

@@ -26,7 +26,7 @@ INTERVAL = 2.0
 FLUSH_GRACE = 10.0
 #: Seconds that an answer to /stats may take.
 PATIENCE = 5.0
-#: Lines of the first of two columns on a screen, from which on the next section goes into the second.
+#: Once the first column of a screen has so many lines, the next section goes into the second.
 _HALF = 14
 #: Characters of a text on such a screen.
 _TEXT = 14
@@ -116,7 +116,7 @@ def _screen(head: str, stats: dict[str, Any] | PersistError, rates: dict[str, st
 def _looks(client: Client, interval: float) -> Iterator[tuple[dict[str, Any] | PersistError, dict[str, str]]]:
     """The figures and their rates, every ``interval`` seconds.
 
-    Once it has answered, a service that does not is no reason to end: it may be just restarting.
+    After the first answer a missing one does not end it: the service may be restarting.
     """
     before: dict[str, Any] = {}
     seen = 0.0
@@ -136,7 +136,7 @@ def _looks(client: Client, interval: float) -> Iterator[tuple[dict[str, Any] | P
 
 
 def _rates(before: dict[str, Any], now: dict[str, Any], seconds: float) -> dict[str, str]:
-    """How the rows of the accounting went since the last look."""
+    """The change of the accounting since the last look, in rows a second."""
     old, new = before.get("accounting", {}), now.get("accounting", {})
     return {name: f"{(new[name] - old[name]) / seconds:+,.0f}/s" for name in new if name in old}
 

@@ -1,4 +1,4 @@
-"""``persistd status``: how the running service is, as it says itself."""
+"""``persistd status``: the health of the running service, by its own report."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def client(configuration: Configuration) -> Client:
 def _status(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(configuration.data_dir)
     if not data_dir.locked():
-        _print({"running": False}, f"persistd does not run: {nobody(data_dir)}", as_json=options.json)
+        _print({"running": False}, f"persistd does not run: {not_running(data_dir)}", as_json=options.json)
         return NO_SERVICE
     try:
         with client(configuration) as service:
             health = service.health()
     except PersistError as exc:
         found = {"running": True, "pid": data_dir.holder(), "status": "unhealthy", "reason": str(exc)}
-        words = f"persistd runs, {who(data_dir)}, data in {data_dir.path}, but is not well: {exc}"
+        words = f"persistd runs, {process(data_dir)}, data in {data_dir.path}, but is not well: {exc}"
         _print(found, words, as_json=options.json)
         return FAILED
     _print({"running": True, **health}, "\n".join(_lines(health)), as_json=options.json)
@@ -112,12 +112,12 @@ def _rejected(rows: int | None) -> str:
     return f"{output.count(rows, 'row')} open, see persistd rejected ls" if rows else "no row is open"
 
 
-def who(data_dir: DataDir) -> str:
-    """The process that has the directory."""
+def process(data_dir: DataDir) -> str:
+    """The process that has locked the directory."""
     pid = data_dir.holder()
     return f"pid {pid}" if pid else "but its process cannot be seen from here (another container, host or user)"
 
 
-def nobody(data_dir: DataDir) -> str:
-    """That no process has the directory."""
+def not_running(data_dir: DataDir) -> str:
+    """Why there is no service: no process has locked the directory."""
     return f"no service has {data_dir.path}"

@@ -1,4 +1,4 @@
-"""The durable journal: every accepted batch, in the order of acceptance, until its rows are settled elsewhere.
+"""The durable journal: every accepted batch, in the order of acceptance, until its rows are in the sink or rejected.
 
 **Files.** The journal is a directory of *segments* and a *cursor*. A segment is a file of records, one after the other,
 named by the sequence number of its first record (``00000000000000000001.seg``). The cursor says up to which number all

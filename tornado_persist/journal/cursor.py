@@ -1,7 +1,7 @@
 """The cursor: how far the journal is released, and the caller's state at that point.
 
-One small file of two halves, which are overwritten in turn. A crash can only spoil the half that is being written; the
-other one has the cursor before it. (LMDB keeps two meta pages for the same reason.) So a new cursor needs no new block,
+One small file of two halves, which are overwritten in turn. A crash can only damage the half that is being written; the
+other one has the previous cursor. (LMDB keeps two meta pages for the same reason.) So a new cursor needs no new block,
 which a full disk would refuse, and changes neither a directory nor a length: one sync of one block takes 0.2 ms on a
 quiet disk, a new file that is renamed over the old one 0.5.
 """
@@ -21,7 +21,7 @@ from zlib import crc32
 from tornado_persist.errors import StartError
 from tornado_persist.files import fsync_directory, reason, write_all
 
-#: Bytes of a half at least; with a state that needs more it is as large as that takes.
+#: Bytes of a half at least; more if the state needs it.
 HALF = 16384
 
 #: The problem of a journal without the cursor that it must have had.
@@ -54,7 +54,7 @@ class Cursor:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "cursor"
         self._aside = directory / "cursor.new"
-        #: The names that are the cursor's in the directory.
+        #: The cursor's file names in the directory.
         self.names = frozenset((self.path.name, self._aside.name))
         #: Whether :meth:`read` found one half alone.
         self.torn = False
@@ -98,7 +98,7 @@ class Cursor:
         return newest
 
     def load(self, oldest: int | None) -> tuple[Checkpoint, str]:
-        """What was written last, or else that everything counts from ``oldest`` on; and what is wrong, or empty.
+        """What was written last, or, without a usable one, a cursor before ``oldest``; and the problem, or empty.
 
         Raises:
             StartError: a later version wrote it.

@@ -17,8 +17,8 @@ logger = log.get(__name__)
 class DamagedDirectory:
     """Copies of damaged bytes, for later inspection.
 
-    A copy is named by its segment and offset. As long as it is there, the same damage is not reported again: not by
-    the next start, nor by a read after the start.
+    A copy is named by its segment and offset. As long as it is there, the same damage is not reported again: neither
+    by the next start nor by a later read.
     """
 
     def __init__(self, path: Path) -> None:

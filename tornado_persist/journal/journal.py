@@ -57,7 +57,7 @@ class Journal:
             directory, self._state, cursor, self._damaged, sync=sync, segment_bytes=segment_bytes, on_sync=on_sync
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        # The place of the last read: the number it ended with, and a record that was too much for it.
+        # The place of the last read: the number it ended with, and a record that did not fit.
         self._walk: Walk | None = None
         self._read_through = 0
         self._held: list[Entry] = []
@@ -94,7 +94,7 @@ class Journal:
         Futures are answered in the order of their sequence numbers, which is the order of the calls. Cancelling a
         future does not take its batch back.
 
-        The future raises NotAccepting if nothing of the batch was taken, nor ever will be: see :attr:`problem`.
+        The future raises NotAccepting if nothing of the batch was written or ever will be: see :attr:`problem`.
         """
         if self._loop is None:
             raise RuntimeError("the journal was not started")
@@ -115,7 +115,7 @@ class Journal:
         """The records that follow sequence number ``after``, in order, with bodies of ``max_bytes`` in all; at least
         one, if there is one.
 
-        Going on after the last record returned costs nothing; from any other place one segment is searched. Segments
+        Continuing after the last record returned is free; any other place costs a search of one segment. Segments
         may be released and deleted meanwhile.
 
         Raises:
@@ -141,16 +141,16 @@ class Journal:
                 elif isinstance(item, Gap) and item.damaged:
                     self._state.add_gap(item.first, item.last)
         finally:
-            # An open file that is deleted before the next call would still take up room, on a disk that may be full.
+            # A deleted file that is still open takes up space, on a disk that may be full.
             walk.close()
         self._walk, self._read_through = walk, records[-1].seq if records else after
         return records
 
     def release(self, seq: int, state: dict[str, Any]) -> bool:
-        """All records up to ``seq`` are settled: give up their space. :meth:`open` returns ``state`` with it.
+        """All records up to ``seq`` are done: free their space. :meth:`open` returns ``state`` with it.
 
-        A lower ``seq`` than before takes nothing back: only ``state`` is new then. False if the cursor could not be
-        written, which the log says: nothing is given up then, and the writer tries again about every second.
+        A lower ``seq`` than before changes only ``state``. False if the cursor could not be
+        written, which the log says: nothing is freed then, and the writer tries again about every second.
 
         Raises:
             ValueError: there is no such record yet.
@@ -174,7 +174,7 @@ class Journal:
 
     @property
     def last(self) -> int:
-        """The last sequence number that was given, in this run or an earlier one; 0 when there is none."""
+        """The last sequence number assigned, in this run or an earlier one; 0 when there is none."""
         return self._state.last
 
     @property
@@ -189,7 +189,7 @@ class Journal:
 
     @property
     def full(self) -> bool:
-        """Whether batches are refused for want of room below ``max_bytes``."""
+        """Whether batches are refused because the journal has reached ``max_bytes``."""
         return bool(self._state.problem)
 
     @property

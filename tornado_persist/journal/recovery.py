@@ -1,7 +1,7 @@
-"""What a start does with what the walk finds: counts it, and repairs the directory.
+"""What a start does with the result of the walk: it counts records, and repairs the directory.
 
-The service starts whatever is found: it replays what it can, and names the rest, one log line each. Only what a
-restart cannot cure ends the start with ``StartError``: no access, or records of a later version.
+The service starts with any journal: it replays what it can, and logs the rest, one line each. Only what a
+restart cannot fix ends the start with ``StartError``: no access, or records of a later version.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Interrupted(Exception):
-    """The start is to end."""
+    """The start was told to stop."""
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class Recovery:
         return checkpoint
 
     def _delete_released(self, firsts: list[int]) -> list[int]:
-        """Delete the segments whose records are all released, unless it is the last one; what is left."""
+        """Delete the segments whose records are all released, unless it is the last one; returns those left."""
         count = 0
         while count + 1 < len(firsts) and firsts[count + 1] <= self._state.released + 1:
             segment_path(self._directory, firsts[count]).unlink()
@@ -164,7 +164,7 @@ class Recovery:
         except OSError as exc:
             if exc.errno not in NO_ROOM:
                 raise
-            # The rows that wait must reach the sink all the same; appending will find out for itself.
+            # Waiting rows must still reach the sink; appends will fail by themselves.
             logger.warning("journal cursor cannot be written now", error=reason(exc))
         return checkpoint
 

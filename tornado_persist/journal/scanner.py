@@ -99,7 +99,7 @@ class Scanner:
         self.offset, self.expected, self._data = offset, expected, b""
 
     def next(self, extent: Extent) -> Entry | Damage | Tail | None:
-        """What comes next, if the segment reaches this far now; None at its end.
+        """The next item, if the segment reaches this far now; None at its end.
 
         Records with the next segment's number or a later one are void: that segment was begun because writing them
         failed.

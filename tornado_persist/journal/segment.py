@@ -25,7 +25,7 @@ def first_of(name: str) -> int | None:
 
 
 class Segment:
-    """A segment and what is known of it. The writer changes it; others read it under the state's lock."""
+    """A segment and its state. The writer changes it; others read it under the state's lock."""
 
     def __init__(self, path: Path, first: int, end: int = 0) -> None:
         """A file of ``end`` bytes, all durable."""
@@ -47,7 +47,7 @@ class Segment:
         #: Damage in it could not be copied aside, so the file must not be deleted.
         self.keep_file = False
         self._fd = -1
-        # Open for reading as long as nothing else is, so that a file that somebody deletes can be written anew.
+        # Keeps the file readable while nothing else has it open, so that a deleted file can be restored.
         self._spare = -1
         self._identity = (0, 0)
 
@@ -68,12 +68,12 @@ class Segment:
                 self._identity = _identity(os.fstat(self._spare))
 
     def in_place(self) -> bool:
-        """Whether the file is where it should be: not deleted, not replaced, its directory neither."""
+        """Whether the file is still in its place: neither it nor its directory was deleted or replaced."""
         try:
-            found = os.stat(self.path)  # noqa: PTH116 - in the way of every batch
+            found = os.stat(self.path)  # noqa: PTH116 - called for every batch
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError:  # writing to it will say more
+        except OSError:  # a write will report the reason
             return True
         return (self._fd < 0 and self._spare < 0) or _identity(found) == self._identity
 
@@ -84,8 +84,8 @@ class Segment:
         os.lseek(self._fd, self.end, os.SEEK_SET)
         self.dirty = False
 
-    def write_anew(self) -> bool:
-        """Write a file that was deleted again, durably; False if it was not open. Raises OSError."""
+    def restore(self) -> bool:
+        """Write a deleted file again, durably; False if it was not open. Raises OSError."""
         source = self._fd if self._fd >= 0 else self._spare
         if source < 0:
             return False

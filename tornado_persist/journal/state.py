@@ -52,7 +52,7 @@ class State:
         self.segments: list[Segment] = []
         #: The segment that is appended to.
         self.active: Segment | None = None
-        #: The last sequence number that was given.
+        #: The last sequence number assigned.
         self.last = 0
         #: All up to this one are released, gaps included.
         self.released = 0
@@ -129,7 +129,7 @@ class State:
 
     @property
     def problem(self) -> str:
-        """That the journal is full, or empty."""
+        """A sentence if the journal is full, else empty."""
         return f"The journal is full: {self.bytes} bytes of {self.max_bytes}" if self._full_for else ""
 
     # Releasing.
@@ -141,7 +141,7 @@ class State:
             self._release_gaps()
 
     def add_gap(self, first: int, last: int) -> None:
-        """These numbers have no readable record; may be said more than once."""
+        """These numbers have no readable record; may be called again for the same ones."""
         with self._lock:
             first = max(first, self.released + 1)
             if first > last:

@@ -47,7 +47,7 @@ Source: TypeAlias = "Directory | State"
 
 
 class Walk:
-    """An iterator over what there is. It ends at the end for now: iterate again after more was appended."""
+    """An iterator over all items. It stops at the current end: iterate again after more was appended."""
 
     def __init__(self, source: Source, start: int) -> None:
         """``start``: the first number to account for."""
@@ -72,7 +72,7 @@ class Walk:
         return item
 
     def close(self) -> None:
-        """Close the file, but keep the place. Going on opens it again, or passes over it if it is deleted by then."""
+        """Close the file, but keep the place. The next item opens it again, or skips it if it was deleted."""
         if self._scanner is not None:
             self._scanner.close()
 
@@ -187,8 +187,8 @@ class Directory:
 class Inspection(Directory):
     """A look at the journal from outside, by the rules of a start. It changes nothing and takes no lock.
 
-    A service may append, release and delete meanwhile. Segments that it deletes are released, and passed over; new
-    segments are left out. The end of the last segment may be in the middle of being written: it is a ``torn`` tail
+    A service may append, release and delete meanwhile. Segments that it deletes are released, and skipped; new
+    segments are ignored. The end of the last segment may be in the middle of being written: it is a ``torn`` tail
     then, as after a crash.
     """
 
@@ -199,7 +199,7 @@ class Inspection(Directory):
             StartError: a later version wrote the cursor.
             InputError: the directory cannot be read.
         """
-        #: What is wrong with the cursor; empty when it is well.
+        #: What is wrong with the cursor; empty if nothing is.
         self.problem = ""
         #: Only one half of the cursor is whole; it holds.
         self.torn = False

@@ -6,14 +6,14 @@ the event loop are handed over together.
 
 **A refused batch never comes back.** When a write or a sync fails, the writer first cuts off, durably, what the file
 holds of the group. If that fails too, it begins a new segment whose name makes the refused records void (see
-:meth:`Scanner.next`). Nobody is answered before one of the two has succeeded. The file that failed is not written to
-again.
+:meth:`Scanner.next`). The group is answered once one of the two has succeeded. The file that failed is not
+written to again.
 
 **Deleted files.** Before each answer the writer checks that the active segment is still the file of its name, and
-every second that all segments are. If not, it refuses batches, and writes the segments anew from the descriptors that
-are still open, as soon as there is a directory for them.
+every second that all segments are. If not, it refuses batches, and restores the segments from the descriptors that are
+still open, as soon as their directory exists.
 
-**Releases** come through the same queue, so no other thread has to be kept off a segment while it is in use.
+**Releases** come through the same queue, so no other thread touches a segment while it is in use.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ Sync: TypeAlias = Literal["always", "interval", "off"]
 SYNC_EVERY = 0.5
 #: Seconds between two tries of what has failed.
 TRY_EVERY = 1.0
-#: Segments that are held open, the oldest ones, so that they can be written anew: the rows in memory are from these.
+#: The oldest segments are held open, so that they can be restored: the rows in memory are from these.
 HELD = 64
-#: Bytes of a group; more wait for the next one, so that the first are not delayed by the rest.
+#: Bytes of a group. Further batches go into the next one, so that they do not delay this one.
 GROUP_BYTES = 16 << 20
-#: Why a batch that comes too late is refused.
+#: The answer to a batch that arrives after the close.
 CLOSED = "The journal is closed"
 #: Bytes that must be free before batches are accepted again after a failure; with less the next would fail again.
 ROOM = 1 << 20
@@ -175,7 +175,7 @@ class Writer:
         return done.result()
 
     def stop(self, timeout: float) -> bool:
-        """End after what came before; False if that takes more than ``timeout`` seconds."""
+        """Stop after everything queued so far; False if that takes more than ``timeout`` seconds."""
         with self._handover:
             self._stopped = True
             self._hand_over()
@@ -190,7 +190,7 @@ class Writer:
         while not stopping:
             group, releases, stopping = self._next_group()
             try:
-                for release in releases:  # first, because they may make room
+                for release in releases:  # first, because they may free space
                     self._answer_release(release)
                 self._commit(group)
                 self._maintain()
@@ -324,7 +324,7 @@ class Writer:
     # Failing, and going on.
 
     def _fail(self, segment: Segment | None, refused: list[Append], exc: Exception) -> None:
-        """Refuse these, and write no more until it works again."""
+        """Refuse these, and write nothing until writing works again."""
         if segment is not None:
             segment.close()
             self._state.retire()
@@ -336,7 +336,7 @@ class Writer:
         self._cut(self._failure)
 
     def _maintain(self) -> None:
-        """What the clock asks for: a sync, or another try of what failed."""
+        """Do what is due: a sync, or another try of what failed."""
         now = time.monotonic()
         unsynced = self._unsynced()
         if self._failure is not None:
@@ -354,11 +354,11 @@ class Writer:
             self._release(self._unwritten)
         if self._failure is None and now >= self._look_at:
             self._look_at = now + TRY_EVERY
-            self._look_after_files()
+            self._check_files()
 
     # Deleted files.
 
-    def _look_after_files(self) -> None:
+    def _check_files(self) -> None:
         segments = self._state.segments[:HELD]
         if self._state.active is not None and self._state.active not in segments:
             segments.append(self._state.active)
@@ -370,9 +370,9 @@ class Writer:
             self._report_gone()
         if self._gone_since is not None:
             try:
-                self._write_anew(missing)
+                self._restore(missing)
             except OSError as exc:
-                self._fault = f"The journal's files were removed, and cannot be written anew: {reason(exc)}"
+                self._fault = f"The journal's files were removed, and cannot be restored: {reason(exc)}"
 
     def _report_gone(self) -> None:
         self._gone_since = time.monotonic()
@@ -380,12 +380,12 @@ class Writer:
         self._fault = f"The journal's files in {self._directory} were removed"
         logger.error("journal files removed", directory=str(self._directory))
 
-    def _write_anew(self, missing: list[Segment]) -> None:
+    def _restore(self, missing: list[Segment]) -> None:
         """Write missing segments again, and a cursor; batches are taken again after that. Raises OSError."""
         assert self._gone_since is not None
         self._directory.stat()
         for segment in missing:
-            if not segment.write_anew():
+            if not segment.restore():
                 logger.error("journal records lost", first=segment.first, last=segment.last)
                 self._state.lose(segment)
         if self._state.active is not None and not self._state.active.in_place():
@@ -394,7 +394,7 @@ class Writer:
         self._cursor.write(self.checkpoint)
         seconds = round(time.monotonic() - self._gone_since, 1)
         self._gone_since, self._fault = None, ""
-        logger.info("journal files written anew", segments=len(missing), seconds=seconds)
+        logger.info("journal files restored", segments=len(missing), seconds=seconds)
 
     def _cut(self, failure: _Failure) -> None:
         """Cut the refused records off the file, and answer them."""
@@ -501,7 +501,7 @@ class Writer:
                 else:
                     segment.remove()
             except OSError as exc:
-                # The cursor says that it is not needed, so the next start deletes it.
+                # By the cursor it is not needed, so the next start deletes it.
                 logger.warning("journal segment cannot be deleted", segment=segment.path.name, error=reason(exc))
         if self._state.has_room_again():
             logger.info("journal has room again", bytes=self._state.bytes)
@@ -525,11 +525,11 @@ def _accept(futures: list[asyncio.Future[int]], first: int) -> None:
 
 
 def reject(futures: list[asyncio.Future[int]], message: str) -> None:
-    """Answer that nothing was taken, and why."""
+    """Answer that nothing was accepted, and why."""
     for future in futures:
         if not future.done():
             future.set_exception(NotAccepting(message))
-            future.exception()  # else asyncio would complain if the caller has gone
+            future.exception()  # otherwise asyncio would complain if the caller has gone
 
 
 def _words(exc: Exception) -> str:

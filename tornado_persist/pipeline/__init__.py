@@ -1,1 +1,1 @@
-"""The way of accepted rows: journal, buffer, flush, sink."""
+"""From an accepted batch to a committed flush: journal, buffer, flush, sink."""

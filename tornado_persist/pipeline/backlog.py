@@ -1,9 +1,9 @@
-"""What is accepted and not in the sink: in memory up to a limit, the rest in the journal alone.
+"""Rows that are accepted and not yet in the sink: in memory up to a limit, the rest only in the journal.
 
 The journal holds every accepted batch until it is released. The buffer holds those up to some sequence number, merged.
-Past ``max_rows`` rows in the buffer, or ``max_bytes`` bytes of their records, later batches only count here, and are
-read back in order once there is room. A batch is merged live only if nothing before it is left out, so the buffer's
-order is the journal's.
+Past ``max_rows`` rows in the buffer, or ``max_bytes`` bytes of their records, later batches are only counted here, and
+read back in order once there is room. A new batch goes into the buffer only if no earlier one waits in the journal
+alone, so the buffer keeps the journal's order.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tornado_persist.telemetry.metrics import Metrics
 
 logger = log.get(__name__)
 
-#: Bytes read from the journal at a time: enough to be quick, little enough to keep the event loop answering.
+#: Bytes read from the journal at a time: a compromise between speed and a responsive event loop.
 READ_BYTES = 1 << 20
-#: Request ids kept while their batches wait; an outage may hold back more of them than anybody would read.
+#: Request ids kept while their batches wait. An outage may hold back more than an operator would read.
 REQUEST_IDS_KEPT = 1000
-#: Request ids that one line of the log names.
+#: Request ids named in one line of the log.
 REQUEST_IDS_NAMED = 20
 
 
@@ -42,10 +42,10 @@ class Backlog:
         self._metrics = metrics
         self.max_rows = max_rows
         self.max_bytes = max_bytes
-        # What was accepted once was valid then; limits that became stricter since must not lose it.
+        # Accepted rows were valid then; limits that became stricter since must not lose them.
         self._parser = Parser(replay=True)
         self._refilling = asyncio.Lock()
-        # Read and not merged, for want of room; only `refill` uses it.
+        # Read and not merged, for lack of room; only `refill` uses it.
         self._read: list[Record] = []
         # The requests whose batches wait, with the sequence numbers of their records, in that order.
         self._pending_request_ids: deque[tuple[int, str]] = deque(maxlen=REQUEST_IDS_KEPT)
@@ -62,7 +62,7 @@ class Backlog:
         return self.merged_through < self.accepted_through
 
     def needs_room(self, flushed_through: int) -> bool:
-        """Whether the journal takes no more, and holds batches past ``flushed_through``."""
+        """Whether the journal accepts no more, and holds batches past ``flushed_through``."""
         return bool(self._journal.problem) and self.accepted_through > flushed_through
 
     def pending(self, kind: Kind) -> int:
@@ -147,7 +147,7 @@ class Backlog:
         self.merged_through = seq
 
     def _forget_lost(self) -> None:
-        """Stop counting rows whose records the disk has damaged since they were accepted."""
+        """Stop counting rows whose records were damaged on the disk after they were accepted."""
         for kind, accepted in self._metrics.totals.accepted.items():
             lost = accepted - self.merged_rows[kind]
             if lost:
@@ -155,6 +155,6 @@ class Backlog:
                 self._metrics.lose(kind, lost, datetime.now(UTC))
 
     def _room(self, rows: int, size: int) -> bool:
-        """Whether so many rows and bytes may come; a batch that is larger than the whole memory goes alone."""
+        """Whether so many rows and bytes fit; a batch that is larger than the whole limit is merged alone."""
         waiting = len(self._buffer)
         return not waiting or (waiting + rows <= self.max_rows and self._buffer.bytes + size <= self.max_bytes)

@@ -27,5 +27,5 @@ class Backoff:
         return self._spread(0, bound)
 
     def succeeded(self) -> None:
-        """Begin anew with the next failure."""
+        """Start over with the next failure."""
         self.failures = 0

@@ -1,4 +1,4 @@
-"""How a chunk is written: whole if the sink takes it, else halved until the rows at fault stand alone."""
+"""Writes a chunk: whole if the sink accepts it, else halved until each bad row is alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tornado_persist.pipeline.deadletters import RefusedRow
 from tornado_persist.records.models import Batch, Kind
 from tornado_persist.sinks.runner import SinkRunner
 
-#: Single rows that fail with an unknown code, none having been written, until it is an outage after all.
+#: After so many single rows that fail with an unknown code, while none was written, it counts as an outage.
 UNKNOWN_ROWS = 16
 
 #: A stack of parts to write. The flag says that a part is the first half of one that was rejected, and that the other
@@ -20,7 +20,7 @@ _Parts = list[tuple[Batch, bool]]
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a chunk. Rows that are neither written nor rejected are untouched: ``error`` stopped the write."""
+    """The result of a chunk. Rows that are neither written nor rejected are untouched: ``error`` stopped the write."""
 
     written: list[Batch] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
@@ -28,14 +28,14 @@ class Outcome:
 
 
 async def write(chunk: Batch, runner: SinkRunner, *, isolate_unknown: bool = False) -> Outcome:
-    """Write the chunk; if the sink rejects it, halve it until the rows at fault stand alone. Raises nothing.
+    """Write the chunk; if the sink rejects it, halve it until each bad row is alone. Raises nothing.
 
-    k such rows among n cost about k log n writes more. If the first half goes through, the other one is at fault and is
+    k bad rows among n cost about k log n more writes. If the first half goes through, the other one is at fault and is
     halved untried, which saves a fifth of them (Sobel and Groll, "Group Testing to Eliminate Efficiently All Defectives
     in a Binomial Sample", 1959).
 
-    ``isolate_unknown``: look for rows at fault behind an error whose code nobody knows, too. They are at fault only if
-    others go through while these fail.
+    ``isolate_unknown``: also look for bad rows after an error with an unknown code. They are bad only if others are
+    written while these fail.
     """
     outcome = Outcome()
     try:
@@ -57,7 +57,7 @@ async def _bisect(chunk: Batch, runner: SinkRunner, outcome: Outcome, isolate_un
             if not _halve(part, parts):
                 outcome.refused.append(_refused(part, runner, exc))
         except SinkUnavailable as exc:
-            if not exc.suspect or not isolate_unknown:
+            if not exc.unknown_code or not isolate_unknown:
                 raise
             unknown = exc
             if not _halve(part, parts):
@@ -69,18 +69,18 @@ async def _bisect(chunk: Batch, runner: SinkRunner, outcome: Outcome, isolate_un
             if is_first_half:
                 other, _ = parts.pop()
                 if not _halve(other, parts):
-                    parts.append((other, False))  # for the sink to say why
+                    parts.append((other, False))  # to get the sink's reason
     if unknown is not None and not outcome.written:
         raise unknown
     for part, refused in doubtful:
-        # Once more, now that others go through: the outage may have ended meanwhile.
+        # Once more, now that others are written: the outage may have ended in the meantime.
         try:
             await runner.write(part)
             outcome.written.append(part)
         except BatchRejected:
             outcome.refused.append(refused)
         except SinkUnavailable as exc:
-            if not exc.suspect:
+            if not exc.unknown_code:
                 raise
             outcome.refused.append(refused)
 

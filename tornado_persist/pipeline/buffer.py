@@ -2,7 +2,7 @@
 
 A row is in one of two places: it *waits*, and newer updates merge into it, or it is *taken*, on its way to the sink,
 and newer updates of its key wait beside it. What was taken is either released (committed) or restored: put back under
-whatever came since.
+newer updates.
 
 Beside the rows it holds the sizes of their records, as counts of rows in the same order. A size counts until all rows
 that its record brought are released, so :attr:`Buffer.bytes` is never too low.
@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 
 from tornado_persist.records.models import KEYS, KINDS, SHAPES, Batch, Kind, Row
 
-#: Of a session a text, of a task a tuple.
+#: The key: a text for a session, a tuple for a task.
 _KEY = {kind: attrgetter(*KEYS[kind]) for kind in KINDS}
-#: Of each record the rows that it brought and that are left, and its bytes.
+#: For each record: how many of its rows are left, and its bytes.
 _Sizes: TypeAlias = dict[Kind, deque[tuple[int, int]]]
 
 
@@ -39,7 +39,7 @@ class Buffer:
         """Merge rows by the merge rule: a field given replaces, a field left out stays.
 
         ``at`` is when they were accepted, as rows hold times; ``size`` the bytes of their record. Takes ownership of
-        the row objects. Returns how many rows were merged into one that waited already.
+        the row objects. Returns how many rows were merged into a waiting one.
         """
         if not rows:
             return 0
@@ -54,16 +54,16 @@ class Buffer:
         self.bytes += size
         if merged < len(rows):
             self._waiting_sizes[kind].append((len(rows) - merged, size))
-        else:  # a key that is updated without end must not make this longer
+        else:  # endless updates of one key must not make this longer
             count, before = self._waiting_sizes[kind].pop()
             self._waiting_sizes[kind].append((count, before + size))
         return merged
 
     def take(self) -> Batch:
-        """Everything that waits, as one batch; it counts as waiting until it is released or restored.
+        """All waiting rows, as one batch; they count as waiting until they are released or restored.
 
         Raises:
-            RuntimeError: what was taken before is not all released or restored.
+            RuntimeError: rows taken before are not all released or restored.
         """
         if any(self._taken.values()):
             raise RuntimeError("the last batch taken is still out")
@@ -110,7 +110,7 @@ class Buffer:
                 self.bytes -= size
 
     def restore(self) -> dict[Kind, int]:
-        """Put back what was taken and not released, under the updates that came since.
+        """Put back rows that were taken and not released, under newer updates.
 
         Returns by kind how many rows that came since were merged into one put back.
         """
@@ -136,7 +136,7 @@ class Buffer:
         return len(self._waiting[kind]) + len(self._taken[kind])
 
     def waiting(self) -> int:
-        """Rows that the next :meth:`take` would give."""
+        """Rows that the next :meth:`take` would return."""
         return sum(map(len, self._waiting.values()))
 
     def has_session(self, session_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""The journal's cursor: which records are done, and where the sink and the dead letters stood by then."""
+"""The journal's cursor: which records are done, and the positions of the sink and the dead letters at that point."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tornado_persist.telemetry import log
 
 logger = log.get(__name__)
 
-#: Seconds between two cursors. Each costs an fsync that competes with those of the batches. What is written after the
-#: last cursor is written once more after a crash, to the same effect.
+#: Seconds between two cursors. Each costs an fsync that competes with those of the batches. After a crash, rows written
+#: since the last cursor are written again, with the same result.
 EVERY = 0.5
 
 
@@ -105,7 +105,7 @@ class Checkpointer:
             raise FlushFailed(f"{file} cannot be written: {exc.strerror}") from exc
 
     async def release(self, seq: int, totals: dict[str, Any], runner: SinkRunner) -> None:
-        """All records up to ``seq`` are done; call it before the next write.
+        """Release all records up to ``seq``; call it before the next write.
 
         The cursor is written in the background, at most every :data:`EVERY` seconds and the newest one; at once if the
         journal is full. If that fails, the journal tries again, or the next release does it for both.

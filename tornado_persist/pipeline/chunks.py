@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-#: Rows of the first try after a failure. In an outage more would be sent in vain.
+#: Rows of the first try after a failure: in an outage more would be wasted.
 FIRST_TRY = 100
-#: Seconds of a write from which on the next ones are smaller. The sink counts as silent after five.
+#: After a write that takes longer (seconds) the next ones are smaller. The sink counts as stalled after five.
 SLOW = 2.0
-#: Writes at the limit that a failure has set, all gone through, until the limit doubles.
+#: Successful writes at the limit that a failure has set, until the limit doubles.
 PATIENCE = 8
 
 
 class ChunkSize:
-    """Starts at the most, falls to a few rows with a failure, and doubles while writes go through quickly.
+    """Starts at the most, falls to a few rows with a failure, and doubles while writes are quick.
 
-    A failure may come of the size alone: a time limit, a transaction that is too large. So half of the rows that failed
+    The size alone may cause a failure: a time limit, a transaction that is too large. So half of the rows that failed
     are the limit for a while.
     """
 

@@ -19,7 +19,7 @@ from tornado_persist.records.rules import INVALID
 from tornado_persist.records.times import stamp
 
 _NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")
-#: Bytes of a file that are read in one step.
+#: Bytes of a file read in one step.
 STEP = 8 << 20
 #: Open rows that are shown.
 SHOWN = 5
@@ -186,7 +186,7 @@ class OpenRow:
 class OpenRows:
     """Rejected rows that were neither retried nor dropped, counted from ``rejected.jsonl`` and the notes beside it.
 
-    ``persistd rejected`` notes in ``rejected.settled.jsonl`` what was done about a line, which it names by its SHA-256.
+    ``persistd rejected`` notes in ``rejected.settled.jsonl`` what was done about a line, identified by its SHA-256.
     Both files only grow, so each is read once, and then only what was added; from the start if one was replaced or cut.
     A row takes 16 bytes of memory. Blocking, and for one thread at a time.
     """
@@ -215,12 +215,12 @@ class OpenRows:
             changed = True
         if not self._lines.at_end:
             return True
-        settled = {_digest(digest) for _, line in self._notes.read() if (digest := _settled(line))}
-        if settled:
-            kept = [i for i, digest in enumerate(self._digests) if digest not in settled]
+        closed = {_digest(digest) for _, line in self._notes.read() if (digest := _closed_digest(line))}
+        if closed:
+            kept = [i for i, digest in enumerate(self._digests) if digest not in closed]
             self._digests = array("Q", [self._digests[i] for i in kept])
             self._offsets = array("Q", [self._offsets[i] for i in kept])
-        if changed or settled:
+        if changed or closed:
             self.first = tuple(_open_row(self._lines.line_at(offset)) for offset in self._offsets[:SHOWN])
         return not self._notes.at_end
 
@@ -261,7 +261,7 @@ class _Tail:
             file.seek(self.position)
             for line in file:
                 if self.position + len(line) > self._end or not line.endswith(b"\n"):
-                    return  # somebody is just writing it
+                    return  # it is being written
                 if self.position >= stop:
                     self.at_end = False
                     return
@@ -279,17 +279,17 @@ def _digest(sha256: bytes) -> int:
     return int.from_bytes(sha256[:8])
 
 
-def _settled(note: bytes) -> bytes:
+def _closed_digest(note: bytes) -> bytes:
     """The SHA-256 of the line that a note closes; empty if it closes none."""
     try:
         found = json.loads(note)
         return bytes.fromhex(found["sha256"]) if found["state"] in ("retried", "dropped") else b""
     except (ValueError, KeyError, TypeError, RecursionError):
-        return b""  # ``persistd rejected`` complains of it
+        return b""  # ``persistd rejected`` reports it
 
 
 def _open_row(line: bytes) -> OpenRow:
-    """As far as the line can be read; somebody may have edited it."""
+    """What can be read of the line; it may have been edited."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

@@ -26,12 +26,12 @@ from tornado_persist.telemetry.metrics import Flush, Metrics
 
 logger = log.get(__name__)
 
-#: Rows in one transaction of the sink, at most. Between two of them the sink waits for a busy event loop.
+#: Rows in one transaction of the sink, at most. Between two transactions the sink waits for the busy event loop.
 CHUNK_ROWS = 20_000
 #: Bytes of the records of a chunk: a sink makes copies of the rows, in two or three forms.
 CHUNK_BYTES = 16 << 20
 #: Seconds in which rows gather after a flush that has left more than the capacity, and how many need not wait for it: a
-#: transaction and the release of the journal's space cost some milliseconds, be the rows few or many. With 100 rows in
+#: transaction and the release of the journal's space cost some milliseconds, for few rows as for many. With 100 rows in
 #: a request PostgreSQL takes a fifth more of them.
 GATHER = 0.02
 ENOUGH_ROWS = 5000
@@ -94,7 +94,7 @@ class Flusher:
     # By the timer, at capacity, after a failure.
 
     def set_interval(self, seconds: float) -> None:
-        """Flush every so many seconds, counted from now and then from the end of each flush."""
+        """Flush every so many seconds, from now on, counted from the end of each flush."""
         self._interval = timedelta(seconds=seconds)
         self._restart_timer(_now())
 
@@ -126,7 +126,7 @@ class Flusher:
             self._start()
 
     def write_to(self, runner: SinkRunner) -> None:
-        """Write to another sink from the next flush on; what waits goes there now."""
+        """Write to another sink from the next flush on, and flush now."""
         self.runner = runner
         self._backoff.succeeded()
         self._chunk_size = ChunkSize(CHUNK_ROWS)
@@ -135,7 +135,7 @@ class Flusher:
             self._start()
 
     def try_now(self) -> None:
-        """The sink can be reached again: do not wait for the backoff's end."""
+        """Retry now: the sink can be reached again."""
         if self._retry is not None:
             self._set_retry(0.0)
 
@@ -264,13 +264,13 @@ class Flusher:
             while rows:
                 await self._write(rows.pop(self._buffer.fitting(self._chunk_size.rows, CHUNK_BYTES)), runner)
                 if rows:
-                    # Drivers leave cycles that hold the rows. Large rows are few objects, for which the collector would
-                    # not run by itself before 256 MiB of written rows are held.
+                    # Drivers leave reference cycles that hold the rows. Large rows are few objects, so the collector
+                    # would not run by itself before 256 MiB of written rows are held.
                     gc.collect(1)
                 self._refill_ahead()
             if through > self.flushed_through:
                 self.flushed_through = through
-                await self._checkpointer.release(through, self._metrics.totals.settled(accepted), runner)
+                await self._checkpointer.release(through, self._metrics.totals.at_checkpoint(accepted), runner)
         except (SinkError, FlushFailed) as exc:
             error = exc
         finally:
@@ -284,7 +284,7 @@ class Flusher:
         began = time.monotonic()
         outcome = await bisect.write(chunk, runner, isolate_unknown=self._unknown_failures >= UNKNOWN_FAILURES)
         if outcome.error is not None:
-            if not outcome.error.suspect:  # that is for bisection
+            if not outcome.error.unknown_code:  # that is for bisection
                 self._chunk_size.failed(len(chunk))
         elif not outcome.refused:
             self._chunk_size.succeeded(len(chunk), time.monotonic() - began)
@@ -313,12 +313,12 @@ class Flusher:
             raise FlushFailed(f"The journal cannot be read: {exc.strerror}") from exc
 
     def _refill_ahead(self) -> None:
-        """While the sink takes the next rows, read others into the room that these have left."""
+        """While the sink writes the next rows, read others into the room that these have left."""
         if self._backlog.left_out() and (self._refilling is None or self._refilling.done()):
             self._refilling = asyncio.create_task(self._refill_quietly())
 
     async def _refill_quietly(self) -> None:
-        with contextlib.suppress(FlushFailed):  # the next flush meets it as well, and reports it
+        with contextlib.suppress(FlushFailed):  # the next flush gets the same error, and reports it
             await self._refill()
 
     # Its report.
@@ -351,7 +351,7 @@ class Flusher:
                 logger.info("flush", **figures, merged=merged - self._merged_before, requests=requests)
                 self._merged_before = merged
             return
-        self._unknown_failures += isinstance(error, SinkUnavailable) and error.suspect
+        self._unknown_failures += isinstance(error, SinkUnavailable) and error.unknown_code
         delay = self._backoff.failed()
         self._set_retry(delay)
         code = error.code if isinstance(error, SinkError) else ""

@@ -1,4 +1,4 @@
-"""One answer to the question how the service is.
+"""The health of the service, in one place.
 
 The health endpoints, ``/stats``, the dashboard, the metrics, systemd's status line, the log and the commands all read
 the same :class:`HealthSnapshot`.
@@ -27,10 +27,10 @@ logger = log.get(__name__)
 
 #: Seconds that a snapshot waits for the disk.
 DISK_PATIENCE = 0.4
-#: Seconds of which the journal's growth is known. A journal that is emptied at every flush does not grow, so this is
-#: twice the usual ``buffer.flush_interval``.
+#: Seconds over which the journal's growth is measured: twice the usual ``buffer.flush_interval``, because a journal
+#: that is emptied at every flush does not grow.
 GROWTH_WINDOW = 60.0
-#: Seconds of samples from which on a rate is told: after a start, a flush comes first.
+#: Seconds of samples needed for a rate: after a start, a flush comes first.
 GROWTH_LEAST = 30.0
 #: Seconds: a journal that takes longer than a week to fill up at the present rate does not fill up.
 GROWTH_HORIZON = 7 * 86_400.0
@@ -38,7 +38,7 @@ GROWTH_HORIZON = 7 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Which service this is."""
+    """Identifies this service."""
 
     url: str  #: where it answers; empty before it listens
     host: str  #: the machine's name
@@ -63,7 +63,7 @@ class Reloads:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What is accepted and not in the sink yet."""
+    """Rows that are accepted and not in the sink yet."""
 
     sessions: int  #: rows
     tasks: int  #: rows
@@ -169,9 +169,9 @@ class Health:
         self._flusher = flusher
         self._journal = journal
         self._open_rows = open_rows
-        #: Set anew once it listens.
+        #: Replaced once the service listens.
         self.instance = instance
-        #: Set anew when one begins and when it is done.
+        #: Replaced when a reload begins and when it is done.
         self.reloads = Reloads()
         self._growth = Growth()
         self._disk_free: int | None = None
@@ -181,7 +181,7 @@ class Health:
         self._look: asyncio.Task[None] | None = None
 
     def snapshot(self) -> HealthSnapshot:
-        """The service now. Asks nobody: what is on the disk, and the sink's state, are as they were last seen."""
+        """The service now, without I/O: the disk and the sink are as they were last seen."""
         now, journal = datetime.now(UTC), self._journal.stats()
         return HealthSnapshot(
             at=now,
@@ -215,7 +215,7 @@ class Health:
     async def look(self, *, max_age: float = 1.0) -> HealthSnapshot:
         """The service now, after a look at the disk, unless the last one is not older than ``max_age`` seconds.
 
-        A look that takes longer goes on in the background.
+        A slow look goes on in the background.
         """
         now = time.monotonic()
         if (self._look is None or self._look.done()) and now - self._looked_at >= max_age:

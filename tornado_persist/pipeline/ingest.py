@@ -21,7 +21,7 @@ from tornado_persist.records.times import stamp
 SetAside = Callable[[Sequence[InvalidRow]], AbstractAsyncContextManager[None]]
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 
-#: Bytes from which on a body counts as large: parsing it takes a millisecond or more.
+#: A body of so many bytes is large: parsing it takes a millisecond or more.
 LARGE = 1 << 16
 MICROSECOND = timedelta(microseconds=1)
 #: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
@@ -30,14 +30,14 @@ KNOWN_SESSIONS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A batch was taken: so many rows, at this time, as rows hold times."""
+    """An accepted batch: how many rows, and when, as rows hold times."""
 
     count: int
     at: str
     ignored: Sequence[str] = ()  #: names of fields that were dropped, see :class:`Parsed`
     ignored_rows: int = 0  #: rows that had such fields
     rejected: int = 0  #: rows that were set aside
-    errors: Sequence[FieldError] = ()  #: what is wrong with these, the first of it
+    errors: Sequence[FieldError] = ()  #: what is wrong with these: the first errors
 
 
 class Ingest:
@@ -63,18 +63,18 @@ class Ingest:
         self._buffer = buffer
         self._set_aside = set_aside
         self._added = added
-        #: Set anew when the sink changes.
+        #: Replaced when the sink changes.
         self.find_sessions = find_sessions
         self._known_sessions: dict[str, None] = {}
         self._closed_because = ""
         self._latest = journal.latest
         # asyncio runs all that is ready before it polls again. Without this lock eight large bodies are parsed in one
-        # round of the loop, and everybody else waits for all of them: the slowest hundredth of the answers at
-        # 20,000 rows/s came after 15 ms instead of 11.
+        # round of the loop, and all other requests wait for them: the 99th percentile at 20,000 rows/s was 15 ms
+        # instead of 11.
         self._large_body = asyncio.Lock()
 
     def close(self, reason: str) -> None:
-        """No batch is to be accepted from now on but those let in before: see :attr:`problem`."""
+        """Accept no new batch from now on; requests in progress are finished: see :attr:`problem`."""
         self._closed_because = reason
 
     @property
@@ -113,7 +113,7 @@ class Ingest:
 
     async def _append(self, kind: Kind, parsed: Parsed) -> str:
         """Make the rows durable and merge them; the time of their acceptance, as rows hold times."""
-        # Later than all before, also when the clock is set back: the order of accept times is that of the journal.
+        # Later than all earlier ones, even if the clock was set back: accept times follow the journal's order.
         now = self._latest = max(datetime.now(UTC), self._latest + MICROSECOND)
         at = stamp(now)
         if parsed.rows:
@@ -121,7 +121,7 @@ class Ingest:
             try:
                 seq = await self._journal.append(kind, now, len(parsed.rows), parsed.body)
             except NotAccepting:
-                self._added()  # it may be full: a flush makes room
+                self._added()  # the journal may be full: a flush makes room
                 raise
             self._backlog.admit(seq, kind, parsed.rows, at, HEADER_SIZE + len(parsed.body))
             self._added()

@@ -1,4 +1,4 @@
-"""The one interface between the service and whatever stores its rows."""
+"""The interface between the service and the place that stores its rows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Seconds: TypeAlias = Annotated[float, BeforeValidator(read_seconds), AllowInfNan
 
 
 class SinkSettings(BaseModel):
-    """What a table ``[sinks.<name>]`` of the configuration may hold; a sink derives its own from this."""
+    """The table ``[sinks.<name>]`` of the configuration; each sink derives its own settings from this class."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,7 +63,7 @@ SettingsT = TypeVar("SettingsT", bound=SinkSettings)
 
 
 class Caution(NamedTuple):
-    """Something about the place that works now, and will cost a row some day."""
+    """A problem of the place that costs no rows now, but may later."""
 
     problem: str
     advice: str
@@ -82,7 +82,7 @@ class Sink(ABC, Generic[SettingsT]):
     Settings: ClassVar[type[SinkSettings]]
 
     def __init__(self, settings: SettingsT, data_dir: Path) -> None:
-        """``data_dir`` is where relative paths in ``settings`` start."""
+        """Relative paths in ``settings`` start at ``data_dir``."""
         self.settings = settings
         self.data_dir = data_dir
 
@@ -139,7 +139,7 @@ class Sink(ABC, Generic[SettingsT]):
         return ""
 
     def cautions(self) -> list[Caution]:
-        """What an operator should think about, after ``open``; ``persistd check`` shows it. Nothing by default.
+        """Problems that an operator should know of, after ``open``; ``persistd check`` shows them. None by default.
 
         Raises:
             SinkUnavailable: the place cannot be asked now.
@@ -152,7 +152,7 @@ class Sink(ABC, Generic[SettingsT]):
         A sink that appends returns it, so that :meth:`rewind` can undo, after a crash, writes that will be repeated.
 
         Raises:
-            SinkUnavailable: it cannot be told now.
+            SinkUnavailable: it is not known now.
         """
         return None
 

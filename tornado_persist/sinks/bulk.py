@@ -1,8 +1,8 @@
-"""MariaDB's bulk command: a statement that is prepared once, and the values of many rows for it, which nobody parses.
+"""MariaDB's bulk command: one prepared statement, and the values of many rows, which the server need not parse.
 
-To parse literals is half of what an INSERT of many rows costs the server: 27 µs of its processor time for a row of 490
-bytes, and 14 in this way, so that the service takes 1.1 to 1.5 times as many rows. MySQL has no such command, and
-PyMySQL knows neither it nor prepared statements. The protocol: https://mariadb.com/kb/en/com_stmt_bulk_execute/
+Parsing literals is half of what an INSERT of many rows costs the server: 27 µs of its processor time for a row of 490
+bytes, and 14 µs with the bulk command. So the service writes 1.1 to 1.5 times as many rows. MySQL has no such command,
+and PyMySQL supports neither it nor prepared statements. The protocol: https://mariadb.com/kb/en/com_stmt_bulk_execute/
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from typing import Any
 import pymysql
 from pymysql.constants import CLIENT, CR, ER
 
-from tornado_persist.sinks.encoders import Encoder, Spelt
+from tornado_persist.sinks.encoders import EncodedColumn, Encoder
 
-#: Statements that one connection keeps prepared: one for each set of fields that rows come with.
+#: Statements that one connection keeps prepared: one for each set of fields.
 PREPARED = 64
 
 # Commands.
 _PREPARE = 0x16
 _CLOSE = 0x19
 _BULK = 0xFA
-#: The flag that the parameters' types come with it, and the type of them all: the server makes of a text what the
-#: column takes, as it does of a literal.
+#: The flag that says that the parameters' types follow, and the type of all of them: the server converts a text to the
+#: column's type, as it does with a literal.
 _WITH_TYPES = 128
 _TEXT = b"\xfd\0"
 
-# Of the client's first packet: flags, the longest packet, the character set, and then, all null in MySQL's protocol, a
-# filler of which MariaDB takes the last four bytes for more flags.
+# The client's first packet: flags, the longest packet, the character set, and a filler. The filler is all zeros in
+# MySQL's protocol; MariaDB reads its last four bytes as more flags.
 _FILLER = slice(9, 32)
 _MORE_FLAGS = 28
 _BULK_FLAG = 1 << 2
 
 
-# The package's types leave out what is not for everybody.
+# The package's types leave out private members.
 _Connection: Any = pymysql.Connection
 
 
@@ -48,7 +48,7 @@ class BulkConnection(_Connection):  # type: ignore[misc]
     _shaking_hands = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # By their text: the number by which the server knows it, and how many parameters it has.
+        # By statement: its number on the server, and how many parameters it has.
         self._statements: dict[bytes, tuple[int, int]] = {}
         self._needs_tls = bool(kwargs.get("ssl"))
         super().__init__(*args, **kwargs)
@@ -57,15 +57,15 @@ class BulkConnection(_Connection):  # type: ignore[misc]
         super().connect(sock)
         if self.bulk:
             with self.cursor() as cursor:
-                # A bulk cannot be logged as a statement, and is refused.
+                # The server refuses a bulk if it logs statements: a bulk cannot be logged as one.
                 cursor.execute("SELECT @@log_bin AND @@binlog_format = 'STATEMENT'")
                 self.bulk = not cursor.fetchone()[0]
 
     def prepare(self, statement: bytes) -> bool:
-        """Prepare ``statement``, with a ``?`` for each parameter, unless it is; False: the server does not want to.
+        """Prepare ``statement``, with a ``?`` for each parameter, unless it already is. False if the server refuses.
 
         Raises:
-            pymysql.err.MySQLError: as a query does.
+            pymysql.err.MySQLError: as for a query.
         """
         if not self.bulk:
             return False
@@ -73,21 +73,21 @@ class BulkConnection(_Connection):  # type: ignore[misc]
         if known is None:
             while len(self._statements) >= PREPARED:
                 oldest = next(iter(self._statements))
-                self._execute_command(_CLOSE, struct.pack("<I", self._statements.pop(oldest)[0]))  # has no answer
+                self._execute_command(_CLOSE, struct.pack("<I", self._statements.pop(oldest)[0]))  # no answer follows
             try:
                 known = self._prepare(statement)
             except pymysql.err.OperationalError as exc:
-                if exc.args[0] != ER.MAX_PREPARED_STMT_COUNT_REACHED:  # some servers are set to take none
+                if exc.args[0] != ER.MAX_PREPARED_STMT_COUNT_REACHED:  # some servers are configured to allow none
                     raise
                 return False
-        self._statements[statement] = known  # the last one used is the last to go
+        self._statements[statement] = known  # the least recently used goes first
         return True
 
     def execute_bulk(self, statement: bytes, rows: bytes) -> None:
-        """Execute what was prepared on rows as :class:`Binary` spells them.
+        """Execute a prepared statement on rows that :class:`Binary` has encoded.
 
         Raises:
-            pymysql.err.MySQLError: as a query does.
+            pymysql.err.MySQLError: as for a query.
         """
         number, parameters = self._statements[statement]
         self._execute_command(_BULK, struct.pack("<IH", number, _WITH_TYPES) + _TEXT * parameters + rows)
@@ -95,19 +95,19 @@ class BulkConnection(_Connection):  # type: ignore[misc]
 
     @staticmethod
     def overhead(parameters: int) -> int:
-        """Bytes of a command beside its rows."""
+        """Bytes of a command without its rows."""
         return 6 + len(_TEXT) * parameters
 
     def _prepare(self, statement: bytes) -> tuple[int, int]:
         self._execute_command(_PREPARE, statement)
         number, columns, parameters = struct.unpack("<IHH", self._read_packet().get_all_data()[1:9])
         for definitions in (parameters, columns):
-            for _ in range(definitions + 1 if definitions else 0):  # and what ends them
+            for _ in range(definitions + 1 if definitions else 0):  # and the packet that ends them
                 self._read_packet()
         return number, parameters
 
-    # A server that does not set the first of MySQL's flags is MariaDB, and reads more of them from a client that does
-    # not set it either.
+    # A server that does not set the first of MySQL's flags is MariaDB. It reads the additional flags if the client
+    # does not set that flag either.
 
     def _request_authentication(self) -> None:
         if self._needs_tls and not self.server_capabilities & CLIENT.SSL:
@@ -128,7 +128,7 @@ class BulkConnection(_Connection):  # type: ignore[misc]
 
 
 class Binary(Encoder):
-    """Rows as the bulk command takes them: each byte is the character of its number, until :meth:`join`."""
+    """Encodes rows for the bulk command: one character for each byte, until :meth:`join`."""
 
     null, quote, special = "\1", "", ""
     opening = separator = closing = ""
@@ -147,7 +147,7 @@ class Binary(Encoder):
     def _has_special(self, text: str) -> bool:
         return not text.isascii()
 
-    def _join(self, columns: list[Spelt]) -> list[str]:
+    def _join(self, columns: list[EncodedColumn]) -> list[str]:
         pieces: list[Iterable[str]] = []
         for texts, _, nulls in columns:
             if nulls:
@@ -164,11 +164,11 @@ class Binary(Encoder):
 
 
 def without_offset(times: Sequence[str]) -> Sequence[str]:
-    """Times as rows hold them, for a DATETIME: that has none, and MariaDB refuses one."""
+    """The times of rows for a DATETIME column, which has no offset; MariaDB refuses one."""
     return [time[:26] for time in times]
 
 
-#: What stands before a text of so many bytes: that it is not null, and how many they are.
+#: What precedes a text of so many bytes: that it is not null, and its length.
 _SIZES = ["\0" + chr(size) for size in range(251)]
 
 

@@ -1,4 +1,4 @@
-"""What in the tables of a database works today, and will refuse or lose a row some day."""
+"""Finds problems of a database's tables that cost no rows now, but may later."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ def batched(items: Collection[T], size: int) -> Iterator[list[T]]:
         yield some
 
 
-class Ahead(Generic[T]):
-    """Items of which the next is made in another thread while the database works on the last.
+class Prefetcher(Generic[T]):
+    """Makes the next item in another thread while the database works on the last one.
 
-    Else the encoder and the database would take turns. Used as a context, which ends the thread.
+    Without it the encoder and the database would take turns. A context manager: leaving it ends the thread.
     """
 
     def __init__(self, items: Iterator[T]) -> None:
@@ -39,12 +39,12 @@ class Ahead(Generic[T]):
         self._begun: Future[T | None] | None = None
 
     def begin(self) -> None:
-        """Begin to make the next item."""
+        """Start making the next item."""
         self._pool = self._pool or ThreadPoolExecutor(1, "encoder")
         self._begun = self._pool.submit(next, self._items, None)
 
     def take(self) -> T | None:
-        """The next item, which is waited for, or made here if it was not begun; None after the last."""
+        """The next item; makes it here if it was not begun. None after the last."""
         begun, self._begun = self._begun, None
         return begun.result() if begun else next(self._items, None)
 
@@ -57,44 +57,44 @@ class Ahead(Generic[T]):
 
 
 class Encoder(ABC):
-    """Spells rows for a text protocol, column by column.
+    """Encodes rows for a text protocol, column by column.
 
-    By column and not by row, because most columns need no look at the single value: one search through all of a
-    column's texts tells that nothing in them has to be escaped, and where none is null, they are taken as they are.
+    Not row by row, because most columns need no check of each value: one search through all texts of a column shows
+    that none needs escaping, and if none is null, they are used as they are.
     """
 
-    #: How null is spelt.
+    #: The text for null.
     null: ClassVar[str]
-    #: What stands around a text, a time and JSON.
+    #: Written around a text, a time and JSON.
     quote: ClassVar[str]
     #: The characters that :meth:`escape` replaces.
     special: ClassVar[str]
-    #: What stands before, between and after the values of a row.
+    #: Written before, between and after the values of a row.
     opening: ClassVar[str]
     separator: ClassVar[str]
     closing: ClassVar[str]
 
     def __init__(self, table: Table) -> None:
-        self._spellings = {column.name: self._spelling(column) for column in table.c}
+        self._encoders = {column.name: self._encoder_for(column) for column in table.c}
 
     def encode(self, fields: Sequence[str], rows: Collection[Row]) -> list[str]:
-        """Each row as a text; to be called for ``BLOCK`` rows at a time, which all hold ``fields``, in this order."""
-        return self._join(self._spell(fields, rows))
+        """Each row as a text. Call it for ``BLOCK`` rows at a time, which all hold ``fields``, in this order."""
+        return self._join(self._encode_columns(fields, rows))
 
     def columns(self, fields: Sequence[str], rows: Collection[Row]) -> list[str]:
         """Each column as a text: its values between ``opening`` and ``closing``."""
         texts = []
-        for column in self._spell(fields, rows):
+        for column in self._encode_columns(fields, rows):
             quote = self.quote if column.quoted and not column.nulls else ""
             values = f"{quote}{self.separator}{quote}".join(self._complete(column, self.quote if column.quoted else ""))
             texts.append(f"{self.opening}{quote}{values}{quote}{self.closing}")
         return texts
 
     def values(self, fields: Sequence[str], row: Row) -> list[str]:
-        """The values of one row, each by itself, quotes and all."""
+        """The values of one row, one text each, with quotes."""
         texts = []
         for name, value in zip(fields, astuple(row), strict=True):
-            (text,), quoted, nulls = self._spellings[name]((value,))
+            (text,), quoted, nulls = self._encoders[name]((value,))
             quote = self.quote if quoted else ""
             texts.append(self.null if nulls else f"{quote}{text}{quote}")
         return texts
@@ -109,15 +109,15 @@ class Encoder(ABC):
     def floats(self, values: Sequence[float]) -> Sequence[str]:
         return list(map(repr, values))
 
-    def _spell(self, fields: Sequence[str], rows: Collection[Row]) -> list[Spelt]:
+    def _encode_columns(self, fields: Sequence[str], rows: Collection[Row]) -> list[EncodedColumn]:
         columns = zip(*map(astuple, rows), strict=True)
-        return [self._spellings[name](values) for name, values in zip(fields, columns, strict=True)]
+        return [self._encoders[name](values) for name, values in zip(fields, columns, strict=True)]
 
-    def _join(self, columns: list[Spelt]) -> list[str]:
+    def _join(self, columns: list[EncodedColumn]) -> list[str]:
         if not (self.quote or self.opening or self.closing):
             texts = [self._complete(column, "") for column in columns]
             return list(map(self.separator.join, zip(*texts, strict=True)))
-        # Quotes go with what stands between the columns: a quarter less than to put them around each value.
+        # Quotes are joined with the separators: a quarter less time than putting them around each value.
         pieces: list[Iterable[str]] = []
         between = self.opening
         for column in columns:
@@ -127,14 +127,14 @@ class Encoder(ABC):
         pieces.append(repeat(between.removesuffix(self.separator) + self.closing))
         return list(map("".join, zip(*pieces, strict=False)))
 
-    def _complete(self, column: Spelt, quote: str) -> Sequence[str]:
-        """The texts; if there are nulls among them, with these, and quotes around the others."""
+    def _complete(self, column: EncodedColumn, quote: str) -> Sequence[str]:
+        """The texts. If some are null, fills in the nulls and quotes the others."""
         if not column.nulls:
             return column.texts  # type: ignore[return-value]
         null = self.null
         return [null if text is None else f"{quote}{text}{quote}" for text in column.texts]
 
-    def _spelling(self, column: Column[Any]) -> Callable[[Sequence[Any]], Spelt]:
+    def _encoder_for(self, column: Column[Any]) -> Callable[[Sequence[Any]], EncodedColumn]:
         match column.type:
             case TimeType():
                 return self._times
@@ -147,7 +147,7 @@ class Encoder(ABC):
             case _:
                 return self._texts
 
-    def _texts(self, values: Sequence[str | None]) -> Spelt:
+    def _texts(self, values: Sequence[str | None]) -> EncodedColumn:
         nulls = False
         try:
             everything = "".join(values)  # type: ignore[arg-type]
@@ -157,40 +157,42 @@ class Encoder(ABC):
         if self._has_special(everything):
             escape = self.escape
             values = [value if value is None else escape(value) for value in values]
-        return Spelt(values, quoted=True, nulls=nulls)
+        return EncodedColumn(values, quoted=True, nulls=nulls)
 
     def _has_special(self, text: str) -> bool:
         return any(character in text for character in self.special)
 
-    def _objects(self, values: Sequence[Any]) -> Spelt:
+    def _objects(self, values: Sequence[Any]) -> EncodedColumn:
         return self._texts([None if value is None else dump_json(value) for value in values])
 
-    def _times(self, values: Sequence[str | None]) -> Spelt:
+    def _times(self, values: Sequence[str | None]) -> EncodedColumn:
         return _column(self.times, values, quoted=True)
 
-    def _floats(self, values: Sequence[float | None]) -> Spelt:
+    def _floats(self, values: Sequence[float | None]) -> EncodedColumn:
         return _column(self.floats, values, quoted=False)
 
-    def _integers(self, values: Sequence[int | None]) -> Spelt:
-        return _column(_spell_integers, values, quoted=False)
+    def _integers(self, values: Sequence[int | None]) -> EncodedColumn:
+        return _column(_encode_integers, values, quoted=False)
 
 
-class Spelt(NamedTuple):
-    """A column's values as texts, which still lack the quotes."""
+class EncodedColumn(NamedTuple):
+    """A column's values as texts, without the quotes."""
 
     texts: Sequence[str | None]
-    quoted: bool  #: whether quotes belong around them
-    nulls: bool  #: whether there are any
+    quoted: bool  #: whether they need quotes
+    nulls: bool  #: whether some are null
 
 
-def _column(spell: Callable[[Sequence[T]], Sequence[str]], values: Sequence[T | None], *, quoted: bool) -> Spelt:
+def _column(
+    encode: Callable[[Sequence[T]], Sequence[str]], values: Sequence[T | None], *, quoted: bool
+) -> EncodedColumn:
     if None not in values:
-        return Spelt(spell(values), quoted, nulls=False)  # type: ignore[arg-type]
-    present = iter(spell(_present(values)))
-    return Spelt([None if value is None else next(present) for value in values], quoted, nulls=True)
+        return EncodedColumn(encode(values), quoted, nulls=False)  # type: ignore[arg-type]
+    present = iter(encode(_present(values)))
+    return EncodedColumn([None if value is None else next(present) for value in values], quoted, nulls=True)
 
 
-def _spell_integers(values: Sequence[int]) -> Sequence[str]:
+def _encode_integers(values: Sequence[int]) -> Sequence[str]:
     return list(map(str, values))
 
 

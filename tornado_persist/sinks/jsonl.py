@@ -1,4 +1,4 @@
-"""JSON lines: ``sessions.jsonl`` and ``tasks.jsonl``, for whoever feeds rows to other tools.
+"""JSON lines: ``sessions.jsonl`` and ``tasks.jsonl``, for use by other tools.
 
 One line is one merged row: the fields that were sent, with ``created_at`` and ``updated_at`` of what was merged into
 that line. A key that is updated later gets another line. **Fold the lines of a key by the merge rule, in file order**:
@@ -7,11 +7,11 @@ holds its default.
 
 The files are UTF-8, each line ends in ``\\n`` and holds no other one; U+2028, U+2029 and U+0085 may stand in a string,
 so split at ``\\n`` alone. Files may be renamed (rotated) or truncated while the service runs: the next write goes to
-what has the name then.
+the file that has the name then.
 
 After a crash no line is there twice: what was written after the position that the service remembers is cut off, since
 it will be written again. There is one gap: lines that were written after that position to a file that was then, before
-the crash, rotated. They stay in the rotated file and come again.
+the crash, rotated. They stay in the rotated file and are written again.
 
 Only one service may write to a directory: the first write locks both files, and a second writer is refused. Other
 programs may edit the files. A write looks at the last byte first, so a new row always has a line of its own, and a
@@ -46,7 +46,7 @@ logger = log.get(__name__)
 _encoder = msgspec.json.Encoder()
 _PIECE = 512  # rows encoded and written at a time: what is held twice in memory is this much of a batch
 _BLOCK = 65536  # bytes read at a time when looking for the last line's beginning
-_TAIL = 4096  # bytes before a position by which its file is known again: the last lines, with keys and times
+_TAIL = 4096  # bytes before a position that identify its file: the last lines, with keys and times
 
 
 class JSONLSettings(SinkSettings):
@@ -78,13 +78,13 @@ class _Position(BaseModel):
 
 @dataclass(slots=True)
 class _File:
-    """An open file, and which one it is: its name may come to mean another."""
+    """An open file and its identity: another file may get its name."""
 
     path: Path
     fd: int
     identity: tuple[int, int]  # device and inode
     locked: bool = False
-    #: This object has written to it, so an unfinished last line is not what a crash left.
+    #: This object has written to it, so an unfinished last line is not from a crash.
     written: bool = False
 
     @property
@@ -110,9 +110,9 @@ class JSONLSink(Sink[JSONLSettings]):
         super().__init__(settings, data_dir)
         self.directory = data_dir / settings.dir
         self._files: dict[Kind, _File] = {}
-        # Lengths to go back to, by file, where a failed write could not be cut off at once. They outlive close().
+        # Lengths to cut back to, by file, after failed writes that could not be cut off at once. Kept over close().
         self._to_cut: dict[tuple[int, int], int] = {}
-        # Every session_id in sessions.jsonl, once somebody has asked for one.
+        # Every session_id in sessions.jsonl, once one was looked up.
         self._known: set[str] | None = None
 
     def path(self, kind: Kind) -> Path:
@@ -136,7 +136,7 @@ class JSONLSink(Sink[JSONLSettings]):
 
     def close(self) -> None:
         for file in self._files.values():
-            with suppress(OSError):  # whatever was written is fsynced already
+            with suppress(OSError):  # everything written is fsynced already
                 os.close(file.fd)
         self._files = {}
         self._known = None
@@ -147,7 +147,7 @@ class JSONLSink(Sink[JSONLSettings]):
             disk = os.statvfs(self.directory)
             if disk.f_flag & os.ST_RDONLY:
                 raise _os_error(errno.EROFS)
-            if disk.f_blocks and not disk.f_bavail:  # some network file systems tell no sizes at all
+            if disk.f_blocks and not disk.f_bavail:  # some network file systems report no sizes
                 raise _os_error(errno.ENOSPC)
 
     @property
@@ -166,9 +166,9 @@ class JSONLSink(Sink[JSONLSettings]):
                 file = self._files[kind]
                 with _disk_errors(file.path):
                     self._cut(file)
-                    # Not by open(): it would change the file under a service that is just writing to it.
+                    # Not in open(), which would change the file while another service writes to it.
                     _finish_last_line(file)
-                    # From here until all files are fsynced it has a length to go back to, whatever stops us.
+                    # Until all files are fsynced, this is the length to cut back to, whatever goes wrong.
                     self._to_cut[file.identity] = file.size
             for kind in kinds:
                 self._append(kind, batch.rows(kind))
@@ -177,7 +177,7 @@ class JSONLSink(Sink[JSONLSettings]):
                     os.fsync(self._files[kind].fd)
         except BaseException:
             for kind in kinds:
-                # Where it fails (the disk may be gone) the next write, or open, begins with it.
+                # If this fails (the disk may be gone), the next write or open() does it first.
                 with suppress(OSError):
                     self._cut(self._files[kind])
             raise
@@ -204,8 +204,8 @@ class JSONLSink(Sink[JSONLSettings]):
         """Cut off what was written after ``position``, durably.
 
         A file that is not the one of ``position`` any more, or has become shorter, stays as it is, with a warning: it
-        was rotated or changed by another hand, and the lines in it may be all that is left of some that are needed.
-        Those of them that were written after the position come a second time; folding them gives the same.
+        was rotated or edited, and its lines may be the only copy of rows that are needed. Lines written after the
+        position are then written twice; folding them gives the same result.
         """
         try:
             wanted = _Position.model_validate(position)
@@ -247,7 +247,7 @@ class JSONLSink(Sink[JSONLSettings]):
         file = self._files[kind]
         for start in range(0, len(rows), _PIECE):
             try:
-                # A row is a line as it is: 0.9 µs for one of 490 bytes, where a copy with its times spelt took 4.
+                # A row is a line as it is: 0.9 µs for one of 490 bytes, where a copy with converted times took 4.
                 lines = _encoder.encode_lines(rows[start : start + _PIECE])
             except (ValueError, TypeError) as exc:  # an unpaired surrogate, or no JSON type at all
                 raise BatchRejected(f"a {kind} cannot be written as JSON: {exc}", code=type(exc).__name__) from exc
@@ -255,7 +255,7 @@ class JSONLSink(Sink[JSONLSettings]):
                 write_all(file.fd, [lines])
 
     def _follow(self) -> None:
-        """Open the files anew if one is no longer under its name."""
+        """Reopen the files if one is no longer under its name."""
         if not self._files:
             raise SinkUnavailable(f"{self.directory}: not open")
         for kind in KINDS:
@@ -307,7 +307,7 @@ class JSONLSink(Sink[JSONLSettings]):
         """Finish what a failed write could not: cut its lines off."""
         length = self._to_cut.get(file.identity)
         if length is not None:
-            if file.size > length:  # else somebody else has shortened it
+            if file.size > length:  # otherwise another program has shortened it
                 os.ftruncate(file.fd, length)
             del self._to_cut[file.identity]
 
@@ -316,7 +316,7 @@ def _finish_last_line(file: _File) -> None:
     """See to it that the next row begins a line.
 
     An unfinished line is cut off if a crash may have left it, for its write was never reported done. A complete object
-    only gets its newline, and so does whatever another program has left since the last write.
+    only gets its newline, and so does text that another program has left since the last write.
     """
     keep, size = _end_of_lines(file), file.size
     if keep == size:
@@ -347,7 +347,7 @@ def _end_of_lines(file: _File) -> int:
     """The offset after the last newline."""
     end = file.size
     while end > 0:
-        start = end - 1 if end == file.size else max(0, end - _BLOCK)  # mostly the last byte tells
+        start = end - 1 if end == file.size else max(0, end - _BLOCK)  # usually the last byte is enough
         newline = os.pread(file.fd, end - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
@@ -356,7 +356,7 @@ def _end_of_lines(file: _File) -> int:
 
 
 def _tail(file: _File, end: int) -> str:
-    """A digest of what stands before ``end``."""
+    """A digest of the bytes before ``end``."""
     start = max(0, end - _TAIL)
     return hashlib.blake2b(os.pread(file.fd, end - start, start), digest_size=16).hexdigest()
 
@@ -369,7 +369,7 @@ def _read_session_ids(path: Path) -> set[str]:
             try:
                 known.add(json.loads(line)["session_id"])
             except (ValueError, TypeError, KeyError, RecursionError):
-                damaged += 1  # by another hand, or by the disk: it must not cost the other lines
+                damaged += 1  # by another program or the disk; the other lines still count
     if damaged:
         logger.warning("lines without a session passed over", sink="jsonl", file=str(path), lines=damaged)
     return known
@@ -381,7 +381,7 @@ def _os_error(number: int) -> OSError:
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system raises into ``SinkUnavailable``, in one line that names the file."""
+    """Turn an OSError into ``SinkUnavailable``, with one line that names the file."""
     try:
         yield
     except OSError as exc:

@@ -20,7 +20,7 @@ from tornado_persist.sinks import tls
 from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
-from tornado_persist.sinks.encoders import BLOCK, Ahead, Encoder, batched
+from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
@@ -35,33 +35,33 @@ from tornado_persist.sinks.tables import TABLES
 
 #: Bytes of a statement at most, so that no second copy of many long rows has to be held.
 _STATEMENT = 1 << 20
-#: Characters from which on a value goes by itself when its row is too long for one statement.
+#: A value with more characters is sent separately if its row is too long for one statement.
 _LONG = 256
 
-#: What the server may have set otherwise. The whole SQL mode is given, so that none of the modes that change how
-#: texts are read is on; "strict" makes the server refuse a value that it would otherwise cut or replace.
+#: Settings that may differ on the server. The SQL mode is given in full, so no mode that changes how texts are read is
+#: on; "strict" makes the server refuse a value that it would otherwise cut or replace.
 _SESSION = {
     "sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
     "time_zone": "'+00:00'",
     "innodb_lock_wait_timeout": str(LOCK_TIMEOUT),
     "lock_wait_timeout": str(LOCK_TIMEOUT),
-    # Between two flushes there may be a night; the most that every platform takes.
+    # Flushes may be hours apart; this is the largest value that every platform accepts.
     "wait_timeout": "2147483",
-    # Would refuse the ping, which updates without naming a key.
+    # Otherwise the server refuses the ping, which updates without naming a key.
     "sql_safe_updates": "0",
     # Otherwise a commit may end the connection.
     "completion_type": "0",
 }
 
-#: A comment for all but MariaDB: a time limit of the user for a statement. Ours is the wait for the answer.
+#: Only MariaDB executes this comment. It turns off the user's time limit for statements; answer_timeout replaces it.
 _MARIADB = " /*M! , SESSION max_statement_time = 0 */"
 
 #: Error numbers that depend on the row.
 _ROWS = {
-    *(1022, 1062, 1169, 1557, 1586, 1761, 1762),  # a key that is there already
+    *(1022, 1062, 1169, 1557, 1586, 1761, 1762),  # duplicate key
     *(1216, 1217, 1451, 1452),  # foreign keys
     *(3819, 4025),  # CHECK: MySQL's number, MariaDB's (its JSON columns are a CHECK, too)
-    *(1048, 1263),  # null where there must be none
+    *(1048, 1263),  # null in a NOT NULL column
     *(1264, 1690),  # beyond the range
     *(1265, 1406),  # too long, or not in the list
     *(1292, 1300, 1366, 1367, 1411, 1441, 1525),  # not a value of that type or character set
@@ -70,10 +70,10 @@ _ROWS = {
     1644,  # SIGNAL
 }
 #: Another writer has won: a deadlock, a row that changed since the snapshot (MariaDB), a transaction that the other
-#: members of a group or cluster refuse. And a lock that nobody gave up in time: where the server does not look for
-#: deadlocks (innodb_deadlock_detect) that is all one hears of them. It undoes the statement alone, we the rest.
+#: members of a group or cluster refuse. And a lock wait that timed out: a server that does not look for
+#: deadlocks (innodb_deadlock_detect) reports them this way. It rolls back only the statement, we do the rest.
 _CONFLICTS = {1213, 1020, 3101, 1205}
-#: Error numbers of the server and the schema. What is in no list nobody knows: numbers that a trigger makes up, those
+#: Error numbers of the server and the schema. Numbers in no list are ambiguous: those that a trigger makes up, those
 #: that some value of a row may cause, such as 1118 and 1713 (a row too large), 1153, 1172 and 1242 (a trigger's query),
 #: and those that a smaller batch may not cause, such as 1197 and 1206.
 _SERVER = {
@@ -227,13 +227,13 @@ class MySQLSink(SQLSink[MySQLSettings]):
         return any(len(columns) == len(key) and set(columns) == key for columns in indexes.values())
 
     def _begin(self, connection: Connection) -> None:
-        # Told to the server, so that each answer says whether the transaction is still open.
+        # Sent to the server, so that each answer says whether the transaction is still open.
         _query(_driver(connection), b"BEGIN")
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         columns = ", ".join(map(_quoted, fields))
-        # The duplicate may be one of some other unique index that somebody made: then this would update a row that is
-        # not ours. Null in the key makes that an error.
+        # The duplicate may be in another unique index that somebody added: then this would update another key's row.
+        # Null in the key turns that into an error.
         keys = map(_quoted, KEYS[kind])
         changes = ", ".join(f"{key} = IF({key} = VALUES({key}), {key}, NULL)" for key in keys)
         # VALUES() is the one spelling that both products know.
@@ -245,7 +245,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         bulk = _Bulk(driver, _BINARY[kind], fields, head, tail)
         insert = bulk if bulk.prepare() else literals
         blocks = ((block, insert.encode(block)) for block in batched(rows, BLOCK))
-        with Ahead(blocks) as statements:
+        with Prefetcher(blocks) as statements:
             left = len(rows)
             while statement := statements.take():
                 block, texts = statement
@@ -255,7 +255,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
                 self._send(insert, literals, block, texts)
 
     def _send(self, insert: _Insert, literals: _Literals, rows: Sequence[Row], texts: Sequence[str]) -> None:
-        """Write ``rows``, spelt ``texts``, by one command, or by as many as it takes."""
+        """Write ``rows``, encoded as ``texts``, in as few commands as possible."""
         data = insert.join(texts)
         room = self._packet - insert.overhead
         if len(data) <= min(room, _STATEMENT) or (len(rows) == 1 and len(data) <= room):
@@ -268,7 +268,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
             self._send(insert, literals, rows[middle:], texts[middle:])
 
     def _send_long(self, insert: _Literals, row: Row) -> None:
-        """A row that fits into no command: its long values go first, each into a variable of the session."""
+        """Write a row that is too long for one command: first each long value into a session variable."""
         values = insert.values(row)
         used = []
         for number, value in enumerate(values):

@@ -38,15 +38,15 @@ from tornado_persist.sinks.tables import TABLES
 
 Cursor: TypeAlias = psycopg.Cursor[Any]
 
-#: Rows from which on it pays to try whether all of them are new.
+#: With fewer rows it does not pay to try whether all of them are new.
 _MANY = 500
 #: Rows of a statement at most, and characters: a message has room for a gigabyte.
 _ROWS = 1000
 _CHARACTERS = 1 << 26
-#: Seconds after the server's own time limit for a statement, until a server that is silent is given up.
+#: Seconds after the server's own time limit for a statement, until we give up on a silent server.
 GRACE = 5
 
-#: Libpq's; what the URL says goes before. A server that vanished without a word is noticed within a minute.
+#: libpq's parameters; the URL overrides them. A server that vanished without a word is noticed within a minute.
 _CONNECTION = {
     "connect_timeout": str(CONNECT_TIMEOUT),
     "keepalives": "1",
@@ -74,14 +74,14 @@ _TRANSACTION_TIMEOUT = 170000
 #: The types of a table's columns, without their lengths: a cast would cut what is too long.
 _TYPES = "SELECT attname, atttypid::regtype::text FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
 
-#: SQLSTATEs, each whole or by its class: an entry of five characters goes before one of two. What is not here nobody
-#: knows: the codes that a trigger makes up, and those that some value of a row may cause as well as the schema, such as
-#: 54000 (an index entry too large), 44000 (a view's CHECK OPTION), 21000 and P0002 (a trigger's query), or XX000, by
-#: which extensions say whatever is wrong.
+#: SQLSTATEs, in full or by class: an entry of five characters takes precedence over one of two. Codes that are not here
+#: are ambiguous: those that a trigger makes up, and those that a row's value may cause as well as the schema, such as
+#: 54000 (an index entry too large), 44000 (a view's CHECK OPTION), 21000 and P0002 (a trigger's query), or XX000, which
+#: extensions use for any error.
 _BLAME = {
     # A value of the wrong form; a constraint; RAISE in a trigger.
     **dict.fromkeys(("22", "23", "P0001"), Blame.ROWS),
-    # A deadlock is found by the server; who waits longer than LOCK_TIMEOUT (55P03) waits for one that still goes on.
+    # The server finds deadlocks. A lock timeout (55P03) is no conflict: the other transaction still goes on.
     **dict.fromkeys(("40001", "40P01"), Blame.CONFLICT),
     # A sequence has run out; damaged pages.
     **dict.fromkeys(("2200H", "XX001", "XX002"), Blame.SERVER),
@@ -93,7 +93,7 @@ _BLAME = {
     **dict.fromkeys(("53", "57", "58", "72", "F0"), Blame.SERVER),
 }
 _NOT_NULL = "23502"
-#: Server functions that raise whatever code for a single row: RAISE in PL/pgSQL, and row security.
+#: Server functions that may raise any code for a single row: RAISE in PL/pgSQL, and row security.
 _FOR_ONE_ROW = {"exec_stmt_raise", "ExecWithCheckOptions"}
 
 
@@ -137,7 +137,7 @@ T = TypeVar("T")
 
 
 class _LimitedConnection(psycopg.Connection[Any]):
-    """A connection that gives up a server which does not answer."""
+    """A connection that gives up on a server that does not answer."""
 
     #: Seconds for one answer.
     limit = float("inf")
@@ -161,18 +161,18 @@ class _LimitedConnection(psycopg.Connection[Any]):
             return result
 
 
-#: Times that a shortcut is left out at most.
+#: A shortcut is skipped at most this many times in a row.
 _LONGEST_PAUSE = 64
 
 
 class Shortcut:
-    """Whether to try a shortcut that may fail. After a failure it is left out 1, 2, 4, … 64 times."""
+    """Whether to try a shortcut that may fail. After a failure it is skipped 1, 2, 4, … 64 times."""
 
     def __init__(self) -> None:
         self._pause = self._left = 0
 
     def worth_a_try(self) -> bool:
-        """Asked once each time."""
+        """Call it once before each try."""
         self._left = max(0, self._left - 1)
         return not self._left
 
@@ -210,7 +210,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
     def _create_engine(self) -> Engine:
         url = self.settings.parsed
         arguments: dict[str, Any] = {key: value for key, value in _CONNECTION.items() if key not in url.query}
-        # A prepared statement would be one of another connection behind a pooler.
+        # Behind a pooler a prepared statement would belong to another connection.
         arguments |= {"client_encoding": "UTF8", "prepare_threshold": None}
         engine = make_engine(url, isolation_level="READ COMMITTED", use_native_hstore=False, connect_args=arguments)
         event.listen(engine, "do_connect", partial(_connect, self.settings.answer_timeout + GRACE))
@@ -240,7 +240,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
             connection.commit()
 
     def _before_use(self, connection: Connection) -> None:
-        # An idle server says nothing, except that it ends the connection: after a time limit, or for its own end.
+        # An idle server sends nothing, unless it closes the connection: after a time limit, or when it shuts down.
         if select.select([_driver(connection).fileno()], [], [], 0)[0]:
             self.open()
 
@@ -297,14 +297,14 @@ class PostgresSink(SQLSink[PostgresSettings]):
         fields: Sequence[str],
         rows: Sequence[Row],
     ) -> bool:
-        """Copy rows that are all new straight into their table; False, and nothing done, if that does not work.
+        """Copy rows that are all new into their table; False if that does not work, and then nothing was written.
 
-        It takes the server two thirds of the time of an upsert.
+        This takes the server two thirds of the time of an upsert.
         """
         all_new = self._all_new[kind]
         if len(rows) < _MANY or not all_new.worth_a_try():
             return False
-        # COPY is content with a table whose unique index was dropped meanwhile, and would copy known rows once more.
+        # Without the unique index, dropped since the last look, COPY would add known rows once more.
         self._check_keys(connection, kind)
         cursor.execute("SAVEPOINT persist_new")
         try:
@@ -312,8 +312,8 @@ class PostgresSink(SQLSink[PostgresSettings]):
         except psycopg.Error:
             if cursor.connection.broken:
                 raise
-            # A row that is there, or one that the table does not take, or a table into which nothing is copied (row
-            # security): the other way tells, and puts the blame where it belongs.
+            # A known row, or one that the table rejects, or a table that allows no COPY (row security): the upsert
+            # finds out which, and raises the right error.
             cursor.execute("ROLLBACK TO SAVEPOINT persist_new")
             all_new.failed()
             return False
@@ -335,11 +335,11 @@ class PostgresSink(SQLSink[PostgresSettings]):
         if not code and isinstance(error, psycopg.DataError):
             blame = Blame.ROWS  # the driver's own: a text with a NUL
         if code == _NOT_NULL:
-            # Of a column that no row of ours can fill, it is the schema's fault.
+            # A column that none of our rows has is the schema's fault.
             tables = [table for table in TABLES.values() if table.name == error.diag.table_name]
             if tables and (error.diag.column_name or "") not in tables[0].c:
                 blame = Blame.SERVER
-        # The primary message alone: the detail shows the row. The value that some append goes, too.
+        # The primary message alone: the detail shows the row. Values that some messages end with are cut, too.
         message = re.sub(r': ".*"$', "", error.diag.message_primary or str(error), flags=re.DOTALL)
         return Fault(blame, code, " ".join(message.split()))
 
@@ -374,7 +374,7 @@ _ARRAYS = {kind: _ArrayText(TABLES[kind]) for kind in KINDS}
 
 def _copy(cursor: Cursor, table: str, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> None:
     with cursor.copy(f"COPY {table} ({columns}) FROM STDIN".encode()) as copy:
-        # The server takes in one block while the next is encoded.
+        # The server reads one block while the next is encoded.
         for block in batched(rows, BLOCK):
             copy.write("\n".join([*_COPY[kind].encode(fields, block), ""]))
 
@@ -390,7 +390,7 @@ def _merge(cursor: Cursor, statement: bytes, kind: Kind, fields: Sequence[str], 
 
 
 def _listed(url: URL, name: str) -> Sequence[str]:
-    """The values of a parameter of the URL that is a list, with commas or given several times."""
+    """The values of a list parameter of the URL: separated by commas, or given several times."""
     value = url.query.get(name, ())
     return value.split(",") if isinstance(value, str) else [*value]
 

@@ -6,7 +6,7 @@ A package offers a sink by an entry point in the group ``tornado_persist.sinks``
     [project.entry-points."tornado_persist.sinks"]
     elastic = "persist_elastic:ElasticSink"
 
-The built-in names are not for the taking: a package that offers one of them is passed over, and :func:`shadowed` tells.
+The built-in names are reserved: a package that offers one of them is ignored, and :func:`shadowed` lists it.
 Nothing is imported before it is asked for by name, so a service that writes to SQLite loads no other driver.
 """
 
@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def shadowed() -> list[str]:
-    """For the log: the entry points that are passed over because their name is a built-in sink's."""
+    """For the log: entry points that are ignored because a built-in sink has their name."""
     return [_describe(entry) for name in BUILT_IN for entry in _offers(name)]
 
 
@@ -45,7 +45,7 @@ def find(name: str) -> type[Sink[Any]]:
     """The class of the sink that the configuration calls ``name``.
 
     Raises:
-        ConfigError: nobody offers it, or two packages do, or what is offered cannot be used.
+        ConfigError: no package offers it, or two do, or it cannot be loaded.
     """
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
@@ -63,7 +63,7 @@ def find(name: str) -> type[Sink[Any]]:
 
 
 def _offers(name: str) -> list[EntryPoint]:
-    # A distribution can be listed twice, by its checkout and by its installation: that is one offer.
+    # A distribution can be listed twice, as a checkout and as an installation: that is one offer.
     found = {(entry.value, _distribution(entry)): entry for entry in entry_points(group=GROUP, name=name)}
     return list(found.values())
 
@@ -71,7 +71,7 @@ def _offers(name: str) -> list[EntryPoint]:
 def _load(entry: EntryPoint) -> type[Sink[Any]]:
     try:
         found = entry.load()
-    except Exception as exc:  # somebody else's module: whatever it raises, the start ends in one line
+    except Exception as exc:  # not our module: whatever it raises, the start ends with one line
         problem = f"{type(exc).__name__}: {exc}".splitlines()[0]
         raise ConfigError("sink", f"{_describe(entry)} cannot be loaded: {problem}") from exc
     if not (isinstance(found, type) and issubclass(found, Sink)):

@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 logger = log.get(__name__)
 
-#: Seconds after which a call that has not come back counts as a sink that is down.
+#: A call that has not returned after so many seconds means that the sink is down.
 STALLED_AFTER = 5.0
-#: Tries of the same write after another writer stood in its way, before it counts as a failure.
+#: Retries of a write after conflicts with another writer, before it counts as a failure.
 CONFLICTS = 5
 
 
@@ -33,10 +33,10 @@ _SILENT = f"it has not answered for {STALLED_AFTER:g} seconds"
 
 @dataclass(frozen=True, slots=True)
 class SinkState:
-    """A sink as far as is known without asking it."""
+    """What is known of a sink without asking it."""
 
     name: str
-    address: str  #: where the rows go, without user and password; empty if that is no place
+    address: str  #: where the rows go, without user and password; empty if the sink names no place
     description: str  #: by itself, without secrets
     up: bool
     since: datetime | None  #: when it came up or went down (UTC); None before its first answer
@@ -95,7 +95,7 @@ class SinkRunner:
     async def position(self) -> dict[str, Any] | None:
         """:meth:`Sink.position`, with its exceptions."""
         if type(self.sink).position is Sink.position:
-            return None  # without a way through the thread
+            return None  # no call to the thread
         return await self._ask(self.sink.position)
 
     async def find_sessions(self, session_ids: Collection[str]) -> set[str]:
@@ -127,7 +127,7 @@ class SinkRunner:
 
     @property
     def state(self) -> SinkState:
-        """What is known now; asks nobody and never waits."""
+        """What is known now. Never calls the sink and never waits."""
         error = self._availability.error or (_SILENT if self._stalled else "")
         return SinkState(self.sink.name, self.sink.address, self.description, self.up, self._since, error)
 
@@ -150,14 +150,14 @@ class SinkRunner:
         for future in self._waiting - {closing}:
             if not future.done():
                 future.set_exception(SinkUnavailable("the sink was closed"))
-                future.exception()  # marks it as retrieved, in case nobody waits for it
+                future.exception()  # marks it as retrieved, in case no caller waits for it
 
     async def _ping_quietly(self) -> None:
         with contextlib.suppress(SinkUnavailable):
             await self._ask(self.sink.ping)
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
-        """Anything but a write."""
+        """Call the sink for anything but a write."""
         try:
             result = await self._call(function, *args)
         except SinkUnavailable as exc:
@@ -193,7 +193,7 @@ class SinkRunner:
         self._calls.put((function, args, future))
         return future
 
-    # Below: the sink's thread.
+    # In the sink's thread.
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -208,7 +208,7 @@ class SinkRunner:
             except BaseException as exc:
                 error = exc
             self._busy_since = None
-            del call, function, args  # rows that are written are not held until the next call
+            del call, function, args  # do not hold written rows until the next call
             try:
                 self._loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:  # the loop is closed

@@ -45,28 +45,28 @@ from tornado_persist.sinks.tables import METADATA, TABLES, dump_json
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
 #: Seconds to wait for somebody else's lock. Then the write fails and is tried again: a lock that is never released
-#: shows up in the log, where a wait for ever would say nothing.
+#: shows up in the log; an endless wait would not.
 LOCK_TIMEOUT = 5
-#: What stands before, in and after the list of hosts in a URL with several.
+#: The parts of a URL with several hosts: before the list, the list, after it.
 _SEVERAL_HOSTS = re.compile(r"(\w[\w+]*://(?:[^@/?#]*@)?)([^@/?#,]*(?:,[^@/?#,]*)+)([/?].*)?", re.DOTALL)
-#: Keys in one look-up.
+#: Keys in one lookup query.
 _LOOKUP = 500
 
 
 class SQLSettings(SinkSettings):
-    """What every SQL sink can be told."""
+    """Settings of every SQL sink."""
 
     # A refused value must not be quoted: it may be a URL with a password in it.
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    #: Make the tables when they are missing.
+    #: Create missing tables.
     create_tables: bool = True
 
 
 class URLSettings(SQLSettings):
-    """What the sink of a database server can be told."""
+    """Settings of a sink for a database server."""
 
-    #: The schemes that a URL may have, and the driver that takes them all.
+    #: The schemes that a URL may have, and the driver for all of them.
     schemes: ClassVar[tuple[str, ...]]
     driver: ClassVar[str]
     needs_database: ClassVar[bool] = False
@@ -89,7 +89,7 @@ class URLSettings(SQLSettings):
 
     @classmethod
     def _check_parts(cls, url: URL) -> URL:
-        """The URL as the driver takes it; a mistake in it is a ValueError that quotes nothing."""
+        """The URL in the driver's form. Raises ValueError for a mistake; the message quotes nothing."""
         return url
 
     @classmethod
@@ -123,16 +123,16 @@ class Blame(Enum):
 
     ROWS = "a row: what depends on its values alone"
     SERVER = "the server or the schema"
-    CONFLICT = "another writer, who has won; the transaction is over, and can be tried again at once"
-    UNKNOWN = "nobody knows: a code that is in none of the lists"
+    CONFLICT = "another writer won; the transaction was rolled back, and can be tried again at once"
+    UNKNOWN = "unknown: a code that is in none of the lists"
 
 
 class Fault(NamedTuple):
-    """What a driver's error comes down to."""
+    """A driver's error, classified."""
 
     blame: Blame
     code: str  #: the driver's own
-    message: str  #: without the row's contents where that can be had
+    message: str  #: without the row's contents, if possible
 
 
 class SQLSink(Sink[SQLSettingsT]):
@@ -140,9 +140,9 @@ class SQLSink(Sink[SQLSettingsT]):
 
     #: The root of the driver's exceptions.
     driver_error: ClassVar[type[Exception]]
-    #: How code and message of an error begin when the table has no unique index for the upsert.
+    #: The beginning of an error's code and message if the table has no unique index for the upsert.
     no_key_error: ClassVar[str]
-    #: What stands before an upsert of nothing so that no trigger hears of it.
+    #: Put before an upsert of no rows, so that no trigger runs.
     explain: ClassVar[str] = ""
 
     def __init__(self, settings: SQLSettingsT, data_dir: Path) -> None:
@@ -159,7 +159,7 @@ class SQLSink(Sink[SQLSettingsT]):
 
     @abstractmethod
     def _fault(self, error: Exception) -> Fault:
-        """Judge one of the driver's errors by its code; one without a code is an outage (a connection that broke)."""
+        """Classify an error of the driver by its code. Without a code it is an outage (a broken connection)."""
 
     @abstractmethod
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
@@ -173,14 +173,14 @@ class SQLSink(Sink[SQLSettingsT]):
         """Prepare a new connection, before the tables are looked at."""
 
     def _check(self, connection: Connection) -> None:
-        """Look whether the place, tables included, can be written to correctly."""
+        """Check that the database and its tables can be written to correctly."""
 
     def _cautions(self, connection: Connection) -> Iterator[Caution]:
-        """What only this server has to be warned of."""
+        """Cautions for this kind of server alone."""
         yield from ()
 
     def _has_key(self, connection: Connection, kind: Kind) -> bool:
-        """Whether the key column of a table is unique by itself, so that an upsert finds the row that is there."""
+        """Whether the key columns have a unique index of their own, so that an upsert finds the stored row."""
         table = quoted(TABLES[kind].name)
         fields = [column.name for column in needed_columns(TABLES[kind])]
         columns = ", ".join(map(quoted, fields))
@@ -204,7 +204,7 @@ class SQLSink(Sink[SQLSettingsT]):
         connection.commit()
 
     def _before_use(self, connection: Connection) -> None:
-        """Look, before each use, whether the connection still leads where it should."""
+        """Check, before each use, that the connection is still usable."""
 
     # The interface
 
@@ -218,7 +218,7 @@ class SQLSink(Sink[SQLSettingsT]):
                 self._make_tables(connection)
                 with self._transaction(connection, commit=False):
                     for table in TABLES.values():
-                        # A column that is missing is named by the server now, not by the first write.
+                        # Now the server reports a missing column, not at the first write.
                         connection.execute(select(*needed_columns(table)).where(false()))
                     self._refuse_old_key(connection)
                     self._check_keys(connection, *KINDS)
@@ -258,8 +258,8 @@ class SQLSink(Sink[SQLSettingsT]):
             connection = self._connected()
             with self._transaction(connection, commit=False):
                 for table in TABLES.values():
-                    # An update of nothing costs a round trip, and is refused as a write would be: by a missing table,
-                    # by missing rights, by a server that is read-only.
+                    # An update of no rows costs a round trip, and fails if a write would: because of a missing table,
+                    # missing rights, or a read-only server.
                     connection.execute(update(table).values(updated_at=table.c.updated_at).where(false()))
                 self._check_keys(connection, *KINDS)
 
@@ -287,7 +287,7 @@ class SQLSink(Sink[SQLSettingsT]):
             connection = self._connected()
             with self._transaction(connection, commit=False):
                 for some in batched(session_ids, _LOOKUP):
-                    # A tuple goes without a cast, which would not fit a column of another type.
+                    # A tuple has no cast, which might not fit the column's type.
                     keys = [(id,) for id in some]
                     found.update(map(str, connection.scalars(select(key).where(tuple_(key).in_(keys)))))
         return found
@@ -310,13 +310,13 @@ class SQLSink(Sink[SQLSettingsT]):
         if self._connection is None:
             raise SinkUnavailable("the connection is closed")
         if self._connection.invalidated:
-            # SQLAlchemy would connect again by itself, and know nothing of _set_up().
+            # SQLAlchemy would reconnect by itself, without _set_up().
             raise SinkUnavailable("the connection was lost")
         self._before_use(self._connection)
         return self._connection
 
     def _check_keys(self, connection: Connection, *kinds: Kind) -> None:
-        """Refuse a table in which the update of a row would be one more row.
+        """Refuse a table where updating a row would add another row.
 
         Raises:
             SinkUnavailable: the key columns have no unique index of their own.
@@ -344,7 +344,7 @@ class SQLSink(Sink[SQLSettingsT]):
             )
 
     def _new_key(self, table: Table, old_name: str) -> str:
-        """How to give a table of an earlier version its new primary key, in a sentence."""
+        """A sentence that says how to give a table of an earlier version its new primary key."""
         return f"Run: ALTER TABLE {table.name} DROP PRIMARY KEY, ADD PRIMARY KEY ({', '.join(KEYS['task'])})"
 
     @contextlib.contextmanager
@@ -362,7 +362,7 @@ class SQLSink(Sink[SQLSettingsT]):
             try:
                 connection.rollback()
             except Exception:
-                # What state it is in nobody knows; the next call finds it closed.
+                # Its state is unknown, so it is closed; the next call opens another one.
                 self.close()
             raise
 
@@ -376,7 +376,7 @@ class SQLSink(Sink[SQLSettingsT]):
                     METADATA.create_all(connection, tables=missing)
                 return
             except DBAPIError:
-                # Perhaps another process made one of them between our look and our command.
+                # Perhaps another process created one of them in the meantime.
                 if self._connection is None or connection.invalidated:
                     raise
                 before, missing = missing, self._missing(connection)
@@ -390,7 +390,7 @@ class SQLSink(Sink[SQLSettingsT]):
 
     @contextlib.contextmanager
     def _faults(self, *, writing: bool = False) -> Iterator[None]:
-        """The one place where a driver's errors become ours; without ``writing`` all of them are plain outages.
+        """The one place where a driver's errors become ours; unless ``writing``, all of them are plain outages.
 
         What no driver raises is a bug, and passes.
         """
@@ -402,7 +402,7 @@ class SQLSink(Sink[SQLSettingsT]):
             error = self._translate(cause)
             if error is None:
                 raise
-            if not writing and (type(error) is not SinkUnavailable or error.suspect):
+            if not writing and (type(error) is not SinkUnavailable or error.unknown_code):
                 error = SinkUnavailable(str(error), code=error.code)
             if error is cause:
                 raise error from error.__cause__
@@ -433,7 +433,7 @@ def _error(fault: Fault) -> SinkError:
         case Blame.CONFLICT:
             return SinkConflict(fault.message, code=fault.code)
         case _:
-            return SinkUnavailable(fault.message, code=fault.code, suspect=fault.blame is Blame.UNKNOWN)
+            return SinkUnavailable(fault.message, code=fault.code, unknown_code=fault.blame is Blame.UNKNOWN)
 
 
 def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list[Row]]]:
@@ -444,7 +444,7 @@ def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list
     """
     shapes = [*dict.fromkeys(map(type, rows))]
     groups: dict[type[Row], list[Row]] = {shape: [] for shape in shapes}
-    if len(shapes) == 1:  # as it mostly is
+    if len(shapes) == 1:  # the usual case
         groups[shapes[0]] = [*rows]
     else:
         for row in rows:
@@ -460,7 +460,7 @@ def needed_columns(table: Table) -> list[Column[Any]]:
 
 
 def _with_stored_extra(connection: Connection, kind: Kind, rows: Sequence[Row]) -> list[Row]:
-    """Copies of the rows, whose ``extra`` is what the table shall hold.
+    """Copies of the rows, with the ``extra`` that the table must hold afterwards.
 
     It merges name by name, which no statement can say for every database. The rows read stay locked until the commit,
     so another writer cannot come between.
@@ -482,17 +482,17 @@ def _with_stored_extra(connection: Connection, kind: Kind, rows: Sequence[Row]) 
 
 
 def updated(kind: Kind, fields: Sequence[str]) -> list[str]:
-    """Those of ``fields`` that change in a row which is there already."""
+    """Those of ``fields`` that an update changes in a stored row."""
     return [name for name in fields if name not in (*KEYS[kind], "created_at")]
 
 
 def quoted(name: str) -> str:
-    """A name as standard SQL spells it."""
+    """A quoted name in standard SQL."""
     return f'"{name}"'
 
 
 def on_conflict(kind: Kind, fields: Sequence[str]) -> str:
-    """The clause that makes of an INSERT an upsert, in PostgreSQL and SQLite."""
+    """The clause that turns an INSERT into an upsert, in PostgreSQL and SQLite."""
     changes = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in updated(kind, fields))
     return f"ON CONFLICT ({', '.join(map(quoted, KEYS[kind]))}) DO UPDATE SET {changes}"
 

@@ -29,9 +29,9 @@ from tornado_persist.sinks.sql import (
 from tornado_persist.sinks.tables import TABLES, dump_json
 from tornado_persist.sinks.walguard import WALGuard
 
-#: Primary result codes that depend on the row; triggers' RAISE is among the constraints.
+#: Primary result codes that depend on the row; a trigger's RAISE counts as a constraint.
 _ROWS = {sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH}
-#: The other ones that say what is wrong. SQLITE_ERROR does not.
+#: Primary result codes of the server. SQLITE_ERROR may mean either.
 _SERVER = {
     *(sqlite3.SQLITE_INTERNAL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_ABORT, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
     *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR),
@@ -44,8 +44,8 @@ RETRY_EVERY = 0.01
 #: Rows of one statement.
 _STATEMENTS = (512, 64, 8, 1)
 
-#: How the messages of SQLITE_ERROR read when a statement does not fit the schema. Other ones come from functions, in
-#: triggers and in indexes on expressions ("malformed JSON"), and may depend on the row.
+#: Messages of SQLITE_ERROR when a statement does not fit the schema. Others come from functions in triggers and in
+#: indexes on expressions ("malformed JSON"), and may depend on the row.
 _SCHEMA = re.compile(
     r"no such |near |cannot |unable to |unsafe use of |ON CONFLICT clause |table \S+ (has no column|may not)"
 )
@@ -90,19 +90,19 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
             # Without isolation_level the driver begins no transactions by itself; see below.
             connect_args={"timeout": LOCK_TIMEOUT, "isolation_level": None, "check_same_thread": False},
         )
-        # Takes the write lock, or waits for it, at the start: one that begins as a reader may be refused later on
+        # Takes the write lock at the start, or waits for it: a transaction that begins as a reader may be refused later
         # without waiting.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         return engine
 
     def _set_up(self, connection: Connection) -> None:
         driver = _driver(connection)
-        # Who changes the mode while another one does may be refused without having waited for the lock.
+        # If another process changes the mode at the same time, SQLite may refuse without waiting for the lock.
         deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
-                # Where WAL is not to be had (some network file systems) SQLite stays with its rollback journal, durable
-                # too.
+                # Where WAL is not available (some network file systems) SQLite keeps its rollback journal, which is
+                # durable too.
                 driver.execute("PRAGMA journal_mode = WAL").close()
                 break
             except sqlite3.OperationalError as exc:
@@ -123,7 +123,7 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         )
 
     def _before_use(self, connection: Connection) -> None:
-        # SQLite would go on writing to a file that has lost its name, and all of it would vanish at the end.
+        # SQLite would go on writing to a deleted file, and all of it would be lost.
         self._guard.look(_driver(connection))
 
     def write(self, batch: Batch) -> None:
@@ -144,9 +144,8 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         most = driver.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(fields)
         values = _values(kind, fields, rows)
         left = len(rows)
-        # Many rows a statement, because the driver releases the GIL for each statement, and under load waits to get it
-        # back: one row a statement took fifty times as long. Few sizes, because the driver keeps the statements that it
-        # has prepared.
+        # Many rows in a statement: the driver releases the GIL for each statement, and under load waits to get it back.
+        # One row in a statement took fifty times as long. Few sizes, because the driver caches prepared statements.
         for size in _STATEMENTS:
             if size <= most:
                 statement = head + ", ".join([one] * size) + tail
@@ -170,7 +169,7 @@ def _blame(code: int | None, message: str) -> Blame:
         return Blame.CONFLICT
     primary = code & 0xFF
     if code == sqlite3.SQLITE_CONSTRAINT_NOTNULL:
-        # "NOT NULL constraint failed: table.column": of a column that no row of ours can fill, the schema's fault.
+        # "NOT NULL constraint failed: table.column": a column that none of our rows has is the schema's fault.
         table, _, column = message.rpartition(": ")[2].partition(".")
         ours = any(column in known.c for known in TABLES.values() if known.name == table)
         return Blame.ROWS if ours else Blame.SERVER

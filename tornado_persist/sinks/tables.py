@@ -1,4 +1,4 @@
-"""The two tables, once for every database, and how each database spells their types."""
+"""The two tables, for every database, and the name of each type in each database."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def dump_json(value: Any) -> str:
-    """JSON as every database here takes it; free JSON of a row is text already.
+    """JSON that every database here accepts; free JSON of a row is text already.
 
     Raises:
         BatchRejected: JSON cannot say ``value`` (NaN, a number of thousands of digits, nested too deep).
@@ -130,7 +130,7 @@ SESSIONS = Table(
 TASKS = Table(
     "translation_tasks",
     METADATA,
-    # In this order the primary key also serves whoever asks for the tasks of a session.
+    # In this order the primary key also serves queries for the tasks of a session.
     Column("session_id", KeyType, primary_key=True),
     Column("task_id", KeyType, primary_key=True),
     _required("batch_id", KeyType()),

@@ -4,9 +4,9 @@ SQLite takes any valid ``-wal`` beside a database for that database's own. After
 If the database is a restored backup by then, replaying the WAL makes a mixture of both, which is corrupt.
 
 So the header of the database gets a new number every minute in which rows are written (its ``application_id``), and the
-file ``-id`` beside it has the two numbers that the file may have: the one before and the new one, of which a checkpoint
-copies the second from the WAL. A backup has an older number. One of the last minute that was moved here, and not copied
-over the file, is told by its inode.
+file ``-id`` beside it has the two numbers that the file may have: the previous one, and the new one after a
+checkpoint. A backup has an older number. A backup of the last minute that was moved here, not copied over the file, is
+recognised by its inode.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tornado_persist.files import fsync_directory, open_private, write_all
 
 #: Seconds from one number to the next.
 RENEW_EVERY = 60.0
-#: Where the header of a database has the number.
+#: Place of the number in a database's header.
 _OFFSET, _SIZE = 68, 4
 
 Identity = list[int]
 
 
 class WALGuard:
-    """Of one database file. It may be used while the database is open, but begins before and ends after that."""
+    """Guards one database file: call begin() before the database is opened, and end() after it was closed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -126,7 +126,7 @@ class WALGuard:
         return int.from_bytes(os.pread(self._fd, _SIZE, _OFFSET), "big")
 
     def _set_aside(self) -> Path:
-        """Rename the WAL, which SQLite would replay. What belongs to it is of no use without it."""
+        """Rename the WAL, so that SQLite does not replay it. Deletes the files that are useless without it."""
         aside = self._wal.with_name(f"{self._wal.name}.{time.time_ns()}")
         with contextlib.suppress(FileNotFoundError):
             self._wal.rename(aside)

@@ -83,7 +83,7 @@ class Totals:
     #: Rows set aside at the door: accepted and rejected at once, beside the other numbers, and never in the journal.
     set_aside: dict[Kind, int] = field(default_factory=zeros)
 
-    def settled(self, accepted: Mapping[Kind, int]) -> dict[str, dict[Kind, int]]:
+    def at_checkpoint(self, accepted: Mapping[Kind, int]) -> dict[str, dict[Kind, int]]:
         """The totals once none of these ``accepted`` rows is pending, as the journal's cursor keeps them.
 
         ``merged`` is the rest: accepted rows that were neither written nor rejected.
@@ -94,7 +94,7 @@ class Totals:
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Totals:
-        """From the result of :meth:`settled`; missing numbers are 0."""
+        """From the result of :meth:`at_checkpoint`; missing numbers are 0."""
         return cls(
             **{
                 name: {kind: int(kept.get(name, {}).get(kind, 0)) for kind in KINDS}
@@ -184,7 +184,7 @@ class Metrics:
         self.recovered = zeros()
         self.lost = zeros()
         self.registry = registry = CollectorRegistry()
-        # By handler class, method and status: never by URL, of which there is no end.
+        # By handler class, method and status: never by URL, whose number is unlimited.
         self.requests = Counter(
             "persistd_http_requests",
             "Requests answered, by handler class.",
@@ -246,7 +246,7 @@ class Metrics:
         self.incidents.add("lost", f"Accepted rows ({kind}) were lost to damage of the journal", at, count=rows)
 
     def accepted(self, kind: Kind) -> int:
-        """Rows accepted since the process started; never goes down, whatever is lost afterwards."""
+        """Rows accepted since the process started; never goes down, even if rows are lost afterwards."""
         gained = self.totals.accepted[kind] - self._at_start.accepted[kind] + self._set_aside(kind)
         return gained - self.recovered[kind] + self.lost[kind]
 

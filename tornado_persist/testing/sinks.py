@@ -111,7 +111,7 @@ class FlakySink(MemorySink):
         #: A batch with a row that has one of these ids is rejected.
         self.refused: set[str] = set()
         #: A batch with a row that has one of these ids fails with a code that nobody knows (``SinkUnavailable``,
-        #: ``suspect``).
+        #: ``unknown_code``).
         self.suspected: set[str] = set()
         #: The methods called, in order.
         self.calls: list[str] = []
@@ -160,7 +160,7 @@ class FlakySink(MemorySink):
                     raise BatchRejected(f"{id} is refused", code="refused")
             for id in ids:
                 if id in self.suspected:
-                    raise SinkUnavailable(f"something is odd about {id}", code="odd", suspect=True)
+                    raise SinkUnavailable(f"something is odd about {id}", code="odd", unknown_code=True)
         except SinkConflict:
             raise
         except SinkUnavailable:
