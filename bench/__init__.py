@@ -1,1 +1,1 @@
-"""The service measured beside what people write by hand, and beside what its sinks can take; see README.rst."""
+"""Measures the service beside a handwritten one, and beside the limits of its sinks; see README.rst."""

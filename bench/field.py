@@ -1,4 +1,4 @@
-"""Who takes part for one sink: the service beside its peers or another checkout, each with a place of its own."""
+"""The contenders for one sink: the service beside its peers or another checkout, each with its own storage."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Field:
         return contenders
 
     def peer(self) -> list[Contender]:
-        """What people would take instead; nothing beside another checkout, or for JSON lines."""
+        """The usual alternative; none beside another checkout, or for JSON lines."""
         if self.other or self.sink == "jsonl":
             return []
         directory = self._directory()

@@ -21,7 +21,7 @@ from typing import Any
 from bench.load import Load
 from bench.rows import bodies, lives
 
-#: It gives up after so many seconds without an answer.
+#: Seconds without an answer after which it gives up.
 SILENCE = 120
 #: Seconds within which everything must have been flushed.
 FLUSH_PATIENCE = 300
@@ -74,7 +74,7 @@ class Connection:
 
 
 class Tally:
-    """What the answers were."""
+    """Counts of the answers."""
 
     def __init__(self) -> None:
         self.latencies: list[float] = []

@@ -1,4 +1,4 @@
-"""What a service is told to take, and how it took it."""
+"""The load sent to a service, and the result."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SPACE = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Rows to send, and how."""
+    """The rows to send, and how to send them."""
 
     first: int  #: the number of the first row
     count: int  #: rows, or tasks whose three updates are sent
     batch: int = 500  #: rows in a request
     lives: bool = False  #: three updates of each task
     connections: int = 8
-    rate: float | None = None  #: rows a second to send at, whatever the answers do; None: as fast as answers come
+    rate: float | None = None  #: rows a second to send at, regardless of the answers; None: as fast as answers come
     flush: bool = True  #: POST a flush at the end, which belongs to the time
 
     @property

@@ -78,7 +78,7 @@ class Service(ABC):
         self.process.wait(PATIENCE)
 
     def job(self) -> dict[str, Any]:
-        """What the load generator has to know."""
+        """The job for the load generator."""
         names = ("port", "path", "flush_path", "list_name", "headers")
         return {"host": "127.0.0.1", **{name: getattr(self, name) for name in names}}
 
@@ -139,7 +139,7 @@ class Handwritten(Service):
         super().__init__("handwritten", directory)
 
     def command(self) -> list[str]:
-        # Without a line of log for each request, as it would be run.
+        # Without an access log, as in production.
         uvicorn = [sys.executable, "-m", "uvicorn", "bench.peers.handwritten:app", "--log-level", "warning"]
         return [*uvicorn, "--host", "127.0.0.1", "--port", str(self.port)]
 

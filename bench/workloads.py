@@ -1,4 +1,4 @@
-"""What is measured. All contenders get the same rows in each round, in turn, and another one begins each round."""
+"""The workloads. All contenders get the same rows in each round, in turn, and another one begins each round."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ class Server(ABC):
         return f"{self.scheme}://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{name}"
 
     def drop(self, url: str) -> None:
-        """Drop the database of ``url``, whoever is still connected. Starts or resumes the server if need be."""
+        """Drop the database of ``url``, even with open connections. Starts or resumes the server if need be."""
         self.start()
         self._drop(database_of(url))
 

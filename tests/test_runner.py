@@ -1,4 +1,4 @@
-"""A sink on its own thread: opened when needed, opened anew after an outage, given up when it hangs."""
+"""A sink on its own thread: opened when needed, reopened after an outage, abandoned when it hangs."""
 
 from __future__ import annotations
 

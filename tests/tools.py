@@ -25,7 +25,7 @@ class ToolMissing(Exception):
 class Tool:
     """One needed program."""
 
-    #: Said to whoever has to install it by hand.
+    #: The hint for installing it by hand.
     title: str
     #: All of them have to be there.
     programs: tuple[str, ...]
@@ -166,7 +166,7 @@ def require(program: str) -> Path:
 
 
 def missing(path: str | None = None, directories: Sequence[str] = DIRECTORIES) -> list[Tool]:
-    """The tools of which some program is not found."""
+    """The tools with a missing program."""
     return [tool for tool in TOOLS if any(find(program, path, directories) is None for program in tool.programs)]
 
 

@@ -1,1 +1,1 @@
-"""What the service is compared with."""
+"""Other services for comparison."""

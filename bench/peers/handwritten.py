@@ -1,4 +1,4 @@
-"""The service that people write by hand: FastAPI and pydantic, a list, a lock, a timer, and an ``executemany`` upsert.
+"""A typical handwritten service: FastAPI and pydantic, a list, a lock, a timer, and an ``executemany`` upsert.
 
 Nothing is durable before the flush, and a field that is left out becomes null::
 

@@ -58,12 +58,12 @@ class Record:
         self._lock = threading.Lock()
 
     def sending(self, rows: list[Fields]) -> None:
-        """To be called before a request goes out."""
+        """Call it before a request is sent."""
         with self._lock:
             self.sent += len(rows)
 
     def answered(self, kind: Kind, rows: list[Fields], status: int, at: datetime | None) -> None:
-        """There was an answer: 200 with the accept time, or a refusal, by which nothing was taken."""
+        """There was an answer: 200 with the accept time, or a refusal, which stored nothing."""
         with self._lock:
             if status == 200:
                 self.acknowledged += len(rows)
@@ -73,7 +73,7 @@ class Record:
                 self._update(kind, [], None, certain=True)
 
     def unanswered(self, kind: Kind, rows: list[Fields]) -> None:
-        """There was none, and never will be."""
+        """There is no answer, and there will be none."""
         with self._lock:
             self._update(kind, rows, None, certain=False)
 
@@ -83,7 +83,7 @@ class Record:
         return self.sent - self.acknowledged - self.refused
 
     def _update(self, kind: Kind, rows: list[Fields], at: datetime | None, *, certain: bool) -> None:
-        # What happened to a batch happened to all of it; so a key that occurs twice in it goes through both rows.
+        # A batch is all or nothing, so a key that occurs twice in it gets both updates or none.
         updates: dict[tuple[str, ...], list[Fields]] = {}
         for update in rows:
             updates.setdefault(key_of(kind, update), []).append(update)
@@ -173,7 +173,7 @@ class Client:
 
 
 class Load:
-    """Clients in threads. May be started and stopped often; the record goes on::
+    """Clients in threads. It may be started and stopped several times; the record is kept::
 
         load = Load(service, seed=1)
         with load:

@@ -1,4 +1,4 @@
-"""Rows that a real database refuses: they alone are put aside, once each, and all others are stored."""
+"""Rows that a real database rejects: only these are set aside, once each, and all others are stored."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tornado_persist.testing import FlakySink, Stored
 
 MANUAL = "[buffer]\nflush_interval = 3600\ncapacity = 1000000\n"
 ROWS = 5000
-#: What no longer fits into the table once :meth:`Place.forbid` was called.
+#: Rows that the table rejects after :meth:`Place.forbid`.
 FORBIDDEN = "forbidden"
-#: What is said when a crash came after rows were put aside and before the journal knew.
+#: The log line after a crash between setting rows aside and writing the cursor.
 CUT = "rejected rows that will be tried again cut off"
 
 
 class Place(ABC):
-    """A database that the service writes to, as its owner sees it, who may change the tables."""
+    """A database that the service writes to, with its owner's right to change the tables."""
 
     #: The driver's code for a row that breaks the rule.
     code: str
@@ -64,7 +64,7 @@ class Place(ABC):
             self.execute(f"ALTER TABLE {TABLES[kind]} DROP CONSTRAINT rule_{kind}")
 
     def refused(self) -> int:
-        """How many writes the database has refused for breaking a rule, as it counts them itself; 0 if it does not."""
+        """How many writes the database has refused for breaking a rule, by its own count; 0 if it has none."""
         return 0
 
     def end_writers(self) -> int:
@@ -228,7 +228,7 @@ def test_seven_bad_rows_of_five_thousand_are_put_aside_and_all_others_stored(pla
         assert [line["rows"] for line in service.log("rows rejected")] == [7]
         assert_settled(service, accepted=ROWS + 1, rejected=7)
         assert service.http.get("/health").status_code == 200, "a bad row is no outage"
-        # The rule goes, and what was put aside is sent again.
+        # The rule is dropped, and the rows set aside are sent again.
         place.allow()
         send(service, "task", [entry["row"] for entry in entries])
         assert service.flush()["tasks_written"] == 7
@@ -289,7 +289,7 @@ def test_a_crash_while_rows_are_put_aside_leaves_each_there_once(
                 rows[number] = bad("task", f"{round}-{number}")
             send(service, "task", rows)
             if round % 2:
-                # Somebody has repaired those rows, and takes them away; the file begins anew.
+                # An operator has repaired those rows and moves the file away; a new one is started.
                 file.unlink()
                 wanted.clear()
             wanted += [f"{round}-{number}" for number in (3, 50, 99)]
@@ -368,7 +368,7 @@ def test_connections_that_end_during_the_search_for_bad_rows_change_nothing_of_i
             "task",
             [bad("task", key) if key in wanted else task(key) for key in (f"{n:04}" for n in range(ROWS))],
         )
-        # The flush fails then, and the next one goes on with what is left.
+        # Then the flush fails, and the next one continues with the rest.
         ended = 0
         flushing = threading.Thread(target=lambda: httpx.post(f"{service.url}/api/v1/persistence/flush", timeout=60))
         flushing.start()
@@ -388,7 +388,7 @@ def test_connections_that_end_during_the_search_for_bad_rows_change_nothing_of_i
 
 
 class PickySink(FlakySink):
-    """Refuses some tasks, in a way of one's choice."""
+    """Refuses some tasks, in a chosen way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -439,7 +439,7 @@ async def test_an_outage_with_rows_at_hand_that_would_be_refused_puts_none_of_th
         await it.add(*(f"{number}" for number in range(1000)))
         for _ in range(20):
             assert (await it.flusher.flush_once()).error is not None
-        # After a failure few rows are tried, and what comes before the row in question goes through.
+        # After a failure few rows are tried, so the rows before the bad one are written.
         assert it.pending() == 1000 - len(it.stored())
         assert int(max(it.stored(), key=int)) < 17
         assert sink.calls.count("refused") == 20, "one try each: an outage is not bisected"

@@ -18,7 +18,7 @@ CONFIG = "[buffer]\ncapacity = 1000000\nflush_interval = 0.5\n"
 
 
 def negatives(value: object, path: str = "") -> list[str]:
-    """Where a number below zero stands in an answer."""
+    """The places of negative numbers in an answer."""
     if isinstance(value, dict):
         return [found for name, item in value.items() for found in negatives(item, f"{path}.{name}")]
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Disks that are full or fail: what cannot be kept is refused, what was acknowledged stays, it goes on by itself."""
+"""Full and failing disks: what cannot be kept is refused, acknowledged rows stay, and the service recovers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Bulky(Client):
 
 
 class Database:
-    """An SQLite file on another disk than the service's data, and down for as long as something else has its place."""
+    """An SQLite file on another disk than the service's data; it is down while its path is occupied."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "elsewhere" / "persist.db"
@@ -104,7 +104,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path, database: Database) -> 
 
 
 def refuses(service: Persistd) -> None:
-    """Not ready, alive, and it says when to come again."""
+    """Not ready, but alive, and it says when to retry."""
     response = service.post("task", task("refused", source_text="长" * 5000))
     assert response.status_code == 503
     assert response.json()["status"] == "rejected"
@@ -115,8 +115,8 @@ def refuses(service: Persistd) -> None:
     assert service.http.get("/health/live").status_code == 200
 
 
-def settled(service: Persistd, load: Load, database: Database) -> None:
-    """All is written by itself, it balances, and it is what the clients have in mind."""
+def assert_all_written(service: Persistd, load: Load, database: Database) -> None:
+    """All rows are written without a flush request, the accounting balances, and the clients' record agrees."""
     wait_until(lambda: service.stats()["accounting"]["pending"] == 0, "the flush")
     balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
     load.record.check(read_sqlite(database.path))
@@ -124,7 +124,7 @@ def settled(service: Persistd, load: Load, database: Database) -> None:
 
 
 def deleted_but_open(service: Persistd) -> list[str]:
-    """Files that have no name any more and still take up room, since the process has them open."""
+    """Deleted files that still take up space because the process has them open."""
     links: list[str] = []
     for entry in Path(f"/proc/{service.process.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed just now
@@ -143,7 +143,7 @@ def test_a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room(
         refuses(service)
         assert "No space left" in service.log_text() or "File too large" in service.log_text()
 
-        # A full disk is no reason not to start, and what waits is there.
+        # The service starts with a full disk, and still has the waiting rows.
         service.kill()
         service.start()
         balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
@@ -154,14 +154,14 @@ def test_a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room(
         with load:
             disk.make_room(service)
             load.wait_for(100)
-        # A small disk may just have been full again: the clients may be faster than the flush.
+        # A small disk may be full again: the clients may be faster than the flush.
         wait_until(lambda: service.http.get("/health/ready").status_code == 200, "readiness")
         database.come_back()
-        settled(service, load, database)
+        assert_all_written(service, load, database)
         service.kill()
         service.start()
         service.flush()
-        settled(service, load, database)
+        assert_all_written(service, load, database)
 
 
 def test_released_journal_space_is_free_at_once(tmp_path: Path, database: Database) -> None:
@@ -186,7 +186,7 @@ def test_a_full_journal_refuses_until_the_database_is_back(tmp_path: Path, datab
         assert "The journal is full" in service.http.get("/health/ready").json()["detail"]
         assert service.stats()["journal"]["bytes"] <= 300_000
         assert sum(file.stat().st_size for file in (service.data_dir / "journal").glob("*.seg")) <= 300_000
-        # The full journal is read back when it starts anew, and is as full as before.
+        # A restart reads the full journal back, and it is as full as before.
         service.kill()
         service.start()
         balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
@@ -194,7 +194,7 @@ def test_a_full_journal_refuses_until_the_database_is_back(tmp_path: Path, datab
             load.wait_for(20, status=503)
             database.come_back()
             load.wait_for(100)
-        settled(service, load, database)
+        assert_all_written(service, load, database)
         assert service.http.get("/health/ready").status_code == 200
         assert service.wait_for_log("journal has room again")
 

@@ -36,7 +36,7 @@ LOOK_EVERY = 5
 
 @dataclass(frozen=True)
 class Place:
-    """A sink as the tests need it."""
+    """A sink for the tests."""
 
     name: str
     table: str
@@ -93,7 +93,7 @@ def killed_under_load(
     usual = 1.0
     for number in range(1, rounds + 1):
         with load:
-            # Not before each client had an answer, or nothing would be at risk.
+            # Only after each client had an answer, or nothing would be at risk.
             load.wait_for(4)
             moment()
             service.kill()
@@ -110,13 +110,13 @@ def killed_under_load(
 
 
 def no_errors(service: Persistd) -> None:
-    """The log tells of no fault: a killed process damages nothing."""
+    """The log has no errors: a killed process damages nothing."""
     assert "Traceback" not in service.log_text()
     assert [line for line in service.log() if line["level"] == "error"] == []
 
 
 def each_line_once(data_dir: Path) -> int:
-    """No line is torn or there twice; how many there are."""
+    """Check that no line is torn or duplicated; returns their number."""
     lines: Counter[tuple[Kind, tuple[str, ...], str]] = Counter()
     for kind in KINDS:
         content = (data_dir / "jsonl" / f"{PLURALS[kind]}.jsonl").read_bytes()

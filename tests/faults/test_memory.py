@@ -1,4 +1,4 @@
-"""A long outage costs disk and not memory, and what has waited is written in the order of its acceptance."""
+"""A long outage costs disk and not memory, and waiting rows are written in the order of acceptance."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def accounting(service: Persistd) -> dict[str, int]:
 
 
 class Reader:
-    """Somebody who looks at the table all the time, and must see the first so many rows, never a gap."""
+    """A reader that queries the table all the time, and must see the rows from the first on, without a gap."""
 
     def __init__(self, server: Server, url: str) -> None:
         self._connect: Callable[[], Any] = (
@@ -144,14 +144,14 @@ def test_an_outage_costs_disk_and_not_memory_and_then_all_is_written_in_order(
         reader = Reader(server, url)
         began = time.monotonic()
         with reader.watching():
-            # What comes now has to wait for what was there before.
+            # New rows wait behind the earlier ones.
             send(service, range(count, count + extra))
             wait_for_drain(service)
         drain = time.monotonic() - began
         assert reader.seen[-1] == count + extra
         assert len(reader.seen) > 3, "the reader saw it grow"
-        settled = {"accepted": count + extra, "written": count + extra}
-        assert accounting(service) == settled | {"merged": 0, "rejected": 0, "pending": 0}
+        expected = {"accepted": count + extra, "written": count + extra}
+        assert accounting(service) == expected | {"merged": 0, "rejected": 0, "pending": 0}
         wait_until(lambda: service.stats()["journal"]["records"] == 0, "the journal's space to be given up")
         peak = megabytes(service, "VmHWM") - idle
         assert peak < most, f"{peak:.0f} MB more than idle"
@@ -177,7 +177,7 @@ def test_a_crash_in_a_long_outage_changes_neither_the_memory_nor_the_order(
         server.start()
         reader = Reader(server, url)
         with reader.watching():
-            # And again, while the database takes what has waited.
+            # And again, while the database receives the waiting rows.
             wait_until(lambda: accounting(service)["written"] > 0, "the first rows")
             service.kill()
             service.start()

@@ -116,7 +116,7 @@ def wait_for_rows(load: Load, rows: int) -> None:
 
 
 def assert_all_written(service: Persistd, load: Load, stored: Callable[[], Stored]) -> None:
-    """Without being told the service writes all that was acknowledged, and it acknowledged all that was sent."""
+    """The service writes all acknowledged rows by itself, and has acknowledged all rows sent."""
     wait_until(lambda: service.stats()["accounting"]["pending"] == 0, "the backlog to be written")
     load.record.check(stored())
     assert load.readings > 0
@@ -128,7 +128,7 @@ def assert_all_written(service: Persistd, load: Load, stored: Callable[[], Store
 
 
 def assert_balance(stats: dict[str, Any]) -> None:
-    """Promise 4, when nothing else goes on."""
+    """Promise 4, while nothing else runs."""
     rows = stats["accounting"]
     assert rows["accepted"] == sum(rows[term] for term in TERMS), rows
 
@@ -136,7 +136,7 @@ def assert_balance(stats: dict[str, Any]) -> None:
 def assert_calm_log(service: Persistd, *, outages: int) -> None:
     """Two lines for each outage, none of them of a bug; the password is in no line, and no row was put aside."""
     for line in service.log_text().splitlines():
-        entry = json.loads(line)  # whatever is not ours is no JSON: a traceback, a library's warning
+        entry = json.loads(line)  # anything else is not JSON: a traceback, a library's warning
         assert "exception" not in entry, entry
         assert entry["level"] in ("debug", "info", "warning"), entry
     assert PASSWORD not in service.log_text()
@@ -255,7 +255,7 @@ def test_a_backend_ended_in_mid_write_costs_nothing_but_the_time(
 def refuse_and_allow(
     service: Persistd, refuse: Callable[[], object], allow: Callable[[], object], stored: Callable[[], Stored]
 ) -> None:
-    """What is accepted while every write is refused is tried again, for as long as it takes, and nothing is dropped."""
+    """Rows accepted while every write is refused are retried until they are written, and none is dropped."""
     expected = nothing()
 
     def send(kind: Kind, *rows: Fields) -> None:
@@ -314,7 +314,7 @@ def test_a_missing_table_is_an_outage(server: Server, url: str, tmp_path: Path, 
         )
 
 
-def test_a_table_dropped_while_the_service_runs_is_made_anew(server: Server, url: str, tmp_path: Path) -> None:
+def test_a_table_dropped_while_the_service_runs_is_created_again(server: Server, url: str, tmp_path: Path) -> None:
     with Persistd(tmp_path, config(server, url, MANUAL)) as service:
         service.post("task", task("before"))
         service.flush()
@@ -347,11 +347,11 @@ def test_missing_rights_are_an_outage(server: Server, url: str, tmp_path: Path) 
         refuse_and_allow(service, refuse, lambda: server.admin(given, database), lambda: read(server, url))
 
 
-# A ping goes through, and a write does not
+# A ping works, and a write does not
 
 
 def watch(service: Persistd, seconds: float) -> set[int]:
-    """What /health answers in so many seconds, asked all the time."""
+    """The answers of /health during so many seconds."""
     deadline, seen = time.monotonic() + seconds, set()
     while time.monotonic() < deadline:
         seen.add(service.http.get("/health").status_code)
@@ -426,7 +426,7 @@ def test_a_backlog_of_more_rows_than_a_time_limit_allows_drains(
         assert [line for line in service.log("flush failed") if line["code"] != "57014"] == []
 
 
-# Somebody else is in the way
+# Another writer holds locks
 
 
 def test_a_deadlock_is_tried_again_at_once(server: Server, url: str, tmp_path: Path) -> None:
@@ -456,7 +456,7 @@ def test_a_deadlock_is_tried_again_at_once(server: Server, url: str, tmp_path: P
 
 
 def connect_other(server: Server, url: str) -> Any:
-    """A connection of somebody else's, in a transaction, who never gives in first."""
+    """Another client's connection, in a transaction that is never the deadlock victim."""
     if isinstance(server, MariaDB):
         other = connect_mysql(url)
         other.autocommit(False)

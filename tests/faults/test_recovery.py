@@ -1,4 +1,4 @@
-"""What a start makes of files that are not as they were left: it begins, or refuses, with one clear line."""
+"""A start with changed or damaged files: it works, or refuses with one clear line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def segments(data_dir: Path) -> list[Path]:
 
 
 def said(service: Persistd) -> list[tuple[str, str]]:
-    """Level and event of all that was said louder than info."""
+    """Level and event of all log lines above info."""
     assert "Traceback" not in service.log_text()
     return [(line["level"], line["event"]) for line in service.log() if line["level"] not in ("debug", "info")]
 
@@ -72,7 +72,7 @@ def stored(service: Persistd) -> list[str]:
 
 
 def goes_on(service: Persistd) -> None:
-    """It takes batches, and the next start finds nothing amiss."""
+    """It accepts batches, and the next start reports nothing."""
     before = said(service)
     assert service.post("task", task("after")).status_code == 200
     service.kill()

@@ -1,4 +1,4 @@
-"""Whatever goes wrong with a database, its password stands in no output, no log line, no answer and no file."""
+"""After any database error, the password appears in no output, log line, answer or file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.servers import MariaDB, Postgres
 from tornado_persist import cli
 from tornado_persist.telemetry import redaction
 
-#: As it is, and in each way in which a URL may write it. It is in no word that is said anyway.
+#: Plain, and in each form that a URL may have. It is part of no other word.
 PASSWORD = "Zw#eb/el qu:ark"
 FORMS = (PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD), PASSWORD.replace(" ", "+"), "Zw", "qu:ark", "qu%3A")
 ENCODED = quote(PASSWORD, safe="")

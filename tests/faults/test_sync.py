@@ -26,7 +26,7 @@ _UNFINISHED = " <unfinished ...>"
 
 @dataclass
 class Call:
-    """One system call: the places in the trace where it began and ended, its file or socket, and what it said."""
+    """One system call: the places in the trace where it began and ended, its file or socket, and its result."""
 
     name: str
     target: str

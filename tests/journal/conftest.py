@@ -13,7 +13,7 @@ from tornado_persist.journal import writer
 
 @pytest.fixture(autouse=True)
 def events() -> Iterator[Events]:
-    """What is logged; any warning that the test has not taken out of it fails the test."""
+    """The log; a warning that the test does not take out of it fails the test."""
     with structlog.testing.capture_logs() as captured:
         found = Events(captured)
         yield found
@@ -28,5 +28,5 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What failed is tried again at once, so that no test waits for the second."""
+    """Retry failures at once, so that no test waits a second."""
     monkeypatch.setattr(writer, "TRY_EVERY", 0.005)

@@ -1,4 +1,4 @@
-"""The cursor is the old one or the new one, whatever happens, and asks for no room."""
+"""After any crash the cursor is the old one or the new one, and a write needs no free space."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cursor(tmp_path: Path) -> Cursor:
 
 
 def again(cursor: Cursor) -> Cursor:
-    """As the next process has it."""
+    """The cursor as the next process reads it."""
     return Cursor(cursor.path.parent)
 
 
@@ -155,7 +155,7 @@ def test_when_the_disk_fails_the_old_one_stays_and_the_same_half_is_written_agai
     for seq in (6, 7):
         with pytest.raises(OSError, match="Input/output error"):
             cursor.write(Checkpoint(seq, {}))
-        # The one that is on the disk is not touched, whatever the system shows of the other.
+        # The one on the disk is not touched, even if the system shows the other one as well.
         assert cursor.path.read_bytes()[before[5] : before[5] + HALF] == old
     disk.heal()
     cursor.write(Checkpoint(8, {}))

@@ -31,7 +31,7 @@ def recovered(driver: Driver, events: Events) -> None:
 
 
 def copy_files(driver: Driver, copy: Path) -> None:
-    """What another process would find, were this one killed now."""
+    """Copy what another process would find if this one were killed now."""
     (copy / "journal").mkdir(parents=True)
     for path in driver.directory.iterdir():
         with contextlib.suppress(FileNotFoundError):  # a probe is over
@@ -172,7 +172,7 @@ def test_what_cannot_be_cut_is_void_by_the_next_segment(tmp_path: Path, disk: Di
         # Killed now, with an empty segment alone to say so:
         assert after_a_crash(driver, tmp_path / "two", events) == [b"a", b"b"]
         assert events.one("journal tail cut off")["reason"] == "void: the next segment begins before it"
-        with Driver(tmp_path / "two") as again:  # and it is gone for good
+        with Driver(tmp_path / "two") as again:  # and it does not come back
             assert again.bodies() == [b"a", b"b"]
         assert driver.append(b"c") == [3]
         assert driver.bodies() == [b"a", b"b", b"c"]
@@ -425,7 +425,7 @@ def replace_directory(driver: Driver) -> None:
 
 @contextlib.contextmanager
 def unwatched(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Else it may be mended before the next batch comes."""
+    """Otherwise it may be repaired before the next batch."""
     with monkeypatch.context() as patch:
         patch.setattr(driver.journal._writer, "_look_after_files", lambda: None)
         driver.append(b"")  # a look that was at work is over

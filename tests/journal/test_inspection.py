@@ -1,4 +1,4 @@
-"""The look from outside sees what a start would, changes nothing, and bears a journal that changes under it."""
+"""An inspection sees what a start would, changes nothing, and copes with a journal that changes meanwhile."""
 
 from __future__ import annotations
 

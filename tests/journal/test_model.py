@@ -1,4 +1,4 @@
-"""The journal against a plain dict: whatever happens in whatever order, what was promised is replayed, in order.
+"""The journal against a plain dict: after any sequence of events, acknowledged records are replayed in order.
 
 A crash is a copy of the directory in which each file is cut somewhere between what was synced and what was written,
 taken at any moment: also between a group's write and its sync, and between a failure and its repair. The syncs
@@ -76,7 +76,7 @@ class FakeDisk:
 
 
 class Picture:
-    """The directory at one moment, and what of it was sure to outlast a power cut."""
+    """The directory at one moment, and the part of it that survives a power cut."""
 
     def __init__(self, driver: Driver, target: Path) -> None:
         state = driver.journal._state
@@ -141,7 +141,7 @@ class Machine(RuleBasedStateMachine):
         return Picture(self.driver, self.fresh_path())
 
     def reopen(self, path: Path) -> dict[int, bytes]:
-        """Start there, and say what is replayed."""
+        """Start there, and return what is replayed."""
         self.driver = Driver(path, **self.options)
         assert self.driver.checkpoint.seq >= self.released
         self.released = self.driver.checkpoint.seq
@@ -154,7 +154,7 @@ class Machine(RuleBasedStateMachine):
             line for line in self.events if line["event"] in ("journal record damaged", "journal records missing")
         ]
 
-    # What may happen
+    # Events
 
     @rule(sizes=sizes)
     def append(self, sizes: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""What a start finds, case by case: what is whole is replayed, what is not is named once and costs itself alone."""
+"""A start, case by case: whole records are replayed, each damaged one is reported once and costs no other."""
 
 from __future__ import annotations
 
@@ -692,7 +692,7 @@ def test_damage_found_while_reading_is_set_aside_the_same_way(
         assert (line["segment"], line["offset"], line["bytes"]) == (segment.name, offset, size)
         assert driver.journal.stats().records == 8
         assert driver.bodies(after=0) == without(index)
-        # Nobody ever reads it, so what comes before releases it.
+        # It is never read, so the release of the records before it releases it too.
         seqs = [seq for seq in range(1, 10) if seq != index + 1]
         driver.journal.release(seqs[-1], {})
         assert driver.journal.stats().records == 0

@@ -1,4 +1,4 @@
-"""MariaDB's bulk command: the connection that has it, and how its rows are spelt."""
+"""MariaDB's bulk command: the connection that has it, and how it encodes rows."""
 
 from __future__ import annotations
 

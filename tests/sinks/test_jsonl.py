@@ -1,4 +1,4 @@
-"""What only the JSONL sink has: lines, and a disk that fails under them."""
+"""The JSONL sink alone: its lines, and failing disks."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_open_leaks_no_descriptor_when_it_fails_or_is_repeated(tmp_path: Path) -
 # Files that change under the service
 
 
-def test_a_file_that_is_renamed_is_made_anew(sink: JSONLSink) -> None:
+def test_a_file_that_is_renamed_is_created_again(sink: JSONLSink) -> None:
     sink.write(Batch([session("s1")], [task("t1")]))
     sink.path("task").rename(sink.directory / "tasks.1.jsonl")
     sink.write(Batch([session("s2")], [task("t2")]))
@@ -223,7 +223,7 @@ def test_a_file_that_is_renamed_is_made_anew(sink: JSONLSink) -> None:
     assert len(lines(sink, "session")) == 2
 
 
-def test_a_directory_that_is_removed_is_made_anew(sink: JSONLSink) -> None:
+def test_a_directory_that_is_removed_is_created_again(sink: JSONLSink) -> None:
     for path in (sink.path("session"), sink.path("task")):
         path.unlink()
     sink.directory.rmdir()

@@ -1,4 +1,4 @@
-"""What is MySQL's own: its URL, its session, its packets, its collations, and whose fault its errors are."""
+"""MySQL alone: its URL, session, packets and collations, and whose fault its errors are."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(mysql._SESSION, name, "1")
 
 
-#: For a test of what becomes of rows: by the bulk command, and by statements as MySQL gets them, which has none.
+#: For tests of stored rows: by the bulk command, and by plain statements, for MySQL, which has no bulk command.
 both_ways = pytest.mark.parametrize("way", ["bulk", "literals"], indirect=True)
 
 
@@ -458,7 +458,7 @@ def test_a_killed_connection_is_an_outage_that_opening_mends(
     assert ids(read_mysql(mysql_url)["session"]) == {"s"}
 
 
-# Whose fault it is: another writer's, or nobody knows
+# Whose fault it is: another writer's, or unknown
 
 
 @both_ways
@@ -472,7 +472,7 @@ def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
     with contextlib.closing(connect_mysql(mysql_url)) as other, other.cursor() as cursor:
         cursor.execute("SET innodb_lock_wait_timeout = 60")
         cursor.execute("BEGIN")
-        # Who has changed less gives way: that is to be the sink.
+        # The transaction with fewer changes is the victim: it must be the sink's.
         cursor.execute("UPDATE translation_sessions SET status = 'failed'")
         lock = "UPDATE translation_tasks SET status = 'failed' WHERE session_id = 's' AND task_id = %s"
         cursor.execute(lock, ["b"])

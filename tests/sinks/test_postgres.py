@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: its URL, its session, COPY, and whose fault its errors are."""
+"""PostgreSQL alone: its URL, session and COPY, and whose fault its errors are."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def failure(sink: PostgresSink, batch: Batch) -> SinkError:
 
 
 def setting(sink: PostgresSink, name: str) -> str:
-    """What holds in a transaction of the sink."""
+    """A setting in a transaction of the sink."""
     assert sink._connection is not None
     with sink._transaction(sink._connection, commit=False):
         value: str = sink._connection.exec_driver_sql(f"SHOW {name}").scalar_one()
@@ -223,7 +223,7 @@ def test_many_new_rows_go_straight_into_their_table_and_known_ones_are_merged(
         sink.write(batch)
         merge(expected, batch)
         same(read_postgres(postgres_url), expected)
-    # What was tried in vain left nothing but dead rows.
+    # Failed tries left only dead rows.
     owner("CREATE FUNCTION no_update() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'an update'; END$$")
     owner("CREATE TRIGGER t BEFORE UPDATE ON translation_tasks FOR EACH ROW EXECUTE FUNCTION no_update()")
     for start in range(10_000, 15_000, 1000):
@@ -236,7 +236,7 @@ def test_a_try_in_vain_is_not_repeated_for_longer_and_longer() -> None:
     shortcut = Shortcut()
 
     def pause() -> int:
-        """Times that it is left out until the next try."""
+        """How often it is skipped before the next try."""
         count = 0
         while not shortcut.worth_a_try():
             count += 1
@@ -656,7 +656,7 @@ def test_a_killed_connection_is_an_outage_that_opening_mends(
     assert ids(read_postgres(postgres_url)["session"]) == {"s"}
 
 
-# Whose fault it is: another writer's, or nobody knows
+# Whose fault it is: another writer's, or unknown
 
 
 def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
@@ -668,7 +668,7 @@ def test_a_deadlock_is_a_conflict_after_which_the_connection_goes_on(
 ) -> None:
     monkeypatch.setitem(postgres._TRANSACTION, "lock_timeout", "60s")
     name = database_of(postgres_url)
-    # The one who looks for the deadlock gives way: that is to be the sink.
+    # The transaction that detects the deadlock is the victim: it must be the sink's.
     admin(f"ALTER DATABASE \"{name}\" SET deadlock_timeout = '10ms'")
     sink = make()
     sink.open()
@@ -722,7 +722,7 @@ CREATE TRIGGER x BEFORE INSERT OR UPDATE ON translation_tasks FOR EACH ROW EXECU
         ("44000", SinkUnavailable, True),
         ("54001", SinkUnavailable, True),
         ("XX000", SinkUnavailable, True),
-        # What would be the server's fault, were it not the trigger's for one row.
+        # Codes that are the server's fault, unless a trigger raises them for one row.
         ("XX001", SinkUnavailable, True),
         ("42501", SinkUnavailable, True),
         ("53100", SinkUnavailable, True),

@@ -1,4 +1,4 @@
-"""What is SQLite's own: its file, its locks, and whose fault its errors are."""
+"""SQLite alone: its file and locks, and whose fault its errors are."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sink(tmp_path: Path) -> Iterator[SQLiteSink]:
 
 @contextlib.contextmanager
 def other(sink: SQLiteSink) -> Iterator[sqlite3.Connection]:
-    """Somebody else's connection to the same file."""
+    """Another connection to the same file."""
     with contextlib.closing(sqlite3.connect(sink.path, isolation_level=None)) as connection:
         yield connection
 
@@ -265,7 +265,7 @@ def test_what_does_not_fit_the_schema_is_an_outage(sink: SQLiteSink, change: str
     assert read_sqlite_sessions(sink) == []
 
 
-# Whose fault it is: another writer's, or nobody knows
+# Whose fault it is: another writer's, or unknown
 
 
 def test_an_error_of_a_function_in_the_schema_is_suspect(sink: SQLiteSink) -> None:

@@ -1,4 +1,4 @@
-"""What ships for the tests of others: the contract notices broken sinks, and FlakySink breaks as told."""
+"""The shipped test tools: the contract detects broken sinks, and FlakySink fails on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of log lines: rotation, opening anew, and disks that are full."""
+"""Log files: rotation, reopening, and full disks."""
 
 from __future__ import annotations
 
