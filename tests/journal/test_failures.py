@@ -427,7 +427,7 @@ def replace_directory(driver: Driver) -> None:
 def unwatched(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Otherwise it may be repaired before the next batch."""
     with monkeypatch.context() as patch:
-        patch.setattr(driver.journal._writer, "_look_after_files", lambda: None)
+        patch.setattr(driver.journal._writer, "_check_files", lambda: None)
         driver.append(b"")  # a look that was at work is over
         yield
 
