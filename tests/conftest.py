@@ -7,6 +7,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.servers import MariaDB, Postgres, Server
 from tests.tools import describe
+
+# A suite that a shell runs in the background ignores SIGINT, and so would every process that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "suite",
