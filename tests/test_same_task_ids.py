@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_kill import Place, place
-from tests.process import Persistd, persistd
+from tests.process import Persistd, persistd, wait_until
 from tests.rows import session, task
+from tests.servers import MariaDB, Postgres
+from tests.sinks.readers import read_jsonl, read_mysql, read_postgres, read_sqlite
 
 IDS = [f"TASK_{number:04}" for number in range(20)]
 MANUAL = "[buffer]\ncapacity = 100000\nflush_interval = 3600\n"
@@ -75,6 +77,40 @@ def test_over_kill_minus_nine(tmp_path: Path, at: Place) -> None:
             None,
             *(f"{id} of {workbook}" for id in IDS[::2] for workbook in ("first", "second")),
         }
+
+
+@pytest.mark.parametrize("make", [Postgres, MariaDB])
+def test_over_an_outage_of_the_database(tmp_path: Path, make: type[Postgres] | type[MariaDB]) -> None:
+    with make() as server:
+        url = server.fresh_database()
+        name = "postgres" if make is Postgres else "mysql"
+        read = read_postgres if make is Postgres else read_mysql
+        at = Place(name, f"[sinks.{name}]\nurl = '{url}'\n", lambda data_dir: read(url))
+        with serve(tmp_path, at) as service:
+            send(service, "first")
+            service.flush()
+            server.stop()
+            send(service, "second")
+            assert service.http.post("/api/v1/persistence/flush").status_code == 503
+            send(service, "third")
+            server.start()
+            wait_until(lambda: service.http.post("/api/v1/persistence/flush").status_code == 200, "the flush")
+            assert_apart(service, at, "first", "second", "third")
+
+
+@pytest.mark.parametrize(("name", "setting", "lies"), [("sqlite", "path", "d/p.db"), ("jsonl", "dir", "d/j")])
+def test_over_an_outage_of_the_disk(tmp_path: Path, name: str, setting: str, lies: str) -> None:
+    place, away = tmp_path / "d", tmp_path / "away"
+    place.touch()  # a file, where its directory should be
+    read = {"sqlite": read_sqlite, "jsonl": read_jsonl}[name]
+    at = Place(name, f"[sinks.{name}]\n{setting} = '{tmp_path / lies}'\n", lambda data_dir: read(tmp_path / lies))
+    with serve(tmp_path, at) as service:
+        send(service, "first")
+        assert service.http.post("/api/v1/persistence/flush").status_code == 503
+        send(service, "second")
+        place.rename(away)
+        wait_until(lambda: service.http.post("/api/v1/persistence/flush").status_code == 200, "the flush")
+        assert_apart(service, at, "first", "second")
 
 
 def test_import_of_json_lines(tmp_path: Path, at: Place) -> None:

@@ -123,7 +123,9 @@ def test_a_line_names_the_first_error_and_the_client_and_no_content(tmp_path: Pa
         assert line["user_agent"].startswith("a client/1.0 \u00e9")
         assert len(line["user_agent"]) < 300
         assert (other["status"], other["reason"]) == (400, "not_json")
-        assert SECRET not in service.log_text()
+        shown = [service.http.get(f"{PREFIX}/{page}").text for page in ("stats", "history")]
+        shown += [service.http.get("/metrics").text, service.http.get("/health").text, service.log_text()]
+        assert [SECRET in text for text in shown] == [False] * 5
 
 
 def test_a_flood_of_refusals_leaves_few_lines_and_good_batches_are_answered(tmp_path: Path) -> None:
@@ -167,3 +169,20 @@ def test_a_refused_batch_is_in_the_samples_of_the_history(tmp_path: Path) -> Non
             return found
 
         wait_until(lambda: sum(samples()) == 2, "the sample")
+
+
+def test_what_a_journal_without_room_refuses_is_counted_and_named(tmp_path: Path) -> None:
+    hold = tmp_path / "elsewhere"
+    hold.touch()  # the database's directory is a file
+    limits = "[journal]\nsegment_bytes = 100_000\nmax_bytes = 300_000\n"
+    with Persistd(tmp_path, f"{limits}[sinks.sqlite]\npath = '{hold}/persist.db'\n") as service:
+        row = task("a", source_text=SECRET * 1000)
+        wait_until(lambda: service.post("task", row).status_code == 503, "a full journal")
+        assert counted(service)["task", "503", "not_accepting"] == service.stats()["refused"]["batches"] == 1
+        last = service.stats()["refused"]["last"]
+        assert (last["status"], last["reason"], last["client"]) == (503, "not_accepting", "127.0.0.1")
+        line = service.wait_for_log("batch refused")
+        assert (line["status"], line["reason"], "full" in line["msg"]) == (503, "not_accepting", True)
+        history = service.http.get(f"{PREFIX}/history")
+        assert "refused with 503 (not_accepting)" in history.text
+        assert SECRET not in history.text + service.log_text() + service.http.get("/metrics").text
