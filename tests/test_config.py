@@ -309,6 +309,26 @@ def test_wrong_statuses_and_time_zones_are_named(tmp_path: Path, line: str, key:
         config.load(write(tmp_path / "c.toml", f"[records]\n{line}\n"))
 
 
+def test_wrong_statuses_time_zone_and_host_are_a_line_each(tmp_path: Path) -> None:
+    text = """
+[server]
+host = "localhost:8001"
+[records]
+statuses = ["done", "done"]
+timezone = "Asia/Shanhai"
+invalid_rows = "setaside"
+"""
+    file = write(tmp_path / "c.toml", text)
+    keys = ["3: server.host", "5: records.statuses", "6: records.timezone", "7: records.invalid_rows"]
+    for command in (["check"], ["run"]):
+        done = persistd(*command, "-c", str(file), cwd=tmp_path)
+        said = sorted(done.stderr.splitlines())
+        assert (done.returncode, done.stdout, len(said)) == (2, "", 4), said
+        for line, key in zip(said, keys, strict=True):
+            assert line.startswith(f"persistd: {file}, line {key}: ")
+        assert "Asia/Shanghai" in said[2]
+
+
 def test_statuses_and_time_zone_are_read(tmp_path: Path) -> None:
     text = '[records]\nstatuses = ["offen", "\u5b8c\u6210"]\ntimezone = "Asia/Shanghai"\n'
     records = config.load(write(tmp_path / "c.toml", text)).records

@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import (
     BaseModel,
@@ -63,6 +64,10 @@ def find_zone(name: str) -> tzinfo:
     return UTC if name == "UTC" else ZoneInfo(name)
 
 
+_HOST_NAME = re.compile(r"[^\s/:@\[\]]+")
+_FOUR_NUMBERS = re.compile(r"\d+(\.\d+){3}")
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -94,6 +99,17 @@ class Server(_Table):
         120.0, gt=0, le=86_400, description="seconds after which a connection without a request is closed"
     )
     shutdown_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a stop may take to flush")
+
+    @field_validator("host")
+    @classmethod
+    def _host(cls, host: str) -> str:
+        # Whether a name is known shows at the start: a resolver may be away.
+        try:
+            ip_address(host or "::")
+        except ValueError:
+            if not _HOST_NAME.fullmatch(host) or _FOUR_NUMBERS.fullmatch(host):
+                raise ValueError(f"{host!r} is no address and no host name (the port is server.port)") from None
+        return host
 
 
 class Buffer(_Table):
@@ -160,7 +176,9 @@ class Records(_Table):
         try:
             find_zone(name)
         except (OSError, ValueError, KeyError):  # a directory, a path out of the database, no such file
-            raise ValueError(f"no time zone is called {name!r} here; names are as in Europe/Berlin") from None
+            near = get_close_matches(name, available_timezones(), 1)
+            hint = f"did you mean {near[0]}?" if near else "names are as in Europe/Berlin"
+            raise ValueError(f"no time zone is called {name!r} here ({hint})") from None
         return name
 
     @property
