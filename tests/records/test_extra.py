@@ -77,6 +77,26 @@ def test_rows_beside_one_that_is_set_aside_keep_their_own(parse: Any) -> None:
     assert replayed("task", parsed) == [dict(kept) for kept in parsed.rows]
 
 
+def test_beside_what_is_no_object_or_no_json(parse: Any) -> None:
+    sent = json.dumps({"tasks": [row("task", "a", n=1), 5, row("task", "b", row_index=float("nan"))]}).encode()
+    parsed = parse("task", sent)
+    assert [kept["extra"] for kept in parsed.rows] == [{"n": 1}]
+    assert [(wrong.index, b"NaN" in wrong.text) for wrong in parsed.wrong] == [(1, False), (2, True)]
+
+
+def test_a_row_whose_fields_are_nested_too_deep_is_set_aside_alone(parse: Any) -> None:
+    deep = json.loads("[" * 20 + "]" * 20)
+    rows = [row("task", "a", deep=deep), row("task", "b", row_index="x"), row("task", "c", n=1)]
+    parsed = parse("task", body("task", *rows))
+    assert [kept["task_id"] for kept in parsed.rows] == ["c"]
+    assert [(wrong.index, json.loads(wrong.text)) for wrong in parsed.wrong] == [(0, rows[0]), (1, rows[1])]
+    assert parsed.wrong[0].errors[0]["loc"][:3] == ["tasks", 0, "deep"]
+    assert replayed("task", parsed) == [dict(kept) for kept in parsed.rows]
+    with pytest.raises(InvalidBatch) as caught:
+        parse("task", body("task", *rows[:2]))
+    assert (caught.value.rows, len(caught.value.errors)) == (2, 2)
+
+
 def test_a_field_called_extra_that_was_dropped_does_not_come_back_with_a_replay() -> None:
     parsed = Parser().parse("task", body("task", row("task", "a", extra={"n": 1})))
     assert (parsed.ignored, "extra" in parsed.rows[0]) == (["extra"], False)

@@ -213,6 +213,8 @@ class Sender:
         self._reached = False
         #: When the service took the last batch, as its answer says.
         self.accepted_at: datetime | None = None
+        #: Rows that it set aside, see ``records.invalid_rows``.
+        self.set_aside = 0
 
     def send(self, rows: Sequence[tuple[Kind, Fields]]) -> None:
         """Send them; for each key in this order, and sessions before tasks. All are durable when this returns.
@@ -283,8 +285,9 @@ class Sender:
             self._post(kind, chunk[middle:])
         else:
             self.accepted_at = datetime.fromisoformat(answer["timestamp"])
+            self.set_aside += answer.get("rejected", 0)
 
-    def _patiently(self, kind: Kind, body: bytes) -> dict[str, str]:
+    def _patiently(self, kind: Kind, body: bytes) -> dict[str, Any]:
         """The answer, after as many tries as it takes. Sending a batch again does no harm."""
         from tornado_persist.pipeline.backoff import Backoff
 

@@ -75,8 +75,14 @@ class Importer:
         self._window = window
         #: Rows that this run has sent.
         self.rows = 0
+        self._set_aside_before = sender.set_aside
         self.place = Place()
         self.size = 0
+
+    @property
+    def set_aside(self) -> int:
+        """How many of them the service set aside."""
+        return self._sender.set_aside - self._set_aside_before
 
     def run(self, progress: Callable[[Importer], None], *, again: bool = False) -> None:
         """Send what has not been sent yet, or all of it ``again``. ``progress`` is called at first and after each step.
@@ -245,6 +251,8 @@ def _progress() -> Progress:
 
 def _sums(importer: Importer) -> str:
     sums = f"{output.count(importer.rows, 'row')} sent"
+    if importer.set_aside:
+        sums += f", {importer.set_aside:,} of them set aside (see persistd rejected ls)"
     before = importer.place.rows - importer.rows
     return f"{sums}, and {before:,} before" if before else sums
 

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from tornado_persist.errors import InputError
 from tornado_persist.records.models import EXTRA, KEYS, KINDS, Fields, Kind
+from tornado_persist.records.rules import INVALID
 
 #: Most bytes of a line. Anything longer is no row, and is not read into memory.
 MAX_LINE = 1 << 26
@@ -73,10 +74,20 @@ def parse(content: bytes) -> tuple[Kind, Fields]:
         raise ValueError("it has neither a task_id nor a session_id")
     for name in _OURS:
         row.pop(name, None)
-    if isinstance(row.get(EXTRA), dict):
-        # As a sink holds fields that are not in the specification; a client sends them beside the others.
-        row |= row.pop(EXTRA)
-    return kind, row
+    return kind, row if found.get("code") == INVALID else as_sent(row)
+
+
+def as_sent(row: Fields) -> Fields:
+    """A row with ``extra``, where a sink holds fields that are not in the specification, as a client sends it."""
+    extra = row.get(EXTRA)
+    if not isinstance(extra, dict):
+        return row
+    return {name: value for name, value in row.items() if name != EXTRA} | extra
+
+
+def encode(found: Fields) -> str:
+    """A line without its end. Half of a surrogate pair, which a row that was set aside may hold, stays an escape."""
+    return json.dumps(found, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def decode(content: bytes) -> Fields:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
-import json
 import os
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 from tornado_persist.cli import output
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain
-from tornado_persist.cli.lines import decode
+from tornado_persist.cli.lines import as_sent, decode, encode
 from tornado_persist.errors import ConfigError, InputError, PersistError
 from tornado_persist.files import fsync_directory, open_private, reason
 from tornado_persist.records.models import KEYS, KINDS, Fields, Kind
@@ -35,6 +34,8 @@ State: TypeAlias = Literal["open", "sending", "retried", "dropped"]
 _GRACE = 0.2
 #: Characters of a message in the table.
 _MESSAGE = 100
+#: And of a key. That of a row that was set aside may have any length.
+_KEY = 129
 _UNFINISHED = "the file ends within this line"
 
 
@@ -60,8 +61,11 @@ class Entry:
 
     @property
     def row(self) -> Fields:
+        """As a client sends it. One that was set aside at the door is as it came, and may be no object."""
         row: Any = self.found["row"]
-        return row if isinstance(row, dict) else {}
+        if not isinstance(row, dict):
+            return {}
+        return row if self.code == INVALID else as_sent(row)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -162,7 +166,7 @@ class Rejections:
             note = {"line": entry.line, "offset": entry.offset, "sha256": entry.sha256, "state": state, "at": at}
             note |= {} if entry.problem else {"kind": entry.kind, "key": entry.shown_key}
             note |= {name: fact for name, fact in own.items() if fact is not None}
-            lines.append(json.dumps(note, ensure_ascii=False) + "\n")
+            lines.append(encode(note) + "\n")
         try:
             self._settled.write("".join(lines).encode())
             self._settled.flush()
@@ -313,7 +317,7 @@ def _ls(configuration: Configuration, options: argparse.Namespace) -> int:
     broken = [entry for entry in everything if entry.problem and entry.state == "open"]
     if options.json:
         for entry in shown:
-            print(json.dumps(entry.exported(), ensure_ascii=False))
+            print(encode(entry.exported()))
     else:
         _print(rejections, entries, shown, everyone=options.all)
     return complain_of_broken(rejections, broken)
@@ -336,7 +340,8 @@ def _row(entry: Entry, *, everyone: bool) -> list[str]:
         return [str(entry.line), "", "", "", "", *state, entry.problem]
     message = output.printable(" ".join(str(entry.found.get("message", "")).split()), _MESSAGE)
     refused = output.moment(datetime.fromisoformat(entry.found["at"]))
-    return [str(entry.line), entry.kind, entry.shown_key, entry.code, refused, *state, message]
+    key = output.printable(entry.shown_key, _KEY)
+    return [str(entry.line), entry.kind, key, entry.code, refused, *state, message]
 
 
 def _by_reason(entries: Iterable[Entry]) -> str:

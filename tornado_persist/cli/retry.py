@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from tornado_persist import config
 from tornado_persist.cli import output
 from tornado_persist.cli.client import Client, RowRefused, Sender, add_patience, add_url, connect
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
-from tornado_persist.cli.lines import decode, parse
+from tornado_persist.cli.lines import decode, encode, parse
 from tornado_persist.cli.rejected import Entry, Rejections, add_selection, chosen, complain_of_broken
 from tornado_persist.cli.stats import FLUSH_GRACE
 from tornado_persist.config import Settings
@@ -48,6 +49,10 @@ def add(group: Commands) -> None:
     add_patience(parser)
 
 
+#: Characters that are in no key.
+_NO_KEY = re.compile(r"[\0-\x1f\ud800-\udfff]")
+
+
 @dataclass(frozen=True, slots=True)
 class _Again:
     """An entry, and the row to send for it; ``place`` names it in messages."""
@@ -63,6 +68,11 @@ class _Again:
     @property
     def key(self) -> tuple[str, ...]:
         return tuple(str(self.row.get(name, "")) for name in KEYS[self.kind])
+
+    @property
+    def has_key(self) -> bool:
+        """Whether a sink may hold a row of that key; one that was set aside may have any."""
+        return all(0 < len(part) <= 64 and not _NO_KEY.search(part) for part in self.key)
 
     @property
     def edited(self) -> bool:
@@ -160,7 +170,8 @@ def _not_updated_since(settings: Settings, client: Client, rows: list[_Again]) -
     sink = make_sink(settings)
     try:
         sink.open()
-        found = {kind: sink.find_updated(kind, {again.key for again in rows if again.kind == kind}) for kind in KINDS}
+        asked = [again for again in rows if again.has_key]
+        found = {kind: sink.find_updated(kind, {again.key for again in asked if again.kind == kind}) for kind in KINDS}
     except (SinkError, NotImplementedError) as exc:
         raise PersistError(f"it is not known whether the rows were updated since: {exc}; see --overwrite") from exc
     finally:
@@ -190,7 +201,8 @@ def _aftermath(client: Client, rejections: Rejections, before: int, sent: list[_
     ]
     for entry in again_refused:
         message = output.printable(" ".join(str(entry.found.get("message", "")).split()))
-        complain(f"{rejections.path}, line {entry.line}: {entry.kind} {entry.shown_key} was rejected again: {message}")
+        key = output.printable(entry.shown_key)
+        complain(f"{rejections.path}, line {entry.line}: {entry.kind} {key} was rejected again: {message}")
     if flushed["status"] != "flushed":
         complain(f"they were accepted, and wait: {flushed.get('detail', 'the flush failed')}")
         return FAILED
@@ -210,7 +222,7 @@ def _edited(settings: Settings, entries: list[Entry], everything: list[Entry]) -
     fd, name = tempfile.mkstemp(prefix="persistd-retry-", suffix=".jsonl")
     path = Path(name)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry.exported(), ensure_ascii=False) + "\n" for entry in entries)
+        file.writelines(encode(entry.exported()) + "\n" for entry in entries)
     before = path.read_bytes()
     command = config.editor()
     try:

@@ -85,7 +85,11 @@ class Checkpointer:
             try:
                 yield
             except BaseException:
-                await asyncio.to_thread(self._dead_letters.truncate, before)
+                try:
+                    await asyncio.to_thread(self._dead_letters.truncate, before)
+                except OSError as exc:  # a client that sends them again has them there twice
+                    file = str(self._dead_letters.path)
+                    logger.error("rows that were set aside cannot be taken back", file=file, error=exc.strerror)
                 raise
             self._rejected_bytes = after
             for row in rows:

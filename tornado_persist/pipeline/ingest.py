@@ -146,7 +146,7 @@ class Ingest:
                         if row["session_id"] in unknown
                     ],
                 )
-                refused.rows = len(rows)
+                refused.rows = len(rows) + len(parsed.wrong)
                 raise refused
         for session_id in wanted:
             self._known_sessions.pop(session_id, None)

@@ -17,14 +17,14 @@ from msgspec import Raw
 
 from tornado_persist.errors import FieldError, InvalidBatch
 from tornado_persist.records.decoder import Decoder, encode
-from tornado_persist.records.freejson import locate
+from tornado_persist.records.freejson import locate, mark
 from tornado_persist.records.judge import Judge
-from tornado_persist.records.models import EXTRA, FIELDS, KINDS, PLURALS, STATUSES, Kind, shapes_with
-from tornado_persist.records.rules import Parsed, Rules, UnknownFields, shown_names
+from tornado_persist.records.models import EXTRA, FIELDS, KINDS, PLURALS, STATUSES, Kind, Row, shapes_with
+from tornado_persist.records.rules import Parsed, Rules, UnknownFields, Wrong, shown_names
 
 _KEPT = b'"extra"'
 _DECODE_NAMES = msgspec.json.Decoder(dict[str, Raw]).decode
-_DECODE_ROWS = msgspec.json.Decoder(list[dict[str, Raw]]).decode
+_DECODE_ROWS = msgspec.json.Decoder(list[Raw]).decode
 
 #: Bytes from which on rows are counted before they are read: 10 MiB of small ones would be read in vain. Counting costs
 #: a tenth of the reading.
@@ -52,6 +52,7 @@ class Parser:
         any text of its length.
         """
         self._keep = unknown_fields == "keep"
+        self._aside = invalid_rows == "set_aside"
         self._replay = replay
         if self._keep:
             unknown_fields = "ignore"  # by decoder and judge
@@ -90,7 +91,7 @@ class Parser:
         by then. For the same reason a field of that name which is dropped must not be in the journal.
 
         Raises:
-            InvalidBatch: such a field holds what no sink could store.
+            InvalidBatch: such a field holds what no sink could store, and the row cannot be set aside.
         """
         if self._replay:
             if _KEPT in body:
@@ -98,6 +99,7 @@ class Parser:
         elif self._keep and parsed.ignored:
             known = FIELDS[kind].keys()
             unknown = parsed.ignored_rows
+            body = mark(body)  # rows that are set aside may hold what JSON cannot
             self._add_extra(kind, body, parsed, lambda sent: _object_of(sent, known))
             parsed.body = encode(PLURALS[kind], parsed.rows)
             names = _DECODE_NAMES(body).keys() - {PLURALS[kind]}
@@ -109,20 +111,26 @@ class Parser:
     def _add_extra(self, kind: Kind, body: bytes, parsed: Parsed, of: Callable[[dict[str, Raw]], Raw | None]) -> None:
         name, shapes = PLURALS[kind], self._shapes[kind]
         sent = _DECODE_ROWS(_DECODE_NAMES(body)[name])
-        errors: list[FieldError] = []
-        for at, place in enumerate(parsed.places()):
-            extra = of(sent[place])
-            if extra is None:
-                continue
-            if found := locate(bytes(extra)):
-                errors.append({"loc": [name, place, *found[0]], "msg": found[1]})
-                continue
-            row = parsed.rows[at]
-            fields = {**row.as_kept(), EXTRA: Raw(msgspec.json.format(extra, indent=-1))}
-            parsed.rows[at] = shapes.find(fields)(**fields)
-        if errors:
+        rows: list[Row] = []
+        wrong: list[Wrong] = []
+        for row, place in zip(parsed.rows, parsed.places(), strict=True):
+            extra = of(_DECODE_NAMES(sent[place]))
+            if extra is not None:
+                if found := locate(bytes(extra)):
+                    error: FieldError = {"loc": [name, place, *found[0]], "msg": found[1]}
+                    wrong.append(Wrong(place, bytes(sent[place]), [error]))
+                    continue
+                fields = {**row.as_kept(), EXTRA: Raw(msgspec.json.format(extra, indent=-1))}
+                row = shapes.find(fields)(**fields)
+            rows.append(row)
+        if wrong and not (self._aside and rows):
+            errors = [error for row in (*parsed.wrong, *wrong) for error in row.errors]
             where = ".".join(map(str, errors[0]["loc"]))
-            raise InvalidBatch(f"Invalid {kind} data format: {where}: {errors[0]['msg']}", errors)
+            refusal = InvalidBatch(f"Invalid {kind} data format: {where}: {errors[0]['msg']}", errors)
+            refusal.rows = len(sent)
+            raise refusal
+        parsed.rows = rows
+        parsed.wrong = sorted([*parsed.wrong, *wrong], key=lambda row: row.index)
 
 
 def _object_of(sent: dict[str, Raw], known: Collection[str]) -> Raw | None:

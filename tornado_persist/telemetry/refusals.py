@@ -138,14 +138,20 @@ class Refusals:
         self.last = refusal
         batch = "A request" if kind == "none" else f"A batch of {kind}s"
         self._note(f"{batch} was refused with {status} ({reason})", refusal.at)
-        held = self._quota.take((kind, status, refusal.field), self._clock())
-        if held is not None:
-            self._tell(refusal, *held)
+        self._tell("batch refused", refusal)
 
-    def _tell(self, refusal: Refusal, held_back: int, others: int) -> None:
-        more = {"held_back": held_back, "others_held_back": others, "rows": refusal.rows, "loc": refusal.field}
+    def set_aside(self, refusal: Refusal) -> None:
+        """Tell of rows that were set aside while the others of their batch were accepted. Not counted here."""
+        self._note(f"Rows of a batch of {refusal.kind}s were set aside", refusal.at)
+        self._tell("rows set aside", refusal)
+
+    def _tell(self, event: str, refusal: Refusal) -> None:
+        held = self._quota.take((refusal.kind, refusal.status, refusal.field), self._clock())
+        if held is None:
+            return
+        more = {"held_back": held[0], "others_held_back": held[1], "rows": refusal.rows, "loc": refusal.field}
         logger.warning(
-            "batch refused",
+            event,
             kind=refusal.kind,
             status=refusal.status,
             reason=refusal.reason,

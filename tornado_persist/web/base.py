@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from types import TracebackType
@@ -177,27 +177,32 @@ class Handler(RequestHandler):
 
     def _count_refusal(self, status: int, why: str, detail: str, exc: BaseException | None) -> None:
         """Tell of the error if it refuses a batch, or what somebody may have meant to be one."""
-        kind, request = self.batch_kind, self.request
+        kind: RefusedKind | None = self.batch_kind
         if kind is None:
-            if status not in (404, 405) or not _is_meant_as_batch(request.path):
+            if status not in (404, 405) or not _is_meant_as_batch(self.request.path):
                 return
             kind = "none"
         errors, rows = (exc.errors, exc.rows) if isinstance(exc, InvalidBatch) else ([], None)
-        self.application.metrics.refusals.add(
-            Refusal(
-                at=datetime.now(UTC),
-                kind=kind,
-                status=status,
-                reason=why,
-                detail=detail,
-                client=request.remote_ip or "",
-                user_agent=request.headers.get("User-Agent", ""),
-                request_id=self.request_id,
-                path=request.path,
-                rows=rows,
-                loc=tuple(errors[0]["loc"]) if errors else (),
-                msg=errors[0]["msg"] if errors else "",
-            )
+        self.application.metrics.refusals.add(self.refusal(kind, status, why, detail, rows, errors))
+
+    def refusal(
+        self, kind: RefusedKind, status: int, why: str, detail: str, rows: int | None, errors: Sequence[FieldError]
+    ) -> Refusal:
+        """What is remembered of a refusal of this request, or of ``rows`` in it."""
+        request = self.request
+        return Refusal(
+            at=datetime.now(UTC),
+            kind=kind,
+            status=status,
+            reason=why,
+            detail=detail,
+            client=request.remote_ip or "",
+            user_agent=request.headers.get("User-Agent", ""),
+            request_id=self.request_id,
+            path=request.path,
+            rows=rows,
+            loc=tuple(errors[0]["loc"]) if errors else (),
+            msg=errors[0]["msg"] if errors else "",
         )
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> Mapping[str, Any]:

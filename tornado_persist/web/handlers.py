@@ -93,6 +93,8 @@ class BatchHandler(Handler):
         if batch.rejected:
             accepted["rejected"] = batch.rejected
             accepted["errors"] = [schemas.WrongField(loc=error["loc"], msg=error["msg"]) for error in batch.errors]
+            told = self.refusal(self.kind, 200, "set_aside", "", batch.rejected, batch.errors)
+            self.application.metrics.refusals.set_aside(told)
         self.reply(accepted)
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> schemas.Rejected:
