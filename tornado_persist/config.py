@@ -320,10 +320,10 @@ def load(file: Path | None, *, sinks: bool = True) -> Settings:
 
 
 def find_data_dir(file: Path | None) -> Path:
-    """``data_dir`` alone, for commands that must work whatever else is wrong in the configuration.
+    """``data_dir`` alone, for commands that must work even if other settings are wrong.
 
     Raises:
-        ConfigError: the file cannot be read, or it is ``data_dir`` that is wrong.
+        ConfigError: the file cannot be read, or ``data_dir`` is wrong.
     """
     found: Any = _environ("data_dir")
     if found is None and file:
@@ -478,7 +478,7 @@ def _nearest(path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _line_of(path: tuple[str, ...], text: str) -> int | None:
-    """The line of a key, or of its table; counted from 1. None where it cannot be told."""
+    """The line of a key, or of its table; counted from 1. None if it is not known."""
     found: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):

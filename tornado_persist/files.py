@@ -26,7 +26,7 @@ _HOLDER = 64
 #: A line of /proc/PID/fdinfo/FD.
 _EXCLUSIVE = re.compile(r"^lock:.*FLOCK.*WRITE", re.MULTILINE)
 
-#: What is said of a link that another user may have made.
+#: The message for a link that another user may have made.
 _LINK = "a symbolic link in a directory that another user can write to is not followed"
 
 _BLOCK = 4096  # bytes: a disk loses at least this much at a time
@@ -271,7 +271,7 @@ class DataDir:
             new.replace(self.note_file)
 
     def noted(self) -> dict[str, object]:
-        """What the last service said by :meth:`note`; empty if that cannot be read."""
+        """The last service's :meth:`note`; empty if it cannot be read."""
         return _read_object(self.note_file)
 
     def _write_holder(self) -> None:
@@ -307,7 +307,7 @@ class DataDir:
             os.close(fd)
 
     def wait_unlocked(self, timeout: float) -> bool:
-        """Wait until no service has the directory; False when one still has it after ``timeout`` seconds."""
+        """Wait until no service holds the lock; False if one still does after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while self.locked():
             if time.monotonic() > deadline:
@@ -316,9 +316,9 @@ class DataDir:
         return True
 
     def holder(self) -> int | None:
-        """The process that has the directory, if it can be seen from here; takes no lock, not even for a moment.
+        """The process that holds the lock, if it is visible from here. Takes no lock, not even briefly.
 
-        None when nobody has it, or when the holder is in another container, on another host, or another user's.
+        None if no process holds it, or if the holder is in another container, on another host, or another user's.
         """
         pid = _read_object(self.lock_file).get("pid")
         if isinstance(pid, int) and pid > 0 and self._has_open(pid):
@@ -368,7 +368,7 @@ def _read_object(path: Path) -> dict[str, object]:
 
 
 def _flock(fd: int, kind: int) -> bool:
-    """Take a lock; False when another process has it. Raises OSError for all else."""
+    """Take a lock; False if another process has it. Raises OSError for any other failure."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:

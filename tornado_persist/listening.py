@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 #: A socket's address: host and port, and two more numbers with IPv6.
 _Address: TypeAlias = tuple[Any, ...]
 
-#: Names that stand for two addresses, of which a machine may lack one (mostly the IPv6 one, in containers).
+#: Names for two addresses, one of which may be missing (usually IPv6, in containers).
 _BOTH = {"localhost": ("127.0.0.1", "::1"), "": ("0.0.0.0", "::"), "::": ("0.0.0.0", "::")}
 _LACKING = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 

@@ -1,4 +1,4 @@
-"""The fast path from bytes to rows: msgspec decodes and checks well-formed batches, which are nearly all that comes.
+"""The fast path from bytes to rows: msgspec decodes and checks well-formed batches, which nearly all are.
 
 It reports no errors: it gives up, and the :mod:`judge <tornado_persist.records.judge>` says what is wrong. Both agree
 on every body.
@@ -39,7 +39,7 @@ def fields_of(kind: Kind, *types: Any) -> list[str]:
 class Decoder:
     """The fast path for one kind of rows.
 
-    Mostly all rows of a body have the same fields. So it first decodes the rows right into the class (the shape) of the
+    Usually all rows of a body have the same fields. So it first decodes the rows into the class (the shape) of the
     first one. Where that fails, all rows go into one class that has every field, and from there into their shapes. And
     where that fails, fields are dropped, and numbers such as ``5000.0`` become integers.
     """
@@ -69,7 +69,7 @@ class Decoder:
         self._converter = cache(self._make_converter)
 
     def decode(self, body: bytes) -> Parsed | None:
-        """The body, as the judge reads it; None if that has to read the body."""
+        """The parsed body, as the judge would return it; None if the judge must read the body."""
         # A NUL needs an escape. Most bodies have none at all, and to find that out first is 25 times as fast.
         if b"\\" in body and b"\\u0000" in body:
             return None

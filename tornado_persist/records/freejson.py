@@ -44,7 +44,7 @@ _SUSPECT = re.compile(
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000")
 _MARKED = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000[dD][89a-fA-F][0-9a-fA-F]{2}")
 
-# What needs no mark, then what does, or else whatever is next: a match never fails, which would begin a new search at
+# Text without a mark, then text with one, or else any byte: a match never fails, which would begin a new search at
 # each byte. Possessive, so that a body of 10 MiB needs no stack.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _NO_NUMBER = re.compile(rb'((?:[^"NI-]++|-(?!I)|' + _STRING + rb")*+)(NaN|-?Infinity|.|\Z)", re.DOTALL)

@@ -117,7 +117,7 @@ class Judge:
         """Count the rows, without reading them; None: it is no body with a list of objects.
 
         Raises:
-            InvalidBatch: there are more than may come.
+            InvalidBatch: there are too many.
         """
         try:
             count = len(getattr(self._count(body), self._name))
@@ -237,7 +237,7 @@ class Judge:
 
 
 class _Any(msgspec.Struct, gc=False):
-    """Any object, of which nothing is read."""
+    """Any object; nothing of it is read."""
 
 
 def _object_errors(value: bytes, place: list[str | int]) -> list[FieldError]:

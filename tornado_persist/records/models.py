@@ -100,7 +100,7 @@ Kind: TypeAlias = Literal["session", "task"]
 #: Fields and their values, as JSON has them.
 Fields: TypeAlias = dict[str, Any]
 
-#: In the order in which they are written: a session goes before its tasks.
+#: In the order in which they are written: sessions before their tasks.
 KINDS: tuple[Kind, ...] = ("session", "task")
 #: The fields that identify a row: clients number their tasks from 0 in each session.
 KEYS: Mapping[Kind, tuple[str, ...]] = {"session": ("session_id",), "task": ("session_id", "task_id")}
@@ -140,7 +140,7 @@ INTEGERS: Mapping[Kind, Mapping[str, tuple[int, int]]] = {
     kind: {name: bounds for name, declared in fields.items() if (bounds := _bounds(declared.type))}
     for kind, fields in FIELDS.items()
 }
-#: What a field left out holds when its row is first stored; every other one is null.
+#: Defaults of fields left out when a row is first stored; all other fields are null.
 DEFAULTS: Mapping[Kind, Mapping[str, int]] = {
     kind: {name: 0 for name, declared in fields.items() if declared.type == Count} for kind, fields in FIELDS.items()
 }
@@ -252,7 +252,7 @@ class Shapes:
         whole = shape if type(older) is shape else self._union(type(older), shape)
         if EXTRA in shape.__struct_fields__ and EXTRA in older.__struct_fields__:
             newer.extra = _join(older.extra, newer.extra)  # type: ignore[attr-defined]
-        # Clients mostly send the same fields again, or more: then the newer row already is the result.
+        # Clients usually send the same fields again, or more: then the newer row is the result.
         merged = newer if whole is shape else whole(**{**older.as_kept(), **newer.as_kept()})
         merged.created_at = older.created_at
         return merged

@@ -26,8 +26,8 @@ _KEPT = b'"extra"'
 _DECODE_NAMES = msgspec.json.Decoder(dict[str, Raw]).decode
 _DECODE_ROWS = msgspec.json.Decoder(list[Raw]).decode
 
-#: Bytes from which on rows are counted before they are read: 10 MiB of small ones would be read in vain. Counting costs
-#: a tenth of the reading.
+#: Rows of longer bodies are counted before they are read: 10 MiB of small ones would be read for nothing. Counting
+#: costs a tenth of reading. In bytes.
 _LARGE = 1 << 20
 
 
@@ -87,8 +87,8 @@ class Parser:
     def _with_extra(self, kind: Kind, body: bytes, parsed: Parsed) -> Parsed:
         """Put the fields that are not in the specification into ``extra``, where that is asked for.
 
-        The journal then keeps the rows with their ``extra``, so a replay gives the same rows whatever the setting is
-        by then. For the same reason a field of that name which is dropped must not be in the journal.
+        The journal then keeps the rows with their ``extra``, so a replay gives the same rows even if the setting has
+        changed. For the same reason a field of that name which is dropped must not be in the journal.
 
         Raises:
             InvalidBatch: such a field holds what no sink could store, and the row cannot be set aside.

@@ -1,4 +1,4 @@
-"""What the configuration decides about bodies, and what a body became."""
+"""The configured rules for bodies, and the result of parsing one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tornado_persist.records.models import STATUSES, Row
 
 #: The code of a row that is set aside.
 INVALID = "invalid"
-#: Names of dropped fields that are told, and characters of each.
+#: Names of dropped fields that are shown, and characters of each.
 MAX_IGNORED = 20
 MAX_NAME = 64
 
 
-#: What becomes of a field that is not in the specification: it is dropped, refuses the batch, or goes into ``extra``.
+#: A field that is not in the specification is dropped, refuses the batch, or goes into ``extra``.
 UnknownFields: TypeAlias = Literal["ignore", "reject", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a body may hold."""
+    """The rules for a body."""
 
     max_batch: int | None = None  #: rows in one body at most
     unknown_fields: UnknownFields = "ignore"
@@ -64,5 +64,5 @@ class Parsed:
 
 
 def shown_names(names: set[str]) -> list[str]:
-    """Names of dropped fields, as they are told."""
+    """Names of dropped fields, for answers and log."""
     return sorted({name[:MAX_NAME] for name in names})[:MAX_IGNORED]

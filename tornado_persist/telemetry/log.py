@@ -234,7 +234,7 @@ class LogFile(_Lines, RotatingFileHandler):
         if self.streams:
             for fd in (1, 2):
                 os.dup2(raw.fileno(), fd)
-        return io.TextIOWrapper(raw)  # of which only the descriptor is used
+        return io.TextIOWrapper(raw)  # only its descriptor is used
 
     def _ready(self, size: int) -> int:
         if self.stream and self.maxBytes and time.monotonic() >= self._rotate_not_before:

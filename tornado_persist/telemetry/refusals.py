@@ -1,4 +1,4 @@
-"""Refused batches: counted, remembered, and told in the log at a bounded rate. Never holds the content of a row."""
+"""Refused batches: counted, remembered, and logged at a bounded rate. Never holds the content of a row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVERY = 10.0
 LINES_A_SECOND = 5
 #: Faults whose last line is remembered.
 FAULTS = 256
-#: Characters of what a client has written, in the log and in ``/stats``.
+#: Characters of a client's text that the log and ``/stats`` show.
 LONGEST = 200
 
 logger = log.get(__name__)
@@ -130,7 +130,7 @@ class Refusals:
         return sum(self.by_reason.values())
 
     def add(self, refusal: Refusal) -> None:
-        """Count and remember one refused batch, and tell of it in the log unless too many were told already."""
+        """Count and remember one refused batch, and log it unless too many were logged already."""
         kind, status, reason = key = (refusal.kind, refusal.status, refusal.reason)
         self.by_reason[key] = self.by_reason.get(key, 0) + 1
         if kind != "none" and refusal.rows:

@@ -49,7 +49,7 @@ class SinkContract:
         A constraint or a trigger does it, or a limit to the length of a file. It should fail as late as possible, when
         the sessions of the batch are written already.
         """
-        skip("fault() is not overridden: nobody says how to make a write of this sink fail")
+        skip("fault() is not overridden, so no write of this sink can be made to fail")
 
     # New rows and updates
 
@@ -428,7 +428,7 @@ def skip(reason: str) -> NoReturn:
 
 
 def write_through(sink: Any, batch: Batch) -> None:
-    """Write, whatever other writers stand in the way."""
+    """Write, despite conflicts with other writers."""
     for _ in range(100):
         with contextlib.suppress(SinkConflict):
             sink.write(batch)
@@ -437,7 +437,7 @@ def write_through(sink: Any, batch: Batch) -> None:
 
 
 def failed_write(sink: Any, batch: Batch) -> SinkError:
-    """What a write raises that has to fail."""
+    """The error of a write that must fail."""
     try:
         sink.write(batch)
     except SinkError as exc:

@@ -35,7 +35,7 @@ FIELDS: Mapping[Kind, tuple[str, ...]] = {
 
 
 def complete(kind: Kind, row: Row | Fields) -> Fields:
-    """A row as it is stored when it is new: what it leaves out has its default."""
+    """A row as it is stored when it is new: fields left out have their defaults."""
     return {**dict.fromkeys(FIELDS[kind]), **DEFAULTS[kind], **row}
 
 
@@ -52,7 +52,7 @@ def merge(stored: Stored, batch: Batch) -> None:
 
 
 def nothing() -> Stored:
-    """What an empty sink holds."""
+    """The content of an empty sink."""
     return {kind: {} for kind in KINDS}
 
 
@@ -96,7 +96,7 @@ class MemorySink(Sink[SinkSettings]):
 
 
 class FlakySink(MemorySink):
-    """A memory sink that goes wrong on command. The commands may come from any thread.
+    """A memory sink that fails on command. The commands may come from any thread.
 
     It holds its user to the interface: after a write that raised ``SinkUnavailable`` it wants ``close`` and ``open``,
     and says so with a ``RuntimeError``. After ``SinkConflict`` it does not.
@@ -110,7 +110,7 @@ class FlakySink(MemorySink):
         self.down = False
         #: A batch with a row that has one of these ids is rejected.
         self.refused: set[str] = set()
-        #: A batch with a row that has one of these ids fails with a code that nobody knows (``SinkUnavailable``,
+        #: A batch with a row that has one of these ids fails with an unknown code (``SinkUnavailable``,
         #: ``unknown_code``).
         self.suspected: set[str] = set()
         #: The methods called, in order.
@@ -150,7 +150,7 @@ class FlakySink(MemorySink):
         self.holding.clear()
         try:
             if not released:
-                raise RuntimeError("nobody called release()")
+                raise RuntimeError("release() was not called")
             self._need_up()
             if self._failures:
                 raise self._failures.pop(0)
@@ -190,7 +190,7 @@ class FlakySink(MemorySink):
 class AppendSink(FlakySink):
     """A flaky sink whose writes add up: :attr:`batches` shows a batch twice that was written twice.
 
-    It has a position, so that a test can tell whether what comes again after a crash is there once. The crash itself
+    It has a position, so that a test can check that rows repeated after a crash are stored once. The crash itself
     is a new runner over the same object, for a new object starts empty.
     """
 

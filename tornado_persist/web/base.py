@@ -42,7 +42,7 @@ PATIENCE = 8
 _DIGITS = 19
 # Ids as in UUIDs and traces, safe in any log.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}").fullmatch
-# The process, then the number of the request: a hundredth of what a UUID costs.
+# The process, then the number of the request: a hundredth of the cost of a UUID.
 _PROCESS = secrets.token_hex(6)
 _numbers = itertools.count(1)
 SERVER = f"persistd/{__version__}"
@@ -108,7 +108,7 @@ class Handler(RequestHandler):
         self._held = 0
 
     def _answers_early(self) -> None:
-        """The answer goes out before the request has come whole."""
+        """The answer is sent before the request is complete."""
         self.request.connection.context.answered_early = True  # type: ignore[union-attr]
 
     def on_finish(self) -> None:
@@ -163,7 +163,7 @@ class Handler(RequestHandler):
         return None
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """``{"detail": ...}`` for every error, whatever raised it."""
+        """``{"detail": ...}`` for every error."""
         exc_info = kwargs.get("exc_info")
         exc = exc_info[1] if exc_info else None
         status, why, detail, errors = _explain(status_code, exc)
@@ -176,7 +176,7 @@ class Handler(RequestHandler):
         self.reply(self.error_payload(detail, errors), status)
 
     def _count_refusal(self, status: int, why: str, detail: str, exc: BaseException | None) -> None:
-        """Tell of the error if it refuses a batch, or what somebody may have meant to be one."""
+        """Count and log the error if it refuses a batch, or a request that was meant to be one."""
         kind: RefusedKind | None = self.batch_kind
         if kind is None:
             if status not in (404, 405) or not _is_meant_as_batch(self.request.path):

@@ -241,7 +241,7 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
             "Whether the service and its database are healthy",
             "health",
             {200: ("Both are.", ref(answers.Health)), 503: (unhealthy, ref(answers.Health))},
-            "Answers within half a second, whatever the database does.",
+            "Answers within half a second, even if the database hangs.",
         ),
         "/health/live": _get("live", "Whether the process answers", "health", {200: ("It does.", ref(answers.Alive))}),
         "/health/ready": _get(
@@ -287,7 +287,7 @@ def _watching(schemas: _Schemas) -> dict[str, Any]:
             "What Prometheus scrapes",
             "watching",
             {200: ("The metrics, as text; as OpenMetrics where `Accept` asks for it.", _TEXT)},
-            "Answers within half a second, whatever the database does.",
+            "Answers within half a second, even if the database hangs.",
             media=("text/plain", "application/openmetrics-text"),
         ),
         "/dashboard": _get(

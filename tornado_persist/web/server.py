@@ -196,7 +196,7 @@ class Server(HTTPServer):
 
 
 class Context:
-    """What a request knows of its connection."""
+    """A request's view of its connection."""
 
     def __init__(self, stream: IOStream, address: Any) -> None:
         has_ip = stream.socket.family in (socket.AF_INET, socket.AF_INET6)
