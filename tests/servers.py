@@ -213,7 +213,7 @@ class Server(ABC):
                 self._spawn()
                 break
             except ServerFailed:
-                # Somebody may have taken the port between our look and the server's.
+                # Another process may have taken the port between our look and the server's.
                 if attempt == 5 or not _connectable(self.port):
                     raise
         self._prepare()
@@ -558,7 +558,7 @@ def _family(pid: int) -> list[int]:
 
 
 def _alive(pid: int) -> bool:
-    # In a container nobody may reap an orphan: a zombie counts as gone.
+    # In a container no process may reap an orphan: a zombie counts as gone.
     return any(number == pid and not state.startswith("Z") for number, _parent, state in _processes())
 
 

@@ -166,7 +166,7 @@ async def test_a_sink_that_cannot_be_opened_is_tried_again_by_the_next_call() ->
 
 
 @pytest.mark.gen_test
-async def test_the_state_tells_since_when_and_asks_nobody() -> None:
+async def test_the_state_tells_since_when_without_a_call() -> None:
     sink = FlakySink()
     async with running(sink) as runner:
         unknown = runner.state

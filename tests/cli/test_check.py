@@ -66,7 +66,7 @@ def test_a_good_place_has_nothing_to_be_done(look: Look, tmp_path: Path) -> None
     assert not any("->" in str(one) for one in every if one.subject != "disk")
 
 
-def test_whatever_is_wrong_comes_with_what_to_do(look: Look) -> None:
+def test_every_problem_comes_with_advice(look: Look) -> None:
     bad = look(
         journal={"max_bytes": 4096, "sync": "off"},
         server={"host": "203.0.113.1"},
@@ -78,7 +78,7 @@ def test_whatever_is_wrong_comes_with_what_to_do(look: Look) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a directory away")
-def test_a_directory_of_somebody_else_is_a_warning(look: Look, tmp_path: Path) -> None:
+def test_a_directory_of_another_user_is_a_warning(look: Look, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(0o750)
     os.chown(tmp_path / "data", 12345, 12345)
     finding = found(look(), "data_dir")
@@ -215,7 +215,7 @@ def test_a_lock_on_the_tables_is_not_taken_for_a_firewall(look: Look, postgres_u
     assert "holds a lock" in hint("mysql", SinkUnavailable("Lock wait timeout exceeded", code="1205"))
 
 
-def test_what_nobody_knows_has_an_advice_too() -> None:
+def test_an_unknown_error_has_advice_too() -> None:
     assert "journal" in hint("postgres", SinkUnavailable("the moon is full"))
 
 

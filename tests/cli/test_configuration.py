@@ -11,7 +11,7 @@ from tornado_persist import config
 SAMPLE = Path(__file__).parents[2] / "conf" / "persistd.toml"
 
 
-def test_it_prints_the_sample_whatever_is_in_force(command: Command) -> None:
+def test_it_prints_the_sample_under_any_configuration(command: Command) -> None:
     assert command("config") == (0, SAMPLE.read_text(), "")
 
 

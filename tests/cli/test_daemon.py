@@ -129,7 +129,7 @@ def test_a_pid_file_without_a_process_is_not_believed(place: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["empty", "missing", "forged", "negative", "no lock file"])
-def test_the_lock_tells_whom_to_stop_whatever_the_files_say(place: Path, damage: str) -> None:
+def test_the_lock_alone_tells_which_process_to_stop(place: Path, damage: str) -> None:
     code, said, _ = run(place, "start")
     assert code == 0
     pid = re.search(r"pid (\d+)", said)[1]  # type: ignore[index]
@@ -260,7 +260,7 @@ def test_the_config_option_may_stand_before_or_after_the_command(place: Path) ->
         assert (code, said) == (2, "persistd: other.toml: cannot be read: No such file or directory\n")
 
 
-def test_an_output_that_nobody_reads_to_its_end_is_no_traceback(place: Path) -> None:
+def test_an_output_that_is_not_read_to_its_end_is_no_traceback(place: Path) -> None:
     (place / "data" / "journal").mkdir(parents=True)
     reader, writer = os.pipe()
     os.close(reader)
@@ -319,7 +319,7 @@ def test_an_unknown_option_names_the_nearest_one_of_its_command(place: Path) -> 
 
 
 @pytest.mark.parametrize("mistake", ["[server]\nprot = 1\n", "[server\n", "[journal]\nsync = 3\n"])
-def test_a_mistake_in_the_configuration_keeps_nobody_from_the_running_service(place: Path, mistake: str) -> None:
+def test_the_running_service_is_reached_despite_a_mistake_in_the_configuration(place: Path, mistake: str) -> None:
     assert run(place, "start")[0] == 0
     (place / "persistd.toml").write_text(mistake)
     assert run(place, "rejected", "ls")[0] == 0

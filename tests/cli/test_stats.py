@@ -100,7 +100,7 @@ def test_what_cannot_be_a_url_and_an_unknown_port_are_2(command: Command, tmp_pa
     )
 
 
-def test_the_running_service_is_found_whatever_the_port(service: Persistd, command: Command) -> None:
+def test_the_running_service_is_found_on_any_port(service: Persistd, command: Command) -> None:
     assert service.port == 0
     assert command("stats").out.startswith(f"{service.url}, ")
     assert command("flush").code == 0

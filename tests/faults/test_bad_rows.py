@@ -329,7 +329,7 @@ def kill_when_it_grows(service: Persistd, file: Path, after: float) -> None:
     client.join()
 
 
-def test_lines_that_somebody_adds_to_the_refused_rows_outlast_a_restart_and_a_crash(tmp_path: Path) -> None:
+def test_lines_added_to_the_refused_rows_survive_a_restart_and_a_crash(tmp_path: Path) -> None:
     added = b'{"note": "asked the team about these"}\n'
     rejected = tmp_path / "data" / "rejected.jsonl"
     with Persistd(tmp_path, MANUAL) as service:
@@ -403,8 +403,7 @@ class PickySink(FlakySink):
 
 
 def tries(bad: Sequence[bool], *, known: bool = False) -> tuple[int, int]:
-    """Writes that are refused, and that go through, for rows of which these are bad, in halves; ``known``: that some
-    are."""
+    """Refused and successful writes when a chunk with these bad rows is halved; ``known``: some are bad."""
     if not any(bad):
         return 0, 1
     if len(bad) == 1:

@@ -383,7 +383,7 @@ def test_a_sink_that_takes_no_write_is_unhealthy_all_the_time(server: Server, ur
         assert_calm_log(service, outages=1)
 
 
-def test_tables_that_somebody_has_locked_are_noticed(server: Server, url: str, tmp_path: Path) -> None:
+def test_locked_tables_are_noticed(server: Server, url: str, tmp_path: Path) -> None:
     with Persistd(tmp_path, config(server, url)) as service:
         service.post("task", task("a"))
         wait_until(lambda: service.stats()["accounting"]["written"] == 1, "the first row")

@@ -101,7 +101,7 @@ def changed_json(draw: st.DrawFn, kind: Kind) -> bytes:
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, kind: Kind) -> bytes:
-    """A body of which pieces were overwritten, added, repeated or cut out."""
+    """A body with pieces overwritten, added, repeated or cut out."""
     raw = bytearray(json.dumps({PLURALS[kind]: draw(valid(kind))}, ensure_ascii=draw(st.booleans())).encode())
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(raw)))
@@ -137,10 +137,10 @@ def agree(kind: Kind, raw: bytes) -> None:
         if parser is REPLAY:
             for one in (became, judgement):
                 if isinstance(one, dict):
-                    del one["ignored"]  # nobody asks for it
+                    del one["ignored"]  # not compared
         assert became == judgement
         if isinstance(became, dict):
-            # The journal's body gives the same rows, whatever the settings are then, and nothing changes once more.
+            # The journal's body gives the same rows under any later settings, and nothing changes again.
             assert exactly(REPLAY.parse(kind, became["body"]))["rows"] == became["rows"]
             sent = as_sent if parser in KEEPING else dict
             again = body(kind, *(sent(dict(row)) for row in parser.parse(kind, raw).rows))

@@ -184,7 +184,7 @@ def test_what_cannot_be_read_now_is_not_written_over(cursor: Cursor, monkeypatch
     assert again(cursor).read(NONE) == Checkpoint(5, STATE)
 
 
-def test_a_file_that_somebody_took_away_is_made_again(cursor: Cursor) -> None:
+def test_a_deleted_file_is_created_again(cursor: Cursor) -> None:
     cursor.path.unlink()
     cursor.write(Checkpoint(6, STATE))
     assert again(cursor).read(NONE) == Checkpoint(6, STATE)

@@ -44,7 +44,7 @@ def test_an_undamaged_journal_is_its_records_and_stays_as_it_is(tmp_path: Path) 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_whatever_bits_are_flipped_it_finds_the_records_that_a_start_replays(
+def test_with_any_bits_flipped_it_finds_the_records_that_a_start_replays(
     tmp_path_factory: pytest.TempPathFactory, events: Events, data: st.DataObject
 ) -> None:
     directory = tmp_path_factory.mktemp("journal")

@@ -24,7 +24,7 @@ T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 class Driver:
-    """A journal in ``directory``, open and started, with an event loop that runs while somebody waits for answers."""
+    """A journal in ``directory``, open and started, with an event loop that runs while a test waits for answers."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.directory = directory / "journal"

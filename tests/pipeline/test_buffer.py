@@ -1,4 +1,4 @@
-"""The buffer merges by key as a plain dict would, whatever is taken, released and put back between."""
+"""The buffer merges by key as a plain dict would, with any takes, releases and restores in between."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ OPTIONAL: dict[Kind, list[str]] = {
 
 
 def updates_of(kind: Kind, most: int) -> st.SearchStrategy[Any]:
-    """Rows with a key and other fields, of which the buffer does not care what they are."""
+    """Rows with a key and other fields, which mean nothing to the buffer."""
     keys = st.fixed_dictionaries(
         {name: st.sampled_from("abc" if name == f"{kind}_id" else "st") for name in KEYS[kind]}
     )

@@ -1,4 +1,4 @@
-"""Cursors are few, and none is late when somebody waits for it."""
+"""Cursors are few, and none is late when a caller waits for it."""
 
 from __future__ import annotations
 

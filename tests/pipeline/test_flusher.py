@@ -142,7 +142,7 @@ async def test_the_timer_flushes_what_is_below_the_capacity(tmp_path: Path) -> N
 
 
 @pytest.mark.gen_test
-async def test_the_next_flush_is_an_interval_after_the_last_whatever_caused_that(tmp_path: Path) -> None:
+async def test_the_next_flush_is_an_interval_after_the_last_of_any_cause(tmp_path: Path) -> None:
     async with rig(tmp_path, interval=3600) as it:
         assert it.flusher.next_flush - datetime.now(UTC) <= timedelta(hours=1)
         await it.add("a")

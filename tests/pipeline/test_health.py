@@ -33,7 +33,7 @@ async def test_a_snapshot_tells_what_waits_and_where(tmp_path: Path) -> None:
         assert waiting.journal_bytes == it.journal.stats().bytes > 0
         assert 0 <= waiting.oldest_seconds < 60
         assert (snapshot.accepting, snapshot.problem, snapshot.sync) == (True, "", "always")
-        assert (snapshot.disk_free, snapshot.open_rows) == (None, None), "nobody has looked yet"
+        assert (snapshot.disk_free, snapshot.open_rows) == (None, None), "not looked at yet"
         snapshot = await it.health.look()
         assert snapshot.disk_free is not None
         assert abs(snapshot.disk_free - shutil.disk_usage(tmp_path).free) < 1 << 30
@@ -54,7 +54,7 @@ async def test_a_sink_that_is_down_is_named_with_the_error_since_when_and_the_ne
         assert (snapshot.sink.name, snapshot.sink.up, snapshot.sink.error) == ("flaky", False, "the flaky sink is down")
         assert snapshot.sink.since is not None
         assert 0 <= snapshot.retry_in <= 0.1
-        assert (snapshot.accepting, snapshot.healthy) == (True, False), "batches are accepted all the same"
+        assert (snapshot.accepting, snapshot.healthy) == (True, False), "batches are still accepted"
         assert snapshot.reason == "The sink flaky is down: the flaky sink is down"
         it.sink.down = False
         await wait_until(lambda: it.health.snapshot().healthy)

@@ -125,7 +125,7 @@ def test_every_key_of_a_task_is_looked_at() -> None:
         assert decoder.decode(body("task", task() | {name: "a\u0085"})) is None
 
 
-def test_rows_of_many_forms_are_taken_whatever_came_before() -> None:
+def test_rows_of_many_forms_are_taken_in_any_order() -> None:
     """What a decoder gives for a body does not depend on the bodies before it."""
     plain, more = task("a"), task("b", context="}{", confidence=0.5)
     null, dropped = task("c", context=None, end_time="2026-01-01T00:00:00"), task("d", unknown=[{"a": "}"}])

@@ -129,7 +129,7 @@ def test_an_authentication_that_needs_another_package_is_an_outage_that_names_it
 
 
 @both_ways
-def test_the_session_is_strict_and_utc_whatever_the_server_says(
+def test_the_session_is_strict_and_utc_under_any_server_settings(
     make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
 ) -> None:
     row = task("a", context="\\'\"`翻译🈳\\", target_text="\\")
@@ -430,7 +430,7 @@ def test_a_server_that_turns_read_only_is_an_outage_that_ping_notices(sink: MySQ
 
 
 @both_ways
-def test_somebody_elses_lock_is_a_conflict_and_not_a_wait_for_ever(sink: MySQLSink, owner: Run) -> None:
+def test_another_writers_lock_is_a_conflict_and_not_an_endless_wait(sink: MySQLSink, owner: Run) -> None:
     sink.write(Batch([session("s")]))
     owner("BEGIN")
     owner("UPDATE translation_sessions SET status = 'failed'")

@@ -400,7 +400,7 @@ def test_a_commit_that_no_standby_confirms_is_no_success(
 # The tables
 
 
-def test_tables_that_somebody_made_narrower_or_wider_are_served(
+def test_narrower_and_wider_tables_are_served(
     make: Callable[..., PostgresSink], sink: PostgresSink, owner: Run, postgres_url: str
 ) -> None:
     owner("ALTER TABLE translation_tasks ALTER task_id TYPE text, ADD region text DEFAULT 'x', ALTER context TYPE text")
@@ -630,7 +630,7 @@ def test_a_role_that_may_make_no_temporary_tables_is_served(
     again.write(many())
 
 
-def test_somebody_elses_lock_is_an_outage_and_not_a_wait_for_ever(sink: PostgresSink, postgres_url: str) -> None:
+def test_another_writers_lock_is_an_outage_and_not_an_endless_wait(sink: PostgresSink, postgres_url: str) -> None:
     with psycopg.connect(postgres_url) as connection:
         connection.execute("LOCK TABLE translation_tasks")
         error = failure(sink, Batch(tasks=[task("a")]))

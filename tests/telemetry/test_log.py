@@ -89,7 +89,7 @@ def test_standard_output_can_be_the_log() -> None:
     assert (json.loads(done.stdout)["event"], done.stderr) == ("hi", "")
 
 
-def test_a_traceback_and_whatever_stands_in_a_line_hide_secrets(tmp_path: Path) -> None:
+def test_tracebacks_and_all_values_of_a_line_hide_secrets(tmp_path: Path) -> None:
     log.configure("info", "json", tmp_path / "log")
     redaction.hide(["postgresql://me:hush-hush@host/db"])
     try:

@@ -109,7 +109,7 @@ say(handler, "4" * 20, "5" * 20)
     assert said == ["1" * 20, "2" * 4, "2 log lines could not be written", "4" * 20, "5" * 20]
 
 
-def test_a_stream_that_nobody_reads_any_more_is_in_nobodys_way(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_without_a_reader_does_no_harm(capfd: pytest.CaptureFixture[str]) -> None:
     reader, writer = os.pipe()
     handler = Stream(writer)
     say(handler, "heard")

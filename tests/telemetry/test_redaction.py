@@ -36,7 +36,7 @@ def test_a_password_is_hidden_in_each_of_its_forms(secret: str) -> None:
     assert "hush" not in redaction.mask(f"it was {secret}, was it?")
 
 
-def test_of_a_url_that_nobody_told_of_the_password_is_hidden_too() -> None:
+def test_the_password_of_an_unknown_url_is_hidden_too() -> None:
     assert redaction.mask("at postgres://me:hush@host:1/db?x=1 refused") == "at postgres://me:***@host:1/db?x=1 refused"
     assert redaction.mask("host=h password='hu sh' user=me") == "host=h password=*** user=me"
     assert redaction.mask("http://host:8001/path?sslpassword=hush&x=1") == "http://host:8001/path?sslpassword=***&x=1"

@@ -60,7 +60,7 @@ def test_a_fault_is_told_once_in_ten_seconds_and_then_how_often_it_was_held_back
     assert quota.take("a", 100 + 2 * EVERY) == (0, 0)
 
 
-def test_few_lines_a_second_are_written_whatever_comes_and_none_is_forgotten() -> None:
+def test_few_lines_a_second_are_written_and_every_refusal_is_counted() -> None:
     quota, told, written = Quota(), 0, 0
     for number in range(10_000):
         line = quota.take(f"fault {number % 1000}", number / 1000)

@@ -53,7 +53,7 @@ def complaints() -> list[str]:
 
 @pytest.fixture
 def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
-    """Opens the dashboard of a service; every page must have been quiet, and asked nobody but the service."""
+    """Opens the dashboard of a service; every page must have been quiet, and sent requests to the service alone."""
     pages: list[Page] = []
     asked: list[tuple[str, str]] = []
 

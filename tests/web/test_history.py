@@ -61,7 +61,7 @@ async def test_a_sample_has_the_rates_since_the_one_before(parts: Rig, sampler: 
     flush_ms = columns["flush_ms"]
     assert flush_ms[0] is None, "no flush in that time"
     assert flush_ms[1] is not None
-    assert columns["sink_up"] == [False, True], "known by the flush alone: a sample asks nobody"
+    assert columns["sink_up"] == [False, True], "known by the flush alone: a sample makes no call"
 
 
 @pytest.mark.gen_test
@@ -80,7 +80,7 @@ async def test_answer_times_are_those_of_the_batches_in_the_interval(
     assert p50[0] is not None
     assert p99[0] is not None
     assert p50[0] == p99[0] == 1, "the upper bound of their bucket"
-    assert p50[1] is None, "nobody was answered in the second interval"
+    assert p50[1] is None, "no request was answered in the second interval"
 
 
 @pytest.mark.gen_test

@@ -250,7 +250,7 @@ async def test_many_silent_connections_leave_room_for_a_batch(connect: Connect, 
     assert parts.metrics.totals.accepted["task"] == 1
 
 
-async def test_after_stop_nobody_is_let_in_and_open_connections_are_served(
+async def test_after_stop_no_connection_is_accepted_and_open_ones_are_served(
     connect: Connect, http_server: HTTPServer
 ) -> None:
     async with connect() as (reader, writer):

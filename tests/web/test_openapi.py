@@ -41,7 +41,7 @@ def refs(part: Any) -> set[str]:
     return set[str]().union(*map(refs, part)) if isinstance(part, list) else set()
 
 
-#: What the pages load; as they name it, and nobody else.
+#: What the pages load, by the names that they use.
 ASSETS = {r"/dashboard/.+", r"/docs/.+"}
 
 
@@ -143,7 +143,7 @@ def test_schemathesis_finds_no_answer_that_is_not_described(tmp_path: Path) -> N
         assert not service.log("a bug in a request handler")
 
 
-#: What somebody writes who has generated a client: typed rows in, typed answers out.
+#: Code of a user with a generated client: typed rows in, typed answers out.
 CLIENT = """
 import sys
 

@@ -41,7 +41,7 @@ def test_everything_that_a_page_names_is_there_and_from_here(page: str, http: ht
         assert file.headers["Content-Type"].startswith(expected)
 
 
-def test_the_docs_read_the_description_from_here_and_have_nobody_else_check_it(http: httpx.Client) -> None:
+def test_the_docs_read_the_description_from_here_and_send_it_nowhere(http: httpx.Client) -> None:
     start = http.get("/docs/start.js").text
     assert re.findall(r'url: "([^"]+)"', start) == ["openapi.json"]
     assert "validatorUrl: null" in start

@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     )
     completes_files(files)
     add_url(parser)
-    parser.add_argument("--again", action="store_true", help="send all rows, whatever was sent before")
+    parser.add_argument("--again", action="store_true", help="send all rows, including those sent before")
     state = parser.add_argument(
         "--state", type=Path, metavar="DIRECTORY", help="keep the state there, not beside the file"
     )

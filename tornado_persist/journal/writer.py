@@ -78,7 +78,7 @@ class Release(NamedTuple):
 
 
 class _Gone(OSError):
-    """Somebody has deleted or replaced a segment."""
+    """A segment was deleted or replaced."""
 
 
 @dataclass(slots=True)

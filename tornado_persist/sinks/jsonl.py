@@ -168,7 +168,7 @@ class JSONLSink(Sink[JSONLSettings]):
                     self._cut(file)
                     # Not in open(), which would change the file while another service writes to it.
                     _finish_last_line(file)
-                    # Until all files are fsynced, this is the length to cut back to, whatever goes wrong.
+                    # Until all files are fsynced, this is the length to cut back to after any failure.
                     self._to_cut[file.identity] = file.size
             for kind in kinds:
                 self._append(kind, batch.rows(kind))

@@ -416,8 +416,8 @@ def _check_transaction(driver: Any) -> None:
 
     Raises:
         SinkConflict: it says that no transaction is open. A Galera node that undoes ours for another node's write, or
-            for an ALTER TABLE, may answer a bulk command "OK" all the same; what followed would be a transaction of
-            its own, and COMMIT would go well.
+            for an ALTER TABLE, may still answer a bulk command "OK"; statements after it would be a transaction of
+            their own, and COMMIT would succeed.
     """
     if not driver.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
         raise SinkConflict("the server ended the transaction, and has undone it")

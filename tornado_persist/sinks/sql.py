@@ -44,7 +44,7 @@ from tornado_persist.sinks.tables import METADATA, TABLES, dump_json
 
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
-#: Seconds to wait for somebody else's lock. Then the write fails and is tried again: a lock that is never released
+#: Seconds to wait for another writer's lock. Then the write fails and is tried again: a lock that is never released
 #: shows up in the log; an endless wait would not.
 LOCK_TIMEOUT = 5
 #: The parts of a URL with several hosts: before the list, the list, after it.

@@ -62,7 +62,7 @@ class KeyType(TypeDecorator[str]):
 
 
 class TimeType(TypeDecorator[datetime]):
-    """A point in time, to the microsecond, in UTC: read as an aware ``datetime``, whatever the database keeps."""
+    """A point in time, to the microsecond, in UTC: read as an aware ``datetime`` from every database."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

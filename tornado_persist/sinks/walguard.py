@@ -98,7 +98,9 @@ class WALGuard:
             connection.execute("BEGIN IMMEDIATE").close()  # one process at a time
             try:
                 (current,) = connection.execute("PRAGMA application_id").fetchone()
-                if current == self._number():  # else somebody reads, and the last one is in the WAL alone
+                if (
+                    current == self._number()
+                ):  # otherwise a reader blocks the checkpoint, and the last number is only in the WAL
                     new = secrets.randbelow(2**31 - 1) + 1
                     self._write_note({"numbers": [current, new], "database": self._database, "wal": self._open_wal})
                     connection.execute(f"PRAGMA application_id = {new}").close()
