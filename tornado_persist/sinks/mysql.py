@@ -69,6 +69,8 @@ _ROWS = {
     *(3140, 3141, 3144, 3150, 3151, 3156, 3157),  # JSON
     1644,  # SIGNAL
 }
+#: The usual SQLSTATE of a SIGNAL, which the server's own errors never have: the number is the trigger's choice.
+_SIGNAL = "45000"
 #: Another writer has won: a deadlock, a row that changed since the snapshot (MariaDB), a transaction that the other
 #: members of a group or cluster refuse. And a lock wait that timed out: a server that does not look for
 #: deadlocks (innodb_deadlock_detect) reports them this way. It rolls back only the statement, we do the rest.
@@ -298,7 +300,11 @@ class MySQLSink(SQLSink[MySQLSettings]):
         message = re.sub(r" '.*' for (?=key |column )", " for ", message, count=1, flags=re.DOTALL)
         if number == 1048 and any(f"'{key}'" in message for keys in KEYS.values() for key in keys):
             message = "a key is null, or another row has the same values in a unique index"
-        return Fault(_blame(number), str(number or ""), message or "the connection is closed")
+        blame = _blame(number)
+        # Older versions of PyMySQL do not tell it.
+        if getattr(error, "sqlstate", None) == _SIGNAL and blame is not Blame.ROWS:
+            blame = Blame.UNKNOWN
+        return Fault(blame, str(number or ""), message or "the connection is closed")
 
 
 def _connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> BulkConnection:
