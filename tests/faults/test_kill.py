@@ -233,7 +233,7 @@ def test_rows_refused_by_the_very_first_flush_are_put_aside_once_over_a_crash(
             other.execute(
                 "INSERT INTO translation_tasks (task_id, session_id, batch_id, sheet_name, row_index, column_name,"
                 " source_text, status, created_at, updated_at)"
-                " VALUES ('locked', '', '', '', 0, '', '', 'pending', now(), now())"
+                " VALUES ('locked', 's1', '', '', 0, '', '', 'pending', now(), now())"
             )
             flushing = pool.submit(service.http.post, "/api/v1/persistence/flush")
             service.wait_for_log("rows rejected")
