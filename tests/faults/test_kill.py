@@ -303,3 +303,21 @@ def test_at_sigterm_with_the_database_down_the_journal_keeps_what_was_accepted(
         load.record.check(read_postgres(postgres_url))
         balanced(service.stats()["accounting"], load.record.acknowledged, load.record)
         assert "Traceback" not in service.log_text()
+
+
+def test_rows_deleted_by_hand_after_a_flush_stay_deleted_over_a_crash(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As the page on operations says: flush first, then delete."""
+    at = place("postgres", request)
+    with Persistd(tmp_path, f"sink = 'postgres'\n{MANUAL}{at.table}") as service:
+        service.post("task", *(task(f"gone-{n}") for n in range(100)), task("kept"))
+        service.flush()
+        with psycopg.connect(request.getfixturevalue("postgres_url"), autocommit=True) as operator:
+            operator.execute("DELETE FROM translation_tasks WHERE task_id LIKE 'gone-%'")
+        service.kill()
+        service.start()
+        service.flush()
+        accounting = service.stats()["accounting"]
+    assert (accounting["accepted"], accounting["written"], accounting["pending"]) == (101, 101, 0)
+    assert [row["task_id"] for row in at.read(service.data_dir)["task"].values()] == ["kept"]
