@@ -450,7 +450,9 @@ def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list
         for row in rows:
             groups[type(row)].append(row)
     for shape, members in groups.items():
-        members.sort(key=attrgetter(*KEYS[kind]))
+        # By the last column first: two sorts of texts take a third of the time of one by pairs.
+        for name in reversed(KEYS[kind]):
+            members.sort(key=attrgetter(name))
         yield shape.__struct_fields__, members
 
 
