@@ -398,6 +398,17 @@ def test_what_depends_on_the_schema_is_an_outage(
     assert sink.find_sessions({"s"}) == set()
 
 
+def test_fields_beyond_the_specification_need_their_column_and_no_others_do(
+    make: Callable[..., MySQLSink], sink: MySQLSink, owner: Run
+) -> None:
+    owner("ALTER TABLE translation_tasks DROP COLUMN extra")
+    again = make()
+    again.open()
+    again.write(Batch(tasks=[task("a")]))
+    missing = failure(again, Batch(tasks=[task("b", extra={"n": 1})]))
+    assert (missing.code, "extra" in str(missing)) == ("1054", True)
+
+
 def test_a_missing_table_is_noticed_by_ping(sink: MySQLSink, owner: Run) -> None:
     owner("DROP TABLE translation_tasks")
     with pytest.raises(SinkUnavailable, match="translation_tasks") as caught:
