@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from tornado_persist.errors import FieldError, InvalidBatch
 from tornado_persist.records.decoder import Decoder, encode
-from tornado_persist.records.freejson import locate, mark
+from tornado_persist.records.freejson import find_problem, locate, mark
 from tornado_persist.records.judge import Judge
 from tornado_persist.records.models import EXTRA, FIELDS, KINDS, PLURALS, STATUSES, Kind, Row, shapes_with
 from tornado_persist.records.rules import Parsed, Rules, UnknownFields, Wrong, shown_names
@@ -95,7 +95,7 @@ class Parser:
         """
         if self._replay:
             if _KEPT in body:
-                self._add_extra(kind, body, parsed, lambda sent: sent.get(EXTRA))
+                self._add_extra(kind, body, parsed, _journalled_extra)
         elif self._keep and parsed.ignored:
             known = FIELDS[kind].keys()
             unknown = parsed.ignored_rows
@@ -131,6 +131,12 @@ class Parser:
             raise refusal
         parsed.rows = rows
         parsed.wrong = sorted([*parsed.wrong, *wrong], key=lambda row: row.index)
+
+
+def _journalled_extra(sent: dict[str, Raw]) -> Raw | None:
+    """The ``extra`` of a journalled row. A field of that name that an earlier version dropped may be any JSON."""
+    extra = sent.get(EXTRA)
+    return extra if extra is not None and bytes(extra)[:1] == b"{" and find_problem(bytes(extra)) is None else None
 
 
 def _object_of(sent: dict[str, Raw], known: Collection[str]) -> Raw | None:
