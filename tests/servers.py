@@ -233,7 +233,13 @@ class Server(ABC):
             "cwd": self.directory,
             "stdin": subprocess.DEVNULL,
             "start_new_session": True,
-            "env": {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.directory), "TZ": "UTC"},
+            "env": {
+                "PATH": os.environ.get("PATH", os.defpath),
+                "HOME": str(self.directory),
+                # A MariaDB that starts deletes all temporary tables that it finds there, another server's too.
+                "TMPDIR": str(self.directory),
+                "TZ": "UTC",
+            },
         }
         if (account := self._account()) is not None:
             options |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}

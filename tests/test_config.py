@@ -12,8 +12,8 @@ import pytest
 from pydantic import BaseModel, BeforeValidator
 
 from tests.process import persistd
-from tornado_persist import config
-from tornado_persist.config import Settings
+from tornado_persist.config import loading
+from tornado_persist.config.loading import Settings
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import read_seconds, read_size
@@ -56,14 +56,14 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def test_the_shipped_file_holds_every_key_at_its_default() -> None:
     shipped = flat(tomllib.loads(SHIPPED.read_text()))
-    defaults = flat(config.load(None).model_dump(mode="json"))
+    defaults = flat(loading.load(None).model_dump(mode="json"))
     defaults["data_dir"] = "data"  # a loaded one is absolute
     sinks = {
         f"sinks.{name}.{field}" for name in registry.names() for field in registry.find(name).Settings.model_fields
     }
     assert shipped.keys() == set(keys(Settings)) | sinks
     assert {key: value for key, value in shipped.items() if key not in sinks} == defaults
-    loaded, bare = config.load(SHIPPED), config.load(None)
+    loaded, bare = loading.load(SHIPPED), loading.load(None)
     for name in registry.names():
         assert loaded.sink_settings(name) == bare.sink_settings(name)
 
@@ -76,7 +76,7 @@ def test_every_key_of_the_shipped_file_has_a_comment_above_or_is_the_common_one(
 
 
 def test_a_file_changes_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
-    settings = config.load(write(tmp_path / "c.toml", 'sink = "jsonl"\n[server]\nport = 9001\n'))
+    settings = loading.load(write(tmp_path / "c.toml", 'sink = "jsonl"\n[server]\nport = 9001\n'))
     assert (settings.sink, settings.server.port, settings.server.max_batch) == ("jsonl", 9001, 1000)
 
 
@@ -88,7 +88,7 @@ def test_the_environment_goes_over_the_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PERSISTD_SINK", "postgres")
     monkeypatch.setenv("PERSISTD_SERVER__PORT", "9002")
     monkeypatch.setenv("PERSISTD_SINKS__POSTGRES__URL", "postgresql://me:secret@db.example/x")
-    settings = config.load(file)
+    settings = loading.load(file)
     assert (settings.sink, settings.server.port, settings.server.max_batch) == ("postgres", 9002, 5)
     dumped = settings.sink_settings("postgres").model_dump()
     assert dumped["create_tables"] is False
@@ -115,7 +115,7 @@ def test_the_environment_goes_over_the_file(tmp_path: Path, monkeypatch: pytest.
 )
 def test_a_wrong_key_is_named_in_one_line(tmp_path: Path, text: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(write(tmp_path / "c.toml", text))
+        loading.load(write(tmp_path / "c.toml", text))
     assert caught.value.key == key
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -135,7 +135,7 @@ def test_a_wrong_key_is_named_in_one_line(tmp_path: Path, text: str, key: str) -
 def test_a_wrong_variable_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError) as caught:
-        config.load(None)
+        loading.load(None)
     assert str(caught.value).startswith(variable)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -144,19 +144,19 @@ def test_a_wrong_variable_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, 
 def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
     for file in (tmp_path / "missing.toml", write(tmp_path / "bad.toml", "a = \n"), tmp_path):
         with pytest.raises(ConfigError, match=re.escape(str(file))) as caught:
-            config.load(file)
+            loading.load(file)
         assert "\n" not in str(caught.value)
 
 
 def test_the_file_is_the_named_one_else_the_variables_else_the_checkouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.find_file() == SHIPPED
+    assert loading.find_file() == SHIPPED
     monkeypatch.setenv("PERSISTD_CONFIG", "/a/b.toml")
-    assert config.find_file() == Path("/a/b.toml")
-    assert config.find_file("c.toml") == Path("c.toml")
+    assert loading.find_file() == Path("/a/b.toml")
+    assert loading.find_file("c.toml") == Path("c.toml")
 
 
 def test_a_relative_path_lies_below_data_dir_and_an_absolute_one_stays() -> None:
-    settings = config.load(None)
+    settings = loading.load(None)
     assert settings.path("x.log") == Path.cwd() / "data" / "x.log"
     assert settings.path("/var/log/x.log") == Path("/var/log/x.log")
 
@@ -165,14 +165,14 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "c.toml"
     file.write_text('data_dir = "~/data"\n')
-    assert config.load(file).data_dir == config.find_data_dir(file) == tmp_path / "data"
+    assert loading.load(file).data_dir == loading.find_data_dir(file) == tmp_path / "data"
     monkeypatch.setenv("PERSISTD_DATA_DIR", "~/other")
-    assert config.load(file).data_dir == config.find_data_dir(file) == tmp_path / "other"
+    assert loading.load(file).data_dir == loading.find_data_dir(file) == tmp_path / "other"
 
 
 def mistakes(file: Path | None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config.load(file)
+        loading.load(file)
     return caught.value.mistakes
 
 
@@ -245,7 +245,7 @@ def test_what_kubernetes_says_of_a_service_is_passed_over(monkeypatch: pytest.Mo
     }
     for name, value in links.items():
         monkeypatch.setenv(name, value)
-    assert config.load(None).server.port == 8001
+    assert loading.load(None).server.port == 8001
     monkeypatch.setenv("PERSISTD_PORT", "9001")
     monkeypatch.setenv("PERSISTD_SERVER_PORT", "9001")
     assert [line.partition(":")[0] for line in mistakes(None)] == ["PERSISTD_PORT", "PERSISTD_SERVER_PORT"]
@@ -263,9 +263,9 @@ def test_what_kubernetes_says_of_a_service_is_passed_over(monkeypatch: pytest.Mo
     ],
 )
 def test_a_size_may_have_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
-    assert config.load(write(tmp_path / "c.toml", f"[journal]\nmax_bytes = '{text}'")).journal.max_bytes == size
+    assert loading.load(write(tmp_path / "c.toml", f"[journal]\nmax_bytes = '{text}'")).journal.max_bytes == size
     monkeypatch.setenv("PERSISTD_JOURNAL__MAX_BYTES", text)
-    assert config.load(None).journal.max_bytes == size
+    assert loading.load(None).journal.max_bytes == size
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,9 @@ def test_a_size_may_have_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 )
 def test_a_duration_may_have_a_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, seconds: float) -> None:
     file = write(tmp_path / "c.toml", f"[buffer]\nflush_interval = '{text}'")
-    assert config.load(file).buffer.flush_interval == seconds
+    assert loading.load(file).buffer.flush_interval == seconds
     monkeypatch.setenv("PERSISTD_BUFFER__FLUSH_INTERVAL", text)
-    assert config.load(None).buffer.flush_interval == seconds
+    assert loading.load(None).buffer.flush_interval == seconds
 
 
 @pytest.mark.parametrize("text", ["'5 weeks'", "'s'", "''", "'-1s'", "'1ms'", "'2d'", "'nan'", "nan", "inf", "true"])
@@ -306,7 +306,7 @@ def test_a_wrong_size_is_named(tmp_path: Path, text: str) -> None:
 )
 def test_wrong_statuses_and_time_zones_are_named(tmp_path: Path, line: str, key: str) -> None:
     with pytest.raises(ConfigError, match=key):
-        config.load(write(tmp_path / "c.toml", f"[records]\n{line}\n"))
+        loading.load(write(tmp_path / "c.toml", f"[records]\n{line}\n"))
 
 
 def test_wrong_statuses_time_zone_and_host_are_a_line_each(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ invalid_rows = "setaside"
 
 def test_statuses_and_time_zone_are_read(tmp_path: Path) -> None:
     text = '[records]\nstatuses = ["offen", "\u5b8c\u6210"]\ntimezone = "Asia/Shanghai"\n'
-    records = config.load(write(tmp_path / "c.toml", text)).records
+    records = loading.load(write(tmp_path / "c.toml", text)).records
     assert records.statuses == ("offen", "\u5b8c\u6210")
     assert str(records.zone) == "Asia/Shanghai"
 

@@ -22,8 +22,9 @@ import yaml
 from tests.process import Persistd, persistd
 from tests.rows import session, task
 from tests.test_config import flat, keys
-from tornado_persist import config, service
+from tornado_persist import service
 from tornado_persist.cli import program
+from tornado_persist.config import loading
 from tornado_persist.sinks import registry
 from tornado_persist.web.app import ROUTES
 from tornado_persist.web.base import GetHandler
@@ -85,10 +86,10 @@ def test_a_link_to_a_file_that_is_missing_ends_the_build(tmp_path: Path) -> None
 
 def test_every_setting_is_in_the_reference_with_its_default_variable_and_reload(site: Path) -> None:
     text = words(site / "configuration.html")
-    settings = config.load(None)
+    settings = loading.load(None)
     defaults = flat(settings.model_dump(mode="json", exclude={"sinks"}))
     defaults["data_dir"] = "data"  # a loaded one is absolute
-    assert defaults.keys() == set(keys(config.Settings))
+    assert defaults.keys() == set(keys(loading.Settings))
     for sink in registry.BUILT_IN:
         for name, field in registry.find(sink).Settings.model_fields.items():
             default = field.default.get_secret_value() if name == "url" else field.default
@@ -166,7 +167,7 @@ def test_every_setting_is_in_the_chinese_reference_with_its_default() -> None:
     text = (DOCS / "reference.zh.rst").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^   \* - ``([a-z_.]+)``\n     - ``(.+)``\n     - \S", text, re.MULTILINE))
     settings = flat(tomllib.loads((ROOT / "conf" / "persistd.toml").read_text(encoding="utf-8")))
-    assert settings.keys() >= set(keys(config.Settings))
+    assert settings.keys() >= set(keys(loading.Settings))
     assert {key: json.loads(default) for key, default in shown.items()} == settings
 
 

@@ -144,6 +144,10 @@ def test_defaults_are_unlike_the_services(postgres_server: Postgres, mariadb_ser
     assert mariadb_server.admin("SELECT @@innodb_flush_log_at_trx_commit") == [(1,)]
 
 
+def test_a_mariadb_keeps_its_temporary_files_from_others_that_start(mariadb_server: MariaDB) -> None:
+    assert mariadb_server.admin("SELECT @@tmpdir") == [(str(mariadb_server.directory),)]
+
+
 def test_versions(postgres_server: Postgres, mariadb_server: MariaDB) -> None:
     assert postgres_server.version.startswith("PostgreSQL 1")
     assert mariadb_server.version.startswith("MariaDB 1")

@@ -19,8 +19,9 @@ from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.platform.asyncio import AsyncIOMainLoop
 
-from tornado_persist import __version__, config, listening
-from tornado_persist.config import Settings
+from tornado_persist import __version__, listening
+from tornado_persist.config import loading
+from tornado_persist.config.loading import Settings
 from tornado_persist.errors import ConfigError, SinkUnavailable, StartError
 from tornado_persist.files import DataDir
 from tornado_persist.journal import Checkpoint, Interrupted, Journal
@@ -337,7 +338,7 @@ class Service:
         applied: list[str] = []
         needs_restart: list[str] = []
         try:
-            applied, needs_restart = await self._apply(await asyncio.to_thread(config.load, self._file))
+            applied, needs_restart = await self._apply(await asyncio.to_thread(loading.load, self._file))
         except ConfigError as exc:
             failed += exc.mistakes
             logger.error("configuration not reloaded", error=str(exc))

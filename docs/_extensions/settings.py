@@ -21,7 +21,8 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
-from tornado_persist import config, service
+from tornado_persist import service
+from tornado_persist.config import loading
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import read_seconds, read_size
 
@@ -52,12 +53,12 @@ class Table:
 def tables() -> Iterator[Table]:
     """The whole configuration, in the order in which it is written."""
     top, nested = [], []
-    for name, field in config.Settings.model_fields.items():
+    for name, field in loading.Settings.model_fields.items():
         model = field.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
             nested.append((name, model))
         elif name != "sinks":
-            top.append(_key(config.Settings, name, field, name))
+            top.append(_key(loading.Settings, name, field, name))
     yield Table("", "", tuple(top))
     for name, model in nested:
         yield _table(name, model)
@@ -84,7 +85,7 @@ def _key(model: type[BaseModel], name: str, field: FieldInfo, path: str) -> Key:
         kind=_kind(field),
         default=_default(field.default),
         meaning=field.description or _comment(model, name),
-        variable=f"{config.ENV_PREFIX}{path.upper().replace('.', '__')}",
+        variable=f"{loading.ENV_PREFIX}{path.upper().replace('.', '__')}",
         live=path.startswith(service.LIVE),
     )
 

@@ -17,10 +17,10 @@ import pytest
 import sqlalchemy
 
 from tests.process import environment, persistd
-from tornado_persist import config
 from tornado_persist.cli import check
 from tornado_persist.cli.check import Finding, hint
-from tornado_persist.config import Settings
+from tornado_persist.config import loading, tables
+from tornado_persist.config.loading import Settings
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.files import DataDir
 from tornado_persist.service import make_sink
@@ -233,7 +233,7 @@ def test_every_finding_is_a_line_and_its_advice_another() -> None:
 def test_the_shipped_configuration_has_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = Path(__file__).parent.parent.parent / "conf" / "persistd.toml"
-    settings = config.load(shipped).model_copy(update={"server": config.Server(port=0)})
+    settings = loading.load(shipped).model_copy(update={"server": tables.Server(port=0)})
     assert not [one for one in check.look(settings, shipped) if one.level == "error"]
 
 
@@ -244,7 +244,7 @@ def test_a_part_of_the_directory_that_cannot_be_written_is_an_error(tmp_path: Pa
     os.chown(journal, 12345, 12345)
     program = (
         "from pathlib import Path; from tornado_persist.cli import check\n"
-        "from tornado_persist.config import Settings\n"
+        "from tornado_persist.config.loading import Settings\n"
         f"for one in check.look(Settings(data_dir=Path({str(tmp_path)!r})), None): print(one)"
     )
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c", program]
@@ -261,7 +261,7 @@ def test_files_of_others_in_the_directory_are_no_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     program = (
         "from pathlib import Path; from tornado_persist.cli import check\n"
-        "from tornado_persist.config import Settings\n"
+        "from tornado_persist.config.loading import Settings\n"
         f"for one in check._data_dir(check.DataDir(Path({str(data)!r})), False): print(one)"
     )
     user = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 from tests.cli.conftest import Command
-from tornado_persist import config
+from tornado_persist.config import loading
 
 SAMPLE = Path(__file__).parents[2] / "conf" / "persistd.toml"
 
@@ -33,7 +33,7 @@ def test_effective_prints_every_value_in_force_and_no_secret(command: Command, t
     assert found["sinks"].keys() == {"postgres"}
     # It is a configuration itself, but for the secrets.
     file.write_text(said)
-    again = config.load(file)
+    again = loading.load(file)
     assert (again.server.port, again.buffer.flush_interval, again.log.file) == (9, 300.0, 'a"b 你.log')
 
 

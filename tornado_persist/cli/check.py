@@ -21,7 +21,7 @@ from tornado_persist.cli.client import Client
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration
 from tornado_persist.cli.output import printable, size
 from tornado_persist.cli.status import PATIENCE
-from tornado_persist.config import Settings
+from tornado_persist.config.loading import Settings
 from tornado_persist.errors import PersistError, SinkError, SinkUnavailable
 from tornado_persist.files import DataDir, reason
 from tornado_persist.journal import HEADER_SIZE

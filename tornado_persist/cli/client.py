@@ -18,7 +18,7 @@ from tornado_persist.files import DataDir
 
 if TYPE_CHECKING:
     from tornado_persist.cli.command import Configuration
-    from tornado_persist.config import Server
+    from tornado_persist.config.tables import Server
     from tornado_persist.records.models import Fields, Kind
 
 #: Seconds that one answer may take.

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tornado_persist.telemetry.redaction import mask
 
 if TYPE_CHECKING:
-    from tornado_persist.config import Server, Settings
+    from tornado_persist.config.loading import Settings
+    from tornado_persist.config.tables import Server
 
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -29,29 +30,29 @@ class Configuration:
 
     @cached_property
     def file(self) -> Path | None:
-        from tornado_persist import config
+        from tornado_persist.config import loading
 
-        return config.find_file(self._named)
+        return loading.find_file(self._named)
 
     @cached_property
     def data_dir(self) -> Path:
         """The data directory, even if another setting is wrong. Raises ConfigError."""
-        from tornado_persist import config
+        from tornado_persist.config import loading
 
-        return config.find_data_dir(self.file)
+        return loading.find_data_dir(self.file)
 
     def server(self) -> Server:
         """The address to listen on, without a check of the sinks. Raises ConfigError."""
-        from tornado_persist import config
+        from tornado_persist.config import loading
 
-        return config.load(self.file, sinks=False).server
+        return loading.load(self.file, sinks=False).server
 
     @cached_property
     def settings(self) -> Settings:
         """Everything, checked. Raises ConfigError."""
-        from tornado_persist import config
+        from tornado_persist.config import loading
 
-        return config.load(self.file)
+        return loading.load(self.file)
 
 
 #: A command: the configuration, and the options of the command line; returns its exit code.

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from tornado_persist.cli.command import OK, Commands, Configuration
-from tornado_persist.config import Settings
+from tornado_persist.config.loading import Settings
 from tornado_persist.errors import InputError
 from tornado_persist.files import reason
 from tornado_persist.telemetry.redaction import MASK, mask

@@ -21,7 +21,7 @@ from tornado_persist.cli import output
 from tornado_persist.cli.client import RowRefused, Sender, add_patience, add_url, connect
 from tornado_persist.cli.command import OK, Commands, Configuration, complain, completes_files
 from tornado_persist.cli.lines import Line, read
-from tornado_persist.config import Settings
+from tornado_persist.config.loading import Settings
 from tornado_persist.errors import InputError
 from tornado_persist.files import fsync_directory, reason
 

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tornado_persist import config
 from tornado_persist.cli import output
 from tornado_persist.cli.client import Client, RowRefused, Sender, add_patience, add_url, connect
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
 from tornado_persist.cli.lines import decode, encode, parse
 from tornado_persist.cli.rejected import Entry, Rejections, add_selection, chosen, complain_of_broken
 from tornado_persist.cli.stats import FLUSH_GRACE
-from tornado_persist.config import Settings
+from tornado_persist.config import loading
+from tornado_persist.config.loading import Settings
 from tornado_persist.errors import InputError, InvalidBatch, PersistError, RequestRefused, SinkError
 from tornado_persist.files import reason
 from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind
@@ -224,7 +224,7 @@ def _edited(settings: Settings, entries: list[Entry], everything: list[Entry]) -
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.writelines(encode(entry.exported()) + "\n" for entry in entries)
     before = path.read_bytes()
-    command = config.editor()
+    command = loading.editor()
     try:
         code = subprocess.call([*shlex.split(command), name])
         problem = f"ended with exit code {code}"

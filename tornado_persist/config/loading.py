@@ -1,4 +1,4 @@
-"""The settings of the service, and the only reader of the configuration file and of the environment."""
+"""All settings, read from the file and the environment, and errors that name the place of each mistake."""
 
 from __future__ import annotations
 
@@ -9,22 +9,11 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
 from difflib import get_close_matches
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, available_timezones
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -33,10 +22,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from tornado_persist.config.tables import Buffer, Journal, Log, Records, Server
 from tornado_persist.errors import ConfigError
-from tornado_persist.records.models import KEY_PATTERN, MAX_STATUS, STATUSES
 from tornado_persist.sinks import registry
-from tornado_persist.sinks.base import Bytes, Seconds, SinkSettings
+from tornado_persist.sinks.base import SinkSettings
 from tornado_persist.telemetry import redaction
 
 ENV_PREFIX = "PERSISTD_"
@@ -53,155 +42,6 @@ _SERVICE_LINKS = [
         (r"(\w+_)?PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)", r""),
     )
 ]
-
-
-def find_zone(name: str) -> tzinfo:
-    """A time zone by its IANA name. UTC needs no database, which small systems lack.
-
-    Raises:
-        KeyError, ValueError, OSError: there is none.
-    """
-    return UTC if name == "UTC" else ZoneInfo(name)
-
-
-_HOST_NAME = re.compile(r"[^\s/:@\[\]]+")
-_FOUR_NUMBERS = re.compile(r"\d+(\.\d+){3}")
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Server(_Table):
-    """The HTTP server."""
-
-    host: str = Field(
-        "localhost",
-        description="name or address to listen on; ``localhost`` is 127.0.0.1 and ::1, another name all of its"
-        " addresses, empty or ``::`` every address. There is no authentication: keep it inside",
-    )
-    port: int = Field(8001, ge=0, le=65535, description="TCP port; 0: any free one, named in the log")
-    max_batch: int = Field(1000, ge=1, description="rows in a request at most")
-    max_body_bytes: Bytes = Field(
-        10_485_760, ge=1024, description="bytes of a request body at most, also once decompressed"
-    )
-    max_inflight_bytes: Bytes = Field(
-        134_217_728, ge=1024, description="bytes of all request bodies at one time; past it batches get 503"
-    )
-    max_connections: int = Field(
-        1000,
-        ge=1,
-        description="open connections; for further ones idle ones are closed. Bound by the limit of open files too",
-    )
-    header_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a request's head may take to arrive")
-    body_timeout: Seconds = Field(60.0, gt=0, le=3600, description="seconds that a request's body may take to arrive")
-    idle_timeout: Seconds = Field(
-        120.0, gt=0, le=86_400, description="seconds after which a connection without a request is closed"
-    )
-    shutdown_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a stop may take to flush")
-
-    @field_validator("host")
-    @classmethod
-    def _host(cls, host: str) -> str:
-        # Whether a name is known shows at the start: a resolver may be away.
-        try:
-            ip_address(host or "::")
-        except ValueError:
-            if not _HOST_NAME.fullmatch(host) or _FOUR_NUMBERS.fullmatch(host):
-                raise ValueError(f"{host!r} is no address and no host name (the port is server.port)") from None
-        return host
-
-
-class Buffer(_Table):
-    """When rows are flushed."""
-
-    capacity: int = Field(1000, ge=1, description="rows; reaching it starts a flush")
-    flush_interval: Seconds = Field(30.0, ge=0.05, le=86_400, description="seconds from one flush to the next")
-    max_rows: int = Field(
-        100_000, ge=1, description="rows held in memory at most; past it batches wait in the journal alone"
-    )
-    max_bytes: Bytes = Field(
-        268_435_456,
-        ge=1,
-        description="bytes of the journal records whose rows are in memory at most; past it as with ``max_rows``",
-    )
-    flush_timeout: Seconds = Field(8.0, gt=0, le=3600, description="seconds that POST /flush waits at most")
-
-
-class Journal(_Table):
-    """Where accepted batches are kept until the sink has them."""
-
-    sync: Literal["always", "interval", "off"] = Field(
-        "always",
-        description="``always`` syncs before the answer, ``interval`` every 500 ms, ``off`` when the system likes",
-    )
-    segment_bytes: Bytes = Field(67_108_864, ge=4096, description="bytes after which a new segment file begins")
-    max_bytes: Bytes = Field(8_589_934_592, ge=4096, description="bytes of the whole journal; past it batches get 503")
-
-
-class Records(_Table):
-    """What a batch may contain."""
-
-    unknown_fields: Literal["ignore", "reject", "keep"] = Field(
-        "ignore",
-        description="fields that are not in the specification: drop them, refuse the batch, or keep them in ``extra``",
-    )
-    statuses: tuple[Annotated[str, StringConstraints(max_length=MAX_STATUS, pattern=KEY_PATTERN)], ...] = Field(
-        STATUSES,
-        min_length=1,
-        description="what ``status`` may be: texts of 1 to 20 characters; these four are the specification's",
-    )
-    invalid_rows: Literal["refuse", "set_aside"] = Field(
-        "refuse",
-        description="what an invalid row does: refuse its batch, or be set aside in ``rejected.jsonl`` alone",
-    )
-    timezone: str = Field(
-        "UTC", min_length=1, description="the time zone of times without an offset, by its IANA name: ``Asia/Shanghai``"
-    )
-    require_session: bool = Field(
-        False, description="refuse tasks whose session was neither accepted before nor is in the sink"
-    )
-
-    @field_validator("statuses")
-    @classmethod
-    def _each_once(cls, statuses: tuple[str, ...]) -> tuple[str, ...]:
-        twice = sorted({status for status in statuses if statuses.count(status) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} is there twice")
-        return statuses
-
-    @field_validator("timezone")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        try:
-            find_zone(name)
-        except (OSError, ValueError, KeyError):  # a directory, a path out of the database, no such file
-            near = get_close_matches(name, available_timezones(), 1)
-            hint = f"did you mean {near[0]}?" if near else "names are as in Europe/Berlin"
-            raise ValueError(f"no time zone is called {name!r} here ({hint})") from None
-        return name
-
-    @property
-    def zone(self) -> tzinfo:
-        """The time zone of times without an offset."""
-        return find_zone(self.timezone)
-
-
-class Log(_Table):
-    """The log."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="the lowest level that is logged; ``debug`` has a line for each request"
-    )
-    format: Literal["auto", "console", "json"] = Field(
-        "auto",
-        description="``console`` is for people, ``json`` for machines; ``auto``: console on a terminal, else JSON",
-    )
-    file: str = Field("", description="a path below ``data_dir``; empty: standard error; ``-``: standard output")
-    max_bytes: Bytes = Field(
-        104_857_600, ge=0, description="bytes of the file at which it is rotated; 0: never, for logrotate"
-    )
-    backups: int = Field(5, ge=1, le=1000, description="rotated files that are kept, ``.1`` the newest")
 
 
 class Settings(BaseSettings):
@@ -271,7 +111,7 @@ def find_file(explicit: str | None = None) -> Path | None:
     named = explicit or os.environ.get(ENV_CONFIG)
     if named:
         return Path(named)
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     own = checkout / "conf" / "persistd.toml"
     if (checkout / "setup.py").is_file() and own.is_file():
         return own

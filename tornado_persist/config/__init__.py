@@ -1,0 +1,1 @@
+"""The settings, and the only code that reads the configuration file and variables."""
