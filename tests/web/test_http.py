@@ -83,7 +83,7 @@ async def test_requests_sent_ahead_are_answered_in_order_however_they_are_cut(
     assert [status for status, _ in received] == [status for _, status in MIXED]
     assert [content["count"] for status, content in received if status == 200 and "count" in content] == [1, 2, 1, 1, 1]
     assert parts.metrics.totals.accepted["task"] == 6
-    assert [task_id for _, task_id in parts.buffer._waiting["task"]] == ["a", "b", "c", "e", "f", "g"]
+    assert [row["task_id"] for row in parts.buffer.take().tasks] == ["a", "b", "c", "e", "f", "g"]
 
 
 async def test_what_comes_while_a_batch_is_refused_is_not_mixed_up(

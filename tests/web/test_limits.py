@@ -246,6 +246,28 @@ async def test_a_body_without_a_length_counts_as_it_comes(app: Api) -> None:
 
 
 @pytest.mark.gen_test
+async def test_a_client_that_does_not_take_its_answers_is_closed(app: Api) -> None:
+    async with serving(app) as (server, connect), connect() as (_, writer):
+        writer.write(get("/docs/swagger-ui-bundle.js") * 20)  # more than all buffers between the two hold
+        await wait_until(lambda: bool(server.connections))
+        began = time.monotonic()
+        await wait_until(lambda: not server.connections)
+        assert time.monotonic() - began >= app.body_timeout
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(app: Api) -> None:
+    async with serving(app) as (_, connect), connect() as (reader, writer):
+        for _ in range(2):
+            writer.write(get("/docs/swagger-ui-bundle.js"))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            while length:
+                length -= len(await reader.read(min(length, 100_000)))
+                await asyncio.sleep(0.03)
+
+
+@pytest.mark.gen_test
 async def test_slow_bodies_hold_no_more_than_the_limit(app: Api) -> None:
     half = post(BATCH, body("task", task("a", source_text="x" * 60_000)))[:-1]
     async with serving(app) as (server, connect), contextlib.AsyncExitStack() as stack:

@@ -54,7 +54,12 @@ class Server(Table):
         description="open connections; for further ones idle ones are closed. Bound by the limit of open files too",
     )
     header_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a request's head may take to arrive")
-    body_timeout: Seconds = Field(60.0, gt=0, le=3600, description="seconds that a request's body may take to arrive")
+    body_timeout: Seconds = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="seconds that a request's body may take to arrive, and that a client may take none of its answer",
+    )
     idle_timeout: Seconds = Field(
         120.0, gt=0, le=86_400, description="seconds after which a connection without a request is closed"
     )

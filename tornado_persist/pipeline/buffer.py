@@ -13,13 +13,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain
-from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from tornado_persist.records.models import KEYS, KINDS, SHAPES, Batch, Kind, Row
+from tornado_persist.records.models import KINDS, SHAPES, Batch, Kind, Row
 
-#: The key: a text for a session, a tuple for a task.
-_KEY = {kind: attrgetter(*KEYS[kind]) for kind in KINDS}
 #: For each record: how many of its rows are left, and its bytes.
 _Sizes: TypeAlias = dict[Kind, deque[tuple[int, int]]]
 
@@ -28,8 +25,8 @@ class Buffer:
     """Two dicts by key, one a kind, in the order in which keys were first accepted."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Kind, dict[Any, Row]] = {kind: {} for kind in KINDS}
-        self._taken: dict[Kind, dict[Any, Row]] = {kind: {} for kind in KINDS}
+        self._waiting: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
+        self._taken: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
         self._waiting_sizes: _Sizes = {kind: deque() for kind in KINDS}
         self._taken_sizes: _Sizes = {kind: deque() for kind in KINDS}
         #: Bytes of the records whose rows are here.
@@ -45,7 +42,7 @@ class Buffer:
             return 0
         waiting, merge = self._waiting[kind], SHAPES[kind].merge
         merged = 0
-        for key, row in zip(map(_KEY[kind], rows), rows, strict=True):
+        for key, row in zip(_keys(kind, rows), rows, strict=True):
             row.created_at = row.updated_at = at  # type: ignore[assignment]
             older = waiting.setdefault(key, row)
             if older is not row:
@@ -98,7 +95,7 @@ class Buffer:
                 self.bytes -= sum(size for _, size in sizes)
                 sizes.clear()
                 continue
-            for key in map(_KEY[kind], rows):
+            for key in _keys(kind, rows):
                 del taken[key]
             left = len(rows)
             while left and sizes:
@@ -145,3 +142,13 @@ class Buffer:
 
     def __len__(self) -> int:
         return sum(map(self.count, KINDS))
+
+
+def _keys(kind: Kind, rows: Sequence[Row]) -> list[str]:
+    """A text for each row that no other key has: keys hold no NUL.
+
+    With tuples, each of them one more object for the garbage collector, :meth:`Buffer.add` took half as long again.
+    """
+    if kind == "session":
+        return [row["session_id"] for row in rows]
+    return [f"{row.session_id}\0{row.task_id}" for row in rows]  # type: ignore[attr-defined]

@@ -12,12 +12,21 @@ import time
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
 from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPInputError, HTTPServerConnectionDelegate, format_timestamp
-from tornado.ioloop import IOLoop
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+    format_timestamp,
+)
+from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError, UnsatisfiableReadError
 
 from tornado_persist.telemetry import log
@@ -42,8 +51,6 @@ TRY_AGAIN = 0.5
 AT_ONCE = 128
 
 _TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-#: Finds that a byte has come, and takes none.
-_ANYTHING = rb"(?s)(?=.)"
 #: What Tornado answers to a request that it cannot read.
 _BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 _DETAIL = "The request is not valid HTTP"
@@ -77,22 +84,28 @@ class Server(HTTPServer):
         idle_timeout: float,
         max_body_size: int,
     ) -> None:
-        """Timeouts in seconds; ``idle_timeout`` is of a connection between two requests."""
+        """Timeouts in seconds; ``idle_timeout`` is of a connection between two requests.
+
+        A connection is closed at the latest a quarter of the shortest of them, or a second, after its time.
+        """
         super().initialize(
             application,
-            idle_connection_timeout=header_timeout,  # Tornado's name; here silence is timed before the head begins
-            body_timeout=body_timeout,
             max_header_size=MAX_HEADER_BYTES,
             max_body_size=max_body_size,
         )
         self._api = application
-        self._idle_timeout = idle_timeout
+        self._timeouts = {
+            Phase.IDLE: idle_timeout,
+            Phase.HEAD: header_timeout,
+            Phase.BODY: body_timeout,
+            Phase.ANSWER: body_timeout,  # without the client taking any of it
+        }
+        period = min(1.0, *(timeout / 4 for timeout in self._timeouts.values()))
+        self._sweeper = PeriodicCallback(self._close_overdue, 1000 * period)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         descriptors = sys.maxsize if limit == resource.RLIM_INFINITY else limit
         self.max_connections = min(max_connections, max(descriptors - RESERVED, descriptors // 4, 1))
         self.connections: set[Connection] = set()
-        #: Those that are between two requests, and since when; the one that has been idle longest is first.
-        self._idle: dict[Connection, float] = {}
         self._listening: list[socket.socket] = []
         self._paused = False
         self._next_try: object = None
@@ -102,6 +115,8 @@ class Server(HTTPServer):
         """Accept connections on these sockets, which listen already."""
         sockets = list(sockets)
         self._listening += sockets
+        if not self._sweeper.is_running():
+            self._sweeper.start()
         if not self._paused:
             self._watch(sockets)
 
@@ -116,9 +131,7 @@ class Server(HTTPServer):
         self._listening = []
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        connection = Connection(
-            stream, self.conn_params, Context(stream, address), self._idle_timeout, self._api, self._idle
-        )
+        connection = Connection(cast(TimedStream, stream), self.conn_params, Context(stream, address), self._api)
         self.connections.add(connection)
         connection.start_serving(self)
 
@@ -129,6 +142,16 @@ class Server(HTTPServer):
     async def close_all_connections(self) -> None:
         while self.connections:
             await next(iter(self.connections)).close()
+        self._sweeper.stop()
+
+    def _close_overdue(self) -> None:
+        now = time.monotonic()
+        for connection in self.connections:
+            stream = connection.stream
+            if now - stream.since <= self._timeouts[stream.phase]:
+                continue
+            if stream.phase is not Phase.ANSWER or stream.writing():
+                stream.close()
 
     def _watch(self, sockets: Iterable[socket.socket]) -> None:
         for listening in sockets:
@@ -158,21 +181,17 @@ class Server(HTTPServer):
                 return
             if idle:
                 self._tell("the limit of connections is reached, idle ones are closed", limit=self.max_connections)
-                del self._idle[idle]
                 self.connections.discard(idle)
                 idle.stream.close()
-            stream = IOStream(accepted, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size)
+            stream = TimedStream(accepted, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size)
             self.handle_stream(stream, address)
 
     def _longest_idle(self) -> Connection | None:
         """The connection that has been idle longest, if one has been idle long enough to be closed."""
         latest = time.monotonic() - IDLE
-        for connection, since in self._idle.items():
-            if since > latest:
-                break
-            if not connection.has_bytes():
-                return connection
-        return None
+        idle = [one for one in self.connections if one.stream.phase is Phase.IDLE and one.stream.since <= latest]
+        idle.sort(key=lambda one: one.stream.since)
+        return next((one for one in idle if not one.has_bytes()), None)
 
     def _pause(self, event: str, **more: Any) -> None:
         if self._paused:
@@ -209,23 +228,53 @@ class Context:
         return str(self.remote_ip)
 
 
-class Connection(HTTP1ServerConnection):
-    """One connection: a request, its answer, the next request."""
+class Phase(Enum):
+    """What a connection waits for."""
 
-    def __init__(
-        self,
-        stream: IOStream,
-        params: HTTP1ConnectionParameters,
-        context: Context,
-        idle_timeout: float,
-        api: Api,
-        idle: dict[Connection, float],
-    ) -> None:
-        """``idle``: has this connection, with the monotonic time, while it waits for a request."""
+    IDLE = "a request"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+    ANSWER = "an answer, or that the client takes it"
+
+
+class TimedStream(IOStream):
+    """Notes the phase of its connection, and since when, so that no request needs timers of its own."""
+
+    phase = Phase.IDLE
+    #: Since when there was no progress, by the monotonic clock.
+    since = 0.0
+
+    def enter(self, phase: Phase) -> None:
+        """A phase begins now."""
+        self.phase = phase
+        self.since = time.monotonic()
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        size = super().read_from_fd(buf)
+        if size and self.phase is Phase.IDLE:
+            self.enter(Phase.HEAD)
+        return size
+
+    def write_to_fd(self, data: memoryview) -> int:
+        size = super().write_to_fd(data)
+        if self.phase is Phase.ANSWER:
+            self.since = time.monotonic()
+        return size
+
+
+class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
+    """One connection: a request, its answer, the next request.
+
+    As the delegate of each request it stands before the application's, to see the request's phases.
+    """
+
+    stream: TimedStream
+    _delegate: HTTPMessageDelegate
+
+    def __init__(self, stream: TimedStream, params: HTTP1ConnectionParameters, context: Context, api: Api) -> None:
         super().__init__(stream, params, context)
-        self._idle_timeout = idle_timeout
         self._api = api
-        self._idle = idle
+        self._stream = _Stream(stream, context, api)
 
     def start_serving(self, delegate: HTTPServerConnectionDelegate) -> None:
         self._serving = asyncio.ensure_future(self._serve(delegate))
@@ -244,6 +293,22 @@ class Connection(HTTP1ServerConnection):
             pass
         return True
 
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        self.stream.enter(Phase.BODY)
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        self.stream.enter(Phase.ANSWER)
+        self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        self._delegate.on_connection_close()
+
     async def _serve(self, delegate: HTTPServerConnectionDelegate) -> None:
         try:
             while await self._serve_one(delegate):
@@ -261,25 +326,20 @@ class Connection(HTTP1ServerConnection):
 
     async def _serve_one(self, delegate: HTTPServerConnectionDelegate) -> bool:
         """Whether another request may come."""
-        silence = asyncio.get_running_loop().call_later(self._idle_timeout, self.stream.close)
-        self._idle[self] = time.monotonic()
-        try:
-            await self.stream.read_until_regex(_ANYTHING)
-        finally:
-            silence.cancel()
-            self._idle.pop(self, None)
-        stream = _Stream(self.stream, cast(Context, self.context), self._api)
-        connection = HTTP1Connection(cast(IOStream, stream), False, self.params, self.context)
-        more = await connection.read_response(delegate.start_request(self, connection))
-        if stream.is_closing:
+        self.stream.enter(Phase.IDLE)
+        self._stream.has_answered = False
+        connection = HTTP1Connection(cast(IOStream, self._stream), False, self.params, self.context)
+        self._delegate = delegate.start_request(self, connection)
+        more = await connection.read_response(self)
+        if self._stream.is_closing:
             with suppress(StreamClosedError):
                 while True:  # until the client or the timer ends it
                     await self.stream.read_bytes(1 << 16, partial=True)
-        return more and not stream.is_closing
+        return more and not self._stream.is_closing
 
 
 class _Stream:
-    """A connection's stream for the time of one request, as :class:`HTTP1Connection` uses it.
+    """A connection's stream, as :class:`HTTP1Connection` uses it.
 
     Where that would answer a request that is not HTTP with a bare line, the client gets JSON, and it is counted. Where
     it would reset the connection of a client that still sends, the client has time to read its answer.
@@ -289,7 +349,8 @@ class _Stream:
         self._stream = stream
         self._context = context
         self._api = api
-        self._has_answered = False
+        #: Whether an answer to the request has begun.
+        self.has_answered = False
         self.is_closing = False
 
     def __getattr__(self, name: str) -> Any:
@@ -297,10 +358,10 @@ class _Stream:
 
     def write(self, data: bytes | memoryview) -> Awaitable[None]:
         if data != _BARE:
-            self._has_answered |= data[: len(_CONTINUE)] != _CONTINUE
+            self.has_answered |= data[: len(_CONTINUE)] != _CONTINUE
             return self._stream.write(data)
         error = asyncio.get_running_loop().create_future()
-        if self._has_answered:
+        if self.has_answered:
             error.set_result(None)
             return error
         self._context.answered_early = True
