@@ -40,7 +40,7 @@ LIBRARIES = {
     "structlog": {"telemetry.log"},
     "systemd_watchdog": {"telemetry.systemd"},
     "pydantic_settings": {"config"},
-    "pytest": {"testing.contract"},
+    "pytest": {"testing.comparison"},
     "msgspec": {"records", "sinks"},
     "rich": {"cli.importing", "cli.output", "cli.stats"},
     "shtab": {"cli.program"},

@@ -25,7 +25,8 @@ None of it needs pytest before a test is run, so the sinks serve elsewhere as we
 
 from __future__ import annotations
 
-from tornado_persist.testing.contract import SinkContract, same
+from tornado_persist.testing.comparison import same
+from tornado_persist.testing.contract import SinkContract
 from tornado_persist.testing.samples import JSON_OBJECTS, KEYS_ALIKE, SECOND, T0, TEXTS, session, task
 from tornado_persist.testing.sinks import FIELDS, AppendSink, FlakySink, MemorySink, Stored, complete, merge, nothing
 
