@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -67,6 +67,24 @@ class Caution(NamedTuple):
 
     problem: str
     advice: str
+
+
+class Expiry(NamedTuple):
+    """Which sessions are old enough to be deleted."""
+
+    #: The status that the session must have; None: tasks whose session does not exist.
+    status: str | None
+    #: No row of the session, its tasks included, was updated after this time (UTC).
+    before: datetime
+
+
+class Removed(NamedTuple):
+    """What one call has deleted, in rows."""
+
+    sessions: int
+    tasks: int
+    #: So many of the session ids, from the first one on, need no other call.
+    done: int
 
 
 class Sink(ABC, Generic[SettingsT]):
@@ -184,3 +202,33 @@ class Sink(ABC, Generic[SettingsT]):
             NotImplementedError: this sink cannot look rows up (the default).
         """
         raise NotImplementedError(f"sink {self.name!r} cannot look rows up")
+
+    # Deleting is optional, all three or none; without it the service answers 501.
+
+    def delete_sessions(
+        self, session_ids: Sequence[str], limit: int, expiry: Expiry | None = None, *, dry_run: bool = False
+    ) -> Removed:
+        """Delete these sessions with all their tasks, in their order, ``limit`` rows at most, durably.
+
+        A session's own row goes after its last task, so a session that is not ``done`` can be deleted again. An id that
+        does not exist is done. ``expiry``: leave out those that it does not hold for now; they count as done.
+        ``dry_run``: delete nothing, count everything; then there is no limit.
+
+        Raises:
+            SinkUnavailable: nothing was deleted (SinkConflict: try again at once).
+            BatchRejected: the place does not allow it (a foreign key, a trigger); nothing was deleted.
+            NotImplementedError: this sink cannot delete (the default).
+        """
+        raise NotImplementedError(f"sink {self.name!r} cannot delete rows")
+
+    def delete_task(self, session_id: str, task_id: str) -> bool:
+        """Delete one task, durably; False if it does not exist. Raises as :meth:`delete_sessions` does."""
+        raise NotImplementedError(f"sink {self.name!r} cannot delete rows")
+
+    def find_expired(self, expiry: Expiry, after: str | None, limit: int) -> tuple[list[str], str | None]:
+        """Look at the next ``limit`` sessions in the order of their keys, from the first one after ``after`` on.
+
+        Returns the ids of those that may be deleted (their tasks need not be looked at), and the id to go on after;
+        None at the end. Raises as :meth:`delete_sessions` does.
+        """
+        raise NotImplementedError(f"sink {self.name!r} cannot delete rows")

@@ -232,6 +232,9 @@ class MySQLSink(SQLSink[MySQLSettings]):
         # Sent to the server, so that each answer says whether the transaction is still open.
         _query(_driver(connection), b"BEGIN")
 
+    def _check_written(self, connection: Connection) -> None:
+        _check_transaction(_driver(connection))
+
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         columns = ", ".join(map(_quoted, fields))
         # The duplicate may be in another unique index that somebody added: then this would update another key's row.

@@ -37,8 +37,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row, key_of, merge_extra
-from tornado_persist.sinks import cautions
-from tornado_persist.sinks.base import Caution, Seconds, Sink, SinkSettings
+from tornado_persist.sinks import cautions, removal
+from tornado_persist.sinks.base import Caution, Expiry, Removed, Seconds, Sink, SinkSettings
 from tornado_persist.sinks.encoders import batched
 from tornado_persist.sinks.tables import METADATA, TABLES, dump_json
 
@@ -199,6 +199,9 @@ class SQLSink(Sink[SQLSettingsT]):
     def _begin(self, connection: Connection) -> None:
         """Prepare a transaction."""
 
+    def _check_written(self, connection: Connection) -> None:
+        """Check, before the commit, that the transaction is still open."""
+
     def _commit(self, connection: Connection) -> None:
         """Commit it."""
         connection.commit()
@@ -244,14 +247,12 @@ class SQLSink(Sink[SQLSettingsT]):
             self.close()
 
     def write(self, batch: Batch) -> None:
-        with self._faults(writing=True):
-            connection = self._connected()
-            with self._transaction(connection):
-                for kind in KINDS:
-                    for fields, rows in group(kind, batch.rows(kind)):
-                        if EXTRA in fields:
-                            rows = _with_stored_extra(connection, kind, rows)
-                        self._upsert(connection, kind, fields, rows)
+        with self._using() as connection:
+            for kind in KINDS:
+                for fields, rows in group(kind, batch.rows(kind)):
+                    if EXTRA in fields:
+                        rows = _with_stored_extra(connection, kind, rows)
+                    self._upsert(connection, kind, fields, rows)
 
     def ping(self) -> None:
         with self._faults():
@@ -304,7 +305,30 @@ class SQLSink(Sink[SQLSettingsT]):
                     found.update((tuple(map(str, row[:-1])), row[-1]) for row in rows)
         return found
 
+    def delete_sessions(
+        self, session_ids: Sequence[str], limit: int, expiry: Expiry | None = None, *, dry_run: bool = False
+    ) -> Removed:
+        with self._using(commit=not dry_run) as connection:
+            return removal.delete_sessions(connection, session_ids, limit, expiry, dry_run=dry_run)
+
+    def delete_task(self, session_id: str, task_id: str) -> bool:
+        with self._using() as connection:
+            return removal.delete_task(connection, session_id, task_id)
+
+    def find_expired(self, expiry: Expiry, after: str | None, limit: int) -> tuple[list[str], str | None]:
+        with self._using(commit=False) as connection:
+            return removal.find_expired(connection, expiry, after, limit)
+
     # Inner parts
+
+    @contextlib.contextmanager
+    def _using(self, *, commit: bool = True) -> Iterator[Connection]:
+        """The connection, within a transaction for which a row may be at fault."""
+        with self._faults(writing=True):
+            connection = self._connected()
+            with self._transaction(connection, commit=commit):
+                yield connection
+                self._check_written(connection)
 
     def _connected(self) -> Connection:
         if self._connection is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -22,7 +23,7 @@ from tornado_persist.records.models import (
     key_of,
     merge_extra,
 )
-from tornado_persist.sinks.base import Sink, SinkSettings
+from tornado_persist.sinks.base import Expiry, Removed, Sink, SinkSettings
 
 #: What a sink holds: its rows by kind and key, the values of the fields in ``KEYS``.
 Stored: TypeAlias = dict[Kind, dict[tuple[str, ...], Fields]]
@@ -90,6 +91,44 @@ class MemorySink(Sink[SinkSettings]):
         self._need_open()
         return {session_id for session_id in session_ids if (session_id,) in self.stored["session"]}
 
+    def delete_sessions(
+        self, session_ids: Sequence[str], limit: int, expiry: Expiry | None = None, *, dry_run: bool = False
+    ) -> Removed:
+        self._need_open()
+        sessions, tasks = dict(self.stored["session"]), dict(self.stored["task"])
+        done = 0
+        for session_id in session_ids:
+            if expiry is None or self._is_expired(session_id, expiry):
+                room = limit - (len(self.stored["session"]) - len(sessions)) - (len(self.stored["task"]) - len(tasks))
+                its_tasks = sorted(key for key in tasks if key[0] == session_id)
+                for key in its_tasks if dry_run else its_tasks[:room]:
+                    del tasks[key]
+                if not dry_run and len(its_tasks) >= room:
+                    break
+                sessions.pop((session_id,), None)
+            done += 1
+        removed = Removed(len(self.stored["session"]) - len(sessions), len(self.stored["task"]) - len(tasks), done)
+        if not dry_run:
+            self.stored = {"session": sessions, "task": tasks}
+        return removed
+
+    def delete_task(self, session_id: str, task_id: str) -> bool:
+        self._need_open()
+        return self.stored["task"].pop((session_id, task_id), None) is not None
+
+    def find_expired(self, expiry: Expiry, after: str | None, limit: int) -> tuple[list[str], str | None]:
+        self._need_open()
+        kind: Kind = "session" if expiry.status is not None else "task"
+        page = sorted({key[0] for key in self.stored[kind] if after is None or key[0] > after})[:limit]
+        return [id for id in page if self._is_expired(id, expiry)], page[-1] if len(page) == limit else None
+
+    def _is_expired(self, session_id: str, expiry: Expiry) -> bool:
+        row = self.stored["session"].get((session_id,))
+        rows = [row] if row else []
+        rows += [task for key, task in self.stored["task"].items() if key[0] == session_id]
+        status = row["status"] if row else None
+        return status == expiry.status and all(datetime.fromisoformat(it["updated_at"]) <= expiry.before for it in rows)
+
     def _need_open(self) -> None:
         if not self.is_open:
             raise SinkUnavailable("the memory sink is not open")
@@ -106,7 +145,7 @@ class FlakySink(MemorySink):
 
     def __init__(self, settings: SinkSettings | None = None, data_dir: Path | None = None) -> None:
         super().__init__(settings, data_dir)
-        #: While true, ``open``, ``write``, ``ping`` and ``find_sessions`` raise ``SinkUnavailable``.
+        #: While true, all methods but ``close`` and ``describe`` raise ``SinkUnavailable``.
         self.down = False
         #: A batch with a row that has one of these ids is rejected.
         self.refused: set[str] = set()
@@ -182,6 +221,23 @@ class FlakySink(MemorySink):
         self._need_up()
         return super().find_sessions(session_ids)
 
+    def delete_sessions(
+        self, session_ids: Sequence[str], limit: int, expiry: Expiry | None = None, *, dry_run: bool = False
+    ) -> Removed:
+        self.calls.append("delete_sessions")
+        self._need_up()
+        return super().delete_sessions(session_ids, limit, expiry, dry_run=dry_run)
+
+    def delete_task(self, session_id: str, task_id: str) -> bool:
+        self.calls.append("delete_task")
+        self._need_up()
+        return super().delete_task(session_id, task_id)
+
+    def find_expired(self, expiry: Expiry, after: str | None, limit: int) -> tuple[list[str], str | None]:
+        self.calls.append("find_expired")
+        self._need_up()
+        return super().find_expired(expiry, after, limit)
+
     def _need_up(self) -> None:
         if self.down:
             raise SinkUnavailable("the flaky sink is down", code="down")
@@ -195,6 +251,8 @@ class AppendSink(FlakySink):
     """
 
     name: ClassVar[str] = "append"
+    #: What was appended stays.
+    delete_sessions, delete_task, find_expired = Sink.delete_sessions, Sink.delete_task, Sink.find_expired
 
     def position(self) -> dict[str, Any]:
         self.calls.append("position")
