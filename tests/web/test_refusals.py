@@ -148,7 +148,9 @@ def test_a_flood_of_refusals_leaves_few_lines_and_good_batches_are_answered(tmp_
                 assert service.post("task", task("good")).status_code == 200
                 slowest = max(slowest, time.monotonic() - at)
                 while received.count(b"HTTP/1.1 422") < 300:
-                    received += flood.recv(1 << 20)
+                    more = flood.recv(1 << 20)
+                    assert more, "the connection was closed"
+                    received += more
                 received = b""
         seconds = time.monotonic() - began
         assert service.stats()["refused"]["batches"] == many
