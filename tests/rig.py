@@ -22,6 +22,7 @@ from tornado_persist.pipeline.health import Health, Instance
 from tornado_persist.pipeline.ingest import FindSessions, Ingest
 from tornado_persist.records.models import KINDS, Batch, Kind
 from tornado_persist.records.parser import Parser
+from tornado_persist.sinks.base import SinkSettings
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry.metrics import Metrics, Totals
 from tornado_persist.testing import FlakySink
@@ -122,8 +123,8 @@ class Rig:
 class BreakingSink(FlakySink):
     """Its ``number``-th write fails."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
+    def __init__(self, number: int, settings: SinkSettings | None = None) -> None:
+        super().__init__(settings)
         self.number = number
 
     def write(self, batch: Batch) -> None:

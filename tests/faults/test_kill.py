@@ -24,8 +24,8 @@ from tests.faults.load import Client, Load, balanced
 from tests.process import PATIENCE, Persistd
 from tests.rows import task
 from tests.sinks.readers import read_jsonl, read_mysql, read_postgres, read_sqlite
-from tornado_persist.pipeline.flusher import CHUNK_ROWS
 from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, key_of
+from tornado_persist.sinks.base import CHUNK_ROWS
 from tornado_persist.testing import Stored, complete
 
 #: Flushes when told to.

@@ -10,9 +10,10 @@ from structlog.testing import capture_logs
 
 from tests.rig import rig, wait_until
 from tests.rows import body, task
-from tornado_persist.pipeline import backlog, flusher
+from tornado_persist.pipeline import backlog
 from tornado_persist.pipeline.chunks import ChunkSize
 from tornado_persist.records.models import KINDS, Batch
+from tornado_persist.sinks.base import SinkSettings
 from tornado_persist.telemetry import log
 from tornado_persist.testing import FlakySink
 
@@ -217,8 +218,7 @@ async def test_a_backlog_is_written_without_being_asked_for(tmp_path: Path) -> N
 async def test_room_that_written_rows_leave_is_filled_while_the_next_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flusher, "CHUNK_ROWS", 2)
-    async with rig(tmp_path, SecondWriteWaits(), max_rows=4) as it:
+    async with rig(tmp_path, SecondWriteWaits(SinkSettings(max_chunk_rows=2)), max_rows=4) as it:
         it.sink.down = True
         for keys in ("ab", "cd", "ef", "gh"):
             await it.add(*keys)

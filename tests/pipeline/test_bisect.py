@@ -12,10 +12,12 @@ import pytest
 from tests.rig import BreakingSink, Rig, rig
 from tests.rows import session
 from tornado_persist.errors import SinkConflict, SinkUnavailable
+from tornado_persist.pipeline import bisect
 from tornado_persist.pipeline.flusher import UNKNOWN_FAILURES
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks import runner
-from tornado_persist.testing import FlakySink
+from tornado_persist.sinks.base import SinkSettings
+from tornado_persist.testing import FlakySink, MemorySink
 
 
 def rejected(it: Rig) -> list[dict[str, Any]]:
@@ -37,6 +39,58 @@ async def test_a_conflict_with_another_writer_is_tried_again_at_once_and_keeps_t
         assert it.runner.state.error, "so many are a failure"
         await it.flusher.flush(5)
         assert it.stored() == ["a", "b"]
+
+
+class ContendedSink(FlakySink):
+    """Another writer commits so often that more than ``most`` rows in a transaction always conflict."""
+
+    most = 0
+
+    def write(self, batch: Batch) -> None:
+        self.calls.append("write")
+        if len(batch) > self.most:
+            raise SinkConflict("another writer won")
+        MemorySink.write(self, batch)
+
+
+@pytest.mark.gen_test
+async def test_a_chunk_that_loses_to_other_writers_is_halved_in_order_and_the_next_ones_are_smaller(
+    tmp_path: Path,
+) -> None:
+    sink = ContendedSink(SinkSettings(max_chunk_rows=800))
+    sink.most = 100
+    keys = [f"t{n:04}" for n in range(1600)]
+    async with rig(tmp_path, sink, capacity=10_000) as it:
+        await it.add(*keys[:1000])
+        await it.add(*keys[1000:])
+        flushed = await it.flusher.flush(5)
+        assert (flushed.tasks, flushed.error) == (1600, None)
+        assert [row["task_id"] for batch in sink.batches for row in batch.tasks] == keys
+        # Three times 800, 400 and 200 rows; then 100 at a time, and once 200 again, for others may write less by now.
+        conflicts = sink.calls.count("write") - len(sink.batches)
+        assert conflicts <= 4 * runner.CONFLICTS
+        assert it.runner.state.error == ""
+
+
+@pytest.mark.gen_test
+async def test_conflicts_without_end_are_a_failure_and_cost_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = ContendedSink()
+    async with rig(tmp_path, sink) as it:
+        await it.add(*"abcdefgh")
+        assert isinstance((await it.flusher.flush_once()).error, SinkConflict)
+        assert sink.calls.count("write") == 4 * runner.CONFLICTS, "8, 4, 2 and 1 row"
+        assert not it.runner.up
+        # A lock that another writer keeps: each try waits for it.
+        monkeypatch.setattr(bisect, "CONFLICT_TIME", 0.0)
+        await it.add(*"ijklmnop")
+        sink.calls.clear()
+        await it.flusher.flush_once()
+        assert sink.calls.count("write") == runner.CONFLICTS
+        sink.most = 10
+        await it.flusher.flush(5)
+        assert it.stored() == list("abcdefghijklmnop")
 
 
 @pytest.mark.gen_test

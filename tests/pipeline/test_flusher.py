@@ -17,6 +17,7 @@ from tornado_persist.pipeline import flusher as flusher_module
 from tornado_persist.pipeline.backoff import Backoff
 from tornado_persist.records.models import Batch, Kind
 from tornado_persist.records.rules import Parsed
+from tornado_persist.sinks.base import SinkSettings
 from tornado_persist.testing import FlakySink
 
 
@@ -42,8 +43,7 @@ async def test_a_flush_of_nothing_asks_nothing_of_the_sink_and_is_not_counted(tm
 
 @pytest.mark.gen_test
 async def test_chunks_are_bounded_and_sessions_go_before_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 4)
-    async with rig(tmp_path) as it:
+    async with rig(tmp_path, FlakySink(SinkSettings(max_chunk_rows=4))) as it:
         await it.add(*"abcdefg")
         await it.add(*"vwxyz", kind="session")
         await it.flusher.flush_once()
@@ -61,9 +61,8 @@ class Note:
 
 @pytest.mark.gen_test
 async def test_written_rows_are_let_go_chunk_by_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 4)
     monkeypatch.setattr(flusher_module, "FREE_ROWS", 3)
-    async with rig(tmp_path) as it:
+    async with rig(tmp_path, FlakySink(SinkSettings(max_chunk_rows=4))) as it:
         known: dict[str, weakref.ref[Note]] = {}
         parse = it.ingest._parser.parse
 
@@ -194,8 +193,7 @@ async def test_a_failed_write_keeps_its_rows_under_newer_updates(tmp_path: Path)
 async def test_chunks_written_before_a_failure_are_not_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flusher_module, "CHUNK_ROWS", 2)
-    async with rig(tmp_path, BreakingSink(2)) as it:
+    async with rig(tmp_path, BreakingSink(2, SinkSettings(max_chunk_rows=2))) as it:
         await it.add(*"abcd")
         flushed = await it.flusher.flush_once()
         assert isinstance(flushed.error, SinkUnavailable)

@@ -713,6 +713,24 @@ CREATE TRIGGER x BEFORE INSERT OR UPDATE ON translation_tasks FOR EACH ROW EXECU
 """
 
 
+def test_a_conflict_at_the_commit_keeps_the_connection_and_leaves_nothing(
+    sink: PostgresSink, owner: Run, postgres_url: str
+) -> None:
+    # As CockroachDB, YugabyteDB and a serializable transaction report it.
+    owner(
+        RAISE_CODE.format("40001")
+        .replace("TRIGGER x BEFORE", "CONSTRAINT TRIGGER x AFTER")
+        .replace("FOR EACH ROW", "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW")
+    )
+    connection = sink._connection
+    error = failure(sink, Batch([session("s")], [task("a"), task("b", context="bad")]))
+    assert (type(error), error.code) == (SinkConflict, "40001")
+    assert read_postgres(postgres_url) == {"session": {}, "task": {}}
+    sink.write(Batch([session("s")], [task("a")]))
+    assert sink._connection is connection
+    assert ids(read_postgres(postgres_url)["task"]) == {"a"}
+
+
 @pytest.mark.parametrize(
     ("code", "expected", "unknown_code"),
     [

@@ -26,8 +26,6 @@ from tornado_persist.telemetry.metrics import Flush, Metrics
 
 logger = log.get(__name__)
 
-#: Rows in one transaction of the sink, at most. Between two transactions the sink waits for the busy event loop.
-CHUNK_ROWS = 20_000
 #: Bytes of the records of a chunk: a sink makes copies of the rows, in two or three forms.
 CHUNK_BYTES = 16 << 20
 #: Seconds in which rows gather after a flush that has left more than the capacity, and how many need not wait for it: a
@@ -82,7 +80,7 @@ class Flusher:
         self._background: asyncio.Task[None] | None = None
         self._refilling: asyncio.Task[None] | None = None
         self._backoff = Backoff()
-        self._chunk_size = ChunkSize(CHUNK_ROWS)
+        self._chunk_size = ChunkSize(runner.most_rows)
         self._retry: asyncio.TimerHandle | None = None
         self._unknown_failures = 0
         # Rows merged so far when the log last told of a flush.
@@ -129,7 +127,7 @@ class Flusher:
         """Write to another sink from the next flush on, and flush now."""
         self.runner = runner
         self._backoff.succeeded()
-        self._chunk_size = ChunkSize(CHUNK_ROWS)
+        self._chunk_size = ChunkSize(runner.most_rows)
         self._set_retry(None)
         if any(map(self._backlog.pending, KINDS)):
             self._start()
@@ -286,6 +284,8 @@ class Flusher:
         if outcome.error is not None:
             if not outcome.error.unknown_code:  # that is for bisection
                 self._chunk_size.failed(len(chunk))
+        elif outcome.conflicting_rows:
+            self._chunk_size.conflicted(outcome.conflicting_rows)
         elif not outcome.refused:
             self._chunk_size.succeeded(len(chunk), time.monotonic() - began)
         totals = self._metrics.totals

@@ -10,9 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ByteSize, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tornado_persist.records.models import Batch, Kind
+
+#: Rows of one transaction at most, unless the settings say otherwise. Between two transactions the sink waits for the
+#: busy event loop.
+CHUNK_ROWS = 20_000
 
 _SIZE = TypeAdapter(ByteSize)
 _NO_SIZE = 'should be a number of bytes, or one with a unit, such as "64MiB"'
@@ -57,6 +61,10 @@ class SinkSettings(BaseModel):
     """The table ``[sinks.<name>]`` of the configuration; each sink derives its own settings from this class."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Rows of one transaction at most, and of the first one. It becomes smaller by itself while writes are slow, fail,
+    #: or conflict with other writers.
+    max_chunk_rows: int = Field(default=CHUNK_ROWS, ge=1, le=1_000_000)
 
 
 SettingsT = TypeVar("SettingsT", bound=SinkSettings)

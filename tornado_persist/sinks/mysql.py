@@ -72,9 +72,12 @@ _ROWS = {
 #: The usual SQLSTATE of a SIGNAL, which the server's own errors never have: the number is the trigger's choice.
 _SIGNAL = "45000"
 #: Another writer has won: a deadlock, a row that changed since the snapshot (MariaDB), a transaction that the other
-#: members of a group or cluster refuse. And a lock wait that timed out: a server that does not look for
-#: deadlocks (innodb_deadlock_detect) reports them this way. It rolls back only the statement, we do the rest.
-_CONFLICTS = {1213, 1020, 3101, 1205}
+#: members of a group or cluster refuse, at the commit too (1180). TiDB's own: 9007, 8002, 8022, 8028. And a lock wait
+#: that timed out: a server that does not look for deadlocks (innodb_deadlock_detect) reports them this way. It rolls
+#: back only the statement, we do the rest.
+_CONFLICTS = {1213, 1020, 3101, 1180, 9007, 8002, 8022, 8028, 1205}
+#: The SQLSTATE of a conflict, which a server may give with a number of its own.
+_SERIALIZATION_FAILURE = "40001"
 #: Error numbers of the server and the schema. Numbers in no list are ambiguous: those that a trigger makes up, those
 #: that some value of a row may cause, such as 1118 and 1713 (a row too large), 1153, 1172 and 1242 (a trigger's query),
 #: and those that a smaller batch may not cause, such as 1197 and 1206.
@@ -87,7 +90,7 @@ _SERVER = {
     *(1927, 1964, 1969, 3024, 3032, 3118, 3159, 3168, 3169, 4031, 4150, 4151),
     # Files, memory and space, and what broke there (1020 and 1022 are in the other lists).
     *range(1004, 1040),
-    *(1114, 1119, 1126, 1127, *range(1180, 1184), 1194, 1195, 1436, 1459, 1548, 1558, 1637, 1712, 1728, 1812, 1813),
+    *(1114, 1119, 1126, 1127, *range(1181, 1184), 1194, 1195, 1436, 1459, 1548, 1558, 1637, 1712, 1728, 1812, 1813),
     *(1814, 1877, 1878, 1932, 1939, 3675, 4084, 4139, 4182, 4185),
     # Read-only, or busy with something that forbids writing.
     *(1099, 1100, 1175, 1192, 1207, 1223, 1290, 1598, 1785, 1786, 1792, 1836, 1874, 3098, 3100, 4047, 4145),
@@ -305,8 +308,11 @@ class MySQLSink(SQLSink[MySQLSettings]):
             message = "a key is null, or another row has the same values in a unique index"
         blame = _blame(number)
         # Older versions of PyMySQL do not tell it.
-        if getattr(error, "sqlstate", None) == _SIGNAL and blame is not Blame.ROWS:
+        state = getattr(error, "sqlstate", None)
+        if state == _SIGNAL and blame is not Blame.ROWS:
             blame = Blame.UNKNOWN
+        elif state == _SERIALIZATION_FAILURE:
+            blame = Blame.CONFLICT
         return Fault(blame, str(number or ""), message or "the connection is closed")
 
 

@@ -24,8 +24,8 @@ logger = log.get(__name__)
 
 #: A call that has not returned after so many seconds means that the sink is down.
 STALLED_AFTER = 5.0
-#: Retries of a write after conflicts with another writer, before it counts as a failure.
-CONFLICTS = 5
+#: Tries of a write that conflicts with another writer. After them its caller writes fewer rows at a time.
+CONFLICTS = 3
 
 
 _SILENT = f"it has not answered for {STALLED_AFTER:g} seconds"
@@ -81,16 +81,28 @@ class SinkRunner:
         await self._ask(lambda: None)
 
     async def write(self, batch: Batch) -> None:
-        """:meth:`Sink.write`, with its exceptions. A conflict is tried again at once, ``CONFLICTS`` times at most."""
+        """:meth:`Sink.write`, with its exceptions. It is tried ``CONFLICTS`` times while it conflicts."""
         try:
             await self._call(self._write, batch)
         except BatchRejected:
             self._note(self._availability.write_ended)  # it has looked at the rows
             raise
+        except SinkConflict:  # fewer rows may go through: see `gave_up`
+            raise
         except SinkUnavailable as exc:
             self._note(self._availability.write_ended, exc)
             raise
         self._note(self._availability.write_ended)
+
+    def gave_up(self, error: SinkUnavailable) -> None:
+        """Writes are not tried again for now; not the sink, but its caller knows when conflicts are too many."""
+        self._note(self._availability.write_ended, error)
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a write at most."""
+        most: int = self.sink.settings.max_chunk_rows
+        return most
 
     async def position(self) -> dict[str, Any] | None:
         """:meth:`Sink.position`, with its exceptions."""
