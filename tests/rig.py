@@ -20,6 +20,7 @@ from tornado_persist.pipeline.deadletters import DeadLetters, OpenRows
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health, Instance
 from tornado_persist.pipeline.ingest import FindSessions, Ingest
+from tornado_persist.pipeline.removal import Remover
 from tornado_persist.records.models import KINDS, Batch, Kind
 from tornado_persist.records.parser import Parser
 from tornado_persist.sinks.base import SinkSettings
@@ -75,6 +76,15 @@ class Rig:
             set_aside=checkpointer.set_aside,
             added=self.flusher.poke,
             find_sessions=find_sessions,
+        )
+        self.remover = Remover(
+            self.ingest,
+            self.backlog,
+            self.buffer,
+            self.flusher,
+            checkpointer,
+            self.metrics,
+            rejected=self.data_dir / "rejected.jsonl",
         )
         self.health = Health(
             self.ingest,

@@ -52,7 +52,15 @@ async def test_the_endpoint_of_the_page_answers(monkeypatch: pytest.MonkeyPatch,
     assert issubclass(added[1], Handler)
     monkeypatch.setattr(app, "ROUTES", [*app.ROUTES, added])
     async with rig(tmp_path) as parts:
-        api = app.Api(parts.ingest, parts.flusher, parts.health, parts.metrics, max_body_bytes=65536, flush_timeout=0.5)
+        api = app.Api(
+            parts.ingest,
+            parts.flusher,
+            parts.health,
+            parts.remover,
+            parts.metrics,
+            max_body_bytes=65536,
+            flush_timeout=0.5,
+        )
         server = app.make_server(api)
         sockets = listening.listen("127.0.0.1", 0)
         server.add_sockets(sockets)

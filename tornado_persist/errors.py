@@ -10,6 +10,11 @@
      |    +-- InvalidBatch    ... because rows are missing or wrong
      |    +-- NotAccepting    ... because the service cannot take it now
      +-- FlushFailed          a flush left rows in the buffer
+     +-- NotDeleted           rows that were to be deleted are still there
+     |    +-- NothingThere    ... because there are none
+     |    +-- RowsWait        ... because newer ones wait for a flush
+     |    +-- CannotDelete    ... because this sink cannot delete
+     |    +-- ClockInDoubt    ... because their age depends on a clock that may be wrong
      +-- NoAnswer             a command cannot reach the service
      +-- RequestRefused       ... or the service does not do what the command asks for
      +-- InputError           a file that a command was given is not what it should be; names file and line
@@ -106,6 +111,26 @@ class NotAccepting(BatchRefused):
 
 class FlushFailed(PersistError):
     """The flush did not write every row; what is not written waits in the buffer."""
+
+
+class NotDeleted(PersistError):
+    """Nothing was deleted, or not all of it; what was not is still there."""
+
+
+class NothingThere(NotDeleted):
+    """There is nothing to delete."""
+
+
+class RowsWait(NotDeleted):
+    """Newer rows of it wait for a flush."""
+
+
+class CannotDelete(NotDeleted):
+    """The sink cannot delete rows."""
+
+
+class ClockInDoubt(NotDeleted):
+    """The clock may be wrong, and with it the age of every row."""
 
 
 class NoAnswer(PersistError):

@@ -32,6 +32,7 @@ from tornado_persist.pipeline.deadletters import DeadLetters, OpenRows
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health, Instance, Reloads
 from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.pipeline.removal import Remover
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.records.parser import Parser
 from tornado_persist.sinks import registry
@@ -220,6 +221,15 @@ class Service:
             added=self._flusher.poke,
             find_sessions=runner.find_sessions if settings.records.require_session else None,
         )
+        self._remover = Remover(
+            self._ingest,
+            self._backlog,
+            self._buffer,
+            self._flusher,
+            checkpointer,
+            self._metrics,
+            rejected=self._dead_letters.path,
+        )
         self._health = Health(
             self._ingest,
             self._backlog,
@@ -238,6 +248,7 @@ class Service:
             self._ingest,
             self._flusher,
             self._health,
+            self._remover,
             self._metrics,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
@@ -306,6 +317,7 @@ class Service:
         self._manager.stopping()
         self._manager.status(f"Shutting down, {self._pending()} rows wait")
         deadline = time.monotonic() + timeout
+        self._remover.close()
         await self._api.finish_requests(timeout / 2)
         await self._flusher.drain(deadline - time.monotonic() - CLOSING_TIME)
         await self._flusher.runner.close(max(0.0, deadline - time.monotonic()))

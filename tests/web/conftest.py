@@ -39,7 +39,9 @@ def parts(io_loop: IOLoop, sink: FlakySink, tmp_path: Path) -> Iterator[Rig]:
 
 @pytest.fixture
 def app(parts: Rig) -> Api:
-    return Api(parts.ingest, parts.flusher, parts.health, parts.metrics, max_body_bytes=LIMIT, flush_timeout=0.5)
+    return Api(
+        parts.ingest, parts.flusher, parts.health, parts.remover, parts.metrics, max_body_bytes=LIMIT, flush_timeout=0.5
+    )
 
 
 @pytest.fixture

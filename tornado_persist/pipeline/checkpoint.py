@@ -136,6 +136,13 @@ class Checkpointer:
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=None if timeout is None else max(0.0, timeout))
 
+    async def make_durable(self, seq: int) -> bool:
+        """Whether the cursor on the disk says that all records up to ``seq`` are done; writes it now if need be."""
+        await self.finish()
+        if self._written.seq < seq <= self._cursor.seq:
+            await self._write()
+        return self._written.seq >= seq
+
     async def _write_in_time(self, previous: asyncio.Task[None] | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._due):

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import gc
 import time
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from tornado.ioloop import PeriodicCallback
 
@@ -23,6 +25,8 @@ from tornado_persist.records.models import KINDS, Batch, Row
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Flush, Metrics
+
+T = TypeVar("T")
 
 logger = log.get(__name__)
 
@@ -53,7 +57,10 @@ class Flushed:
 
 
 class Flusher:
-    """The only writer of the sink: flushes follow one another, in the order in which their rows were accepted."""
+    """The only writer of the sink: flushes follow one another, in the order in which their rows were accepted.
+
+    What deletes takes its turn between two of them: see :meth:`in_turn`.
+    """
 
     def __init__(
         self,
@@ -76,6 +83,8 @@ class Flusher:
         self.capacity = capacity
         #: Every record up to this one is done: its rows are in the sink, or rejected.
         self.flushed_through = checkpointer.released
+        # Who holds it writes to the sink. First come, first served.
+        self._turn = asyncio.Lock()
         self._flush_task: asyncio.Task[Flushed] | None = None
         self._background: asyncio.Task[None] | None = None
         self._refilling: asyncio.Task[None] | None = None
@@ -218,6 +227,11 @@ class Flusher:
         await self._checkpointer.finish(timeout - (time.monotonic() - began))
         return self._since(before, began, error)
 
+    async def in_turn(self, work: Callable[[SinkRunner], Awaitable[T]]) -> T:
+        """Run ``work`` while no flush is in progress: no row is on its way, and none goes until it returns."""
+        async with self._turn:
+            return await work(self.runner)
+
     async def _flush_through(self, seq: int) -> PersistError | None:
         while self.flushed_through < seq:
             joined = self._flush_task is not None and not self._flush_task.done()
@@ -249,6 +263,10 @@ class Flusher:
     # One flush.
 
     async def _flush(self) -> Flushed:
+        async with self._turn:
+            return await self._flush_in_turn()
+
+    async def _flush_in_turn(self) -> Flushed:
         began, before, taken = time.monotonic(), self._counts(), 0
         error: PersistError | None = None
         try:

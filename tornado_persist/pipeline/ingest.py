@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -76,6 +76,11 @@ class Ingest:
     def close(self, reason: str) -> None:
         """Accept no new batch from now on; requests in progress are finished: see :attr:`problem`."""
         self._closed_because = reason
+
+    def forget(self, session_ids: Iterable[str]) -> None:
+        """These sessions were deleted: ask the sink again whether it has them."""
+        for session_id in session_ids:
+            self._known_sessions.pop(session_id, None)
 
     @property
     def problem(self) -> str:

@@ -38,7 +38,8 @@ def _limits(*, pattern: str | None = None, **limits: Any) -> tuple[Any, msgspec.
     return Field(pattern=pattern, **limits), msgspec.Meta(**limits)
 
 
-Key = Annotated[str, *_limits(min_length=1, max_length=64, pattern=KEY_PATTERN)]
+MAX_KEY = 64  # characters
+Key = Annotated[str, *_limits(min_length=1, max_length=MAX_KEY, pattern=KEY_PATTERN)]
 Name = Annotated[str, *_limits(max_length=255)]
 FilePath = Annotated[str, *_limits(max_length=512)]
 Provider = Annotated[str, *_limits(max_length=50)]

@@ -7,15 +7,16 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks.availability import Availability
-from tornado_persist.sinks.base import Sink
+from tornado_persist.sinks.base import Expiry, Removed, Sink
 from tornado_persist.telemetry import log, redaction
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class SinkRunner:
     async def write(self, batch: Batch) -> None:
         """:meth:`Sink.write`, with its exceptions. It is tried ``CONFLICTS`` times while it conflicts."""
         try:
-            await self._call(self._write, batch)
+            await self._call(self._insist, self.sink.write, batch)
         except BatchRejected:
             self._note(self._availability.write_ended)  # it has looked at the rows
             raise
@@ -113,6 +114,28 @@ class SinkRunner:
     async def find_sessions(self, session_ids: Collection[str]) -> set[str]:
         """:meth:`Sink.find_sessions`, with its exceptions."""
         return await self._ask(self.sink.find_sessions, session_ids)
+
+    # A delete that fails says nothing about writes, a missing right for one: the next write or ping will tell.
+
+    @property
+    def can_delete(self) -> bool:
+        """Whether the sink has the methods that delete."""
+        return type(self.sink).delete_sessions is not Sink.delete_sessions
+
+    async def delete_sessions(
+        self, session_ids: Sequence[str], limit: int, expiry: Expiry | None = None, *, dry_run: bool = False
+    ) -> Removed:
+        """:meth:`Sink.delete_sessions`, with its exceptions; conflicts as in :meth:`write`."""
+        delete = partial(self.sink.delete_sessions, dry_run=dry_run)
+        return await self._call(self._insist, delete, session_ids, limit, expiry)
+
+    async def delete_task(self, session_id: str, task_id: str) -> bool:
+        """:meth:`Sink.delete_task`, with its exceptions; conflicts as in :meth:`write`."""
+        return await self._call(self._insist, self.sink.delete_task, session_id, task_id)
+
+    async def find_expired(self, expiry: Expiry, after: str | None, limit: int) -> tuple[list[str], str | None]:
+        """:meth:`Sink.find_expired`, with its exceptions; conflicts as in :meth:`write`."""
+        return await self._call(self._insist, self.sink.find_expired, expiry, after, limit)
 
     async def healthy(self, *, wait: float = 0.4, max_age: float = 1.0) -> bool:
         """Whether the sink is up, as far as is known within ``wait`` seconds.
@@ -226,14 +249,14 @@ class SinkRunner:
             except RuntimeError:  # the loop is closed
                 return
 
-    def _write(self, batch: Batch) -> None:
-        for left in reversed(range(CONFLICTS)):
-            try:
-                self.sink.write(batch)
-                return
-            except SinkConflict:
-                if not left or self._closed:
-                    raise
+    def _insist(self, function: Callable[..., T], *args: Any) -> T:
+        """The function's result, in spite of some conflicts."""
+        for _ in range(CONFLICTS - 1):
+            with contextlib.suppress(SinkConflict):
+                return function(*args)
+            if self._closed:
+                break
+        return function(*args)
 
     def _guarded(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         try:

@@ -14,12 +14,13 @@ from tornado.web import Application, RequestHandler
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.pipeline.removal import Remover
 from tornado_persist.records.models import STATUSES
 from tornado_persist.records.rules import UnknownFields
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
-from tornado_persist.web import handlers, history, openapi, pages, prometheus
-from tornado_persist.web.base import GetHandler, Handler, NotFound
+from tornado_persist.web import handlers, history, openapi, pages, prometheus, removal
+from tornado_persist.web.base import Handler, NotFound
 from tornado_persist.web.bodies import Refused
 from tornado_persist.web.server import Server
 
@@ -32,6 +33,8 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (rf"{PREFIX}/flush", handlers.Flush),
     (rf"{PREFIX}/stats", handlers.Stats),
     (rf"{PREFIX}/history", history.History),
+    (rf"{PREFIX}/sessions/([^/]+)", removal.DeletesSession),
+    (rf"{PREFIX}/sessions/([^/]+)/tasks/([^/]+)", removal.DeletesTask),
     (r"/", handlers.Root),
     (r"/health", handlers.Health),
     (r"/health/live", handlers.Live),
@@ -58,6 +61,7 @@ class Api(Application):
         ingest: Ingest,
         flusher: Flusher,
         health: Health,
+        remover: Remover,
         metrics: Metrics,
         *,
         max_body_bytes: int,
@@ -78,6 +82,7 @@ class Api(Application):
         self.ingest = ingest
         self.flusher = flusher
         self.health = health
+        self.remover = remover
         self.metrics = metrics
         self.prometheus = prometheus.Exporter(health, metrics)
         #: The service takes a sample every ``history.INTERVAL`` seconds.
@@ -96,8 +101,9 @@ class Api(Application):
         super().__init__(list(ROUTES), default_handler_class=NotFound)
         # From the start: to Prometheus, a series that appears with its first 500 has not increased.
         for _, answers in ROUTES:
-            for method in ("GET", "HEAD") if issubclass(answers, GetHandler) else ("POST",):
-                metrics.requests.labels(answers.__name__, method, 500)
+            for method in answers.SUPPORTED_METHODS:
+                if getattr(answers, method.lower()) is not RequestHandler.get:
+                    metrics.requests.labels(answers.__name__, method, 500)
 
     @property
     def limits(self) -> openapi.Limits:

@@ -18,13 +18,27 @@ from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from tornado_persist import __version__
-from tornado_persist.errors import BatchRefused, FieldError, InvalidBatch, NotAccepting, NotJSON
+from tornado_persist.errors import (
+    BatchRejected,
+    CannotDelete,
+    ClockInDoubt,
+    FieldError,
+    FlushFailed,
+    InvalidBatch,
+    NotAccepting,
+    NothingThere,
+    NotJSON,
+    PersistError,
+    RowsWait,
+    SinkUnavailable,
+)
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Totals
 from tornado_persist.telemetry.refusals import Refusal, Refusals, RefusedKind, printable
 from tornado_persist.web import schemas
 from tornado_persist.web.bodies import Refused, TooLarge, decompress, require_json
+from tornado_persist.web.queries import BadQuery
 
 if TYPE_CHECKING:
     from tornado_persist.web.app import Api
@@ -179,7 +193,7 @@ class Handler(RequestHandler):
         """Count and log the error if it refuses a batch, or a request that was meant to be one."""
         kind: RefusedKind | None = self.batch_kind
         if kind is None:
-            if status not in (404, 405) or not _is_meant_as_batch(self.request.path):
+            if status not in (404, 405) or isinstance(exc, PersistError) or not _is_meant_as_batch(self.request.path):
                 return
             kind = "none"
         errors, rows = (exc.errors, exc.rows) if isinstance(exc, InvalidBatch) else ([], None)
@@ -216,7 +230,7 @@ class Handler(RequestHandler):
         tb: TracebackType | None,
     ) -> None:
         """Log a traceback, but only for bugs: the answer tells the client everything else."""
-        if not isinstance(value, HTTPError | BatchRefused):
+        if not isinstance(value, HTTPError | PersistError):
             where = {"method": self.request.method, "path": self.request.path, "request_id": self.request_id}
             logger.error("a bug in a request handler", **where, exc_info=(typ, value, tb))
 
@@ -292,6 +306,18 @@ def _last(refusal: Refusal) -> schemas.LastRefused:
     }
 
 
+#: What else handlers raise, and its status.
+_STATUSES: Mapping[type[PersistError], int] = {
+    NothingThere: 404,
+    RowsWait: 409,
+    ClockInDoubt: 409,
+    BatchRejected: 409,
+    CannotDelete: 501,
+    SinkUnavailable: 503,
+    FlushFailed: 503,
+}
+
+
 def _is_meant_as_batch(path: str) -> bool:
     """Whether a request to a path that takes none may have brought a batch."""
     return path.startswith("/api/v1/persistence") or path.endswith("/batch")
@@ -308,6 +334,10 @@ def _explain(status: int, exc: BaseException | None) -> tuple[int, str, str, lis
             return 503, "not_accepting", str(exc), []
         case Refused():
             return exc.status_code, exc.why, exc.detail, []
+        case BadQuery():
+            return exc.status_code, "query", exc.detail, []
+        case PersistError() if found := next((code for kind, code in _STATUSES.items() if isinstance(exc, kind)), None):
+            return found, "", str(exc), []
     match status:
         case 404:
             return status, "path", "There is nothing at this path", []

@@ -185,6 +185,12 @@ class Stats(GetHandler):
                 "sync": cast(schemas.Sync, snapshot.sync),
             },
             "refused": refused(metrics.refusals),
+            "deleted": {
+                "sessions": metrics.deletions.total("session"),
+                "tasks": metrics.deletions.total("task"),
+                "last_retention": shown(metrics.deletions.last_run),
+                "retention_problem": metrics.deletions.problem,
+            },
             "health": {
                 "status": "healthy" if snapshot.healthy else "unhealthy",
                 "reason": snapshot.reason,

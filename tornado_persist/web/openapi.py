@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from tornado_persist import __version__
-from tornado_persist.records.models import DEFAULTS, KINDS, PLURALS, STATUSES, Kind, Session, Task
+from tornado_persist.records.models import DEFAULTS, KINDS, MAX_KEY, PLURALS, STATUSES, Kind, Session, Task
 from tornado_persist.records.rules import UnknownFields
 from tornado_persist.web import schemas as answers
 from tornado_persist.web.base import GetHandler
@@ -121,6 +121,7 @@ def describe(limits: Limits) -> dict[str, Any]:
         "tags": [
             {"name": "batches", "description": "For back ends."},
             {"name": "buffer", "description": "Rows that wait for the sink."},
+            {"name": "deleting", "description": "What is no longer needed."},
             {"name": "health", "description": "For monitors and orchestrators."},
             {"name": "watching", "description": "For Prometheus and for people."},
             {"name": "description", "description": "This description."},
@@ -272,11 +273,40 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
         f"{PREFIX}/stats": _get(
             "stats", "What waits and what was done", "buffer", {200: ("The numbers.", ref(answers.Stats))}
         ),
+        **_removal(schemas, limits),
         **_watching(schemas),
         "/openapi.json": _get(
             "openapi", "This description", "description", {200: ("The description.", {"type": "object"})}
         ),
         "/docs": _get("docs", "This description as a page", "description", {200: ("The page.", _TEXT)}, media=_PAGE),
+    }
+
+
+def _removal(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
+    error = schemas.ref(answers.Error)
+    statuses: Statuses = {
+        200: ("It is gone.", schemas.ref(answers.Deleted)),
+        404: ("There is nothing of that key.", error),
+        409: ("Newer rows of it wait for a flush, or the database refuses it. It may be partly deleted.", error),
+        422: ("A parameter is unknown.", error),
+        501: ("The sink cannot delete.", error),
+        503: ("The sink or the disk is unavailable. It may be partly deleted.", error),
+    }
+    description = (
+        f"After a flush, which takes {limits.flush_timeout:g} seconds at most. No replay and no retry of rejected rows"
+        " brings it back. If a request was stopped, send it again."
+    )
+
+    def operation(name: str, what: str, *keys: str) -> dict[str, Any]:
+        found = _operation(name, f"Delete {what}", "deleting", _responses(statuses, retry=True), description)
+        schema = {"type": "string", "minLength": 1, "maxLength": MAX_KEY}
+        found["parameters"] += [{"name": key, "in": "path", "required": True, "schema": schema} for key in keys]
+        return {"delete": found}
+
+    session = f"{PREFIX}/sessions/{{session_id}}"
+    return {
+        session: operation("deleteSession", "a session with its tasks", "session_id"),
+        f"{session}/tasks/{{task_id}}": operation("deleteTask", "a task", "session_id", "task_id"),
     }
 
 

@@ -70,6 +70,7 @@ class Exporter:
             "persistd_rejected_open_rows", "Rejected rows neither retried nor dropped.", _known(snapshot.open_rows)
         )
         yield _gauge("persistd_disk_free_bytes", "Bytes free on the disk of data_dir.", _known(snapshot.disk_free))
+        yield from self._deleted()
         up = GaugeMetricFamily("persistd_sink_up", "1 while the sink answers, else 0.", labels=["sink"])
         up.add_metric([snapshot.sink.name], snapshot.sink.up)
         yield up
@@ -117,6 +118,18 @@ class Exporter:
         yield _by_kind("persistd_rows_refused", text, refusals.rows.__getitem__)
         text = "Rows of accepted batches that had fields which were dropped."
         yield _by_kind("persistd_unknown_fields", text, self._metrics.dropped.rows.__getitem__)
+
+    def _deleted(self) -> Iterator[Metric]:
+        deletions = self._metrics.deletions
+        text = "Rows deleted from the sink: on request, by the retention, or by a cleanup."
+        rows = CounterMetricFamily("persistd_rows_deleted", text, labels=["kind", "by"])
+        for (by, kind), count in deletions.rows.items():
+            rows.add_metric([kind, by], count)
+        yield rows
+        runs = CounterMetricFamily("persistd_retention_runs", "Runs of the retention, by result.", labels=["result"])
+        for result, count in deletions.runs.items():
+            runs.add_metric([result], count)
+        yield runs
 
     def _of_the_journal(self, waiting: Waiting) -> Iterator[Metric]:
         records, age = waiting.journal_records, waiting.oldest_seconds

@@ -252,6 +252,19 @@ class FlushError(TypedDict):
 
 
 @_closed
+class Deleted(TypedDict):
+    """Rows that are gone."""
+
+    status: Literal["deleted"]
+    sessions_deleted: Number
+    tasks_deleted: Number
+    rejected_dropped: Annotated[
+        int, Field(ge=0, description="rejected rows of it that `persistd rejected retry` does not send any more")
+    ]
+    duration_ms: Number
+
+
+@_closed
 class BufferStats(TypedDict):
     """Rows that wait, in memory and in the journal."""
 
@@ -313,6 +326,16 @@ class JournalStats(TypedDict):
 
 
 @_closed
+class DeletionStats(TypedDict):
+    """Rows deleted since the process started, and the last run of the retention."""
+
+    sessions: Number
+    tasks: Number
+    last_retention: Time | None
+    retention_problem: Annotated[str, Field(description="why that run did not do its work; empty if it did")]
+
+
+@_closed
 class HealthStats(TypedDict):
     """What ``GET /health`` says, in short."""
 
@@ -334,6 +357,7 @@ class Stats(TypedDict):
     accounting: Accounting
     journal: JournalStats
     refused: Refused
+    deleted: DeletionStats
     health: HealthStats
 
 

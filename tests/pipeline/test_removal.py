@@ -1,0 +1,180 @@
+"""Deleting in the writer's turn: between flushes, after a barrier, and not against rows that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rig import rig, wait_until
+from tornado_persist.errors import (
+    CannotDelete,
+    FlushFailed,
+    NotAccepting,
+    NothingThere,
+    RowsWait,
+    SinkUnavailable,
+)
+from tornado_persist.pipeline import removal
+from tornado_persist.sinks.base import Removed
+from tornado_persist.testing import AppendSink, FlakySink
+
+
+@pytest.mark.gen_test
+async def test_what_waits_is_written_first_and_then_goes_with_the_session(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("s1", "s2", kind="session")
+        await it.add("a", "b")
+        await it.add("c", session_id="s2")
+        deleted = await it.remover.delete_session("s1", 5)
+        assert (deleted.sessions, deleted.tasks) == (1, 2)
+        assert it.stored() == ["c"]
+        assert it.stored("session") == ["s2"]
+        assert it.journal.released == 3, "no replay brings it back"
+        with pytest.raises(NothingThere, match="There is no session s1"):
+            await it.remover.delete_session("s1", 5)
+        rows = it.metrics.deletions.rows
+        assert (rows["request", "session"], rows["request", "task"]) == (1, 2)
+
+
+@pytest.mark.gen_test
+async def test_one_task_goes(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a", "b")
+        assert (await it.remover.delete_task("s1", "a", 5)).tasks == 1
+        assert it.stored() == ["b"]
+        with pytest.raises(NothingThere, match="There is no task a in session s1"):
+            await it.remover.delete_task("s1", "a", 5)
+
+
+@pytest.mark.gen_test
+async def test_flushes_go_between_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "PIECE", 10)
+    began, go = threading.Event(), threading.Event()
+
+    class Slow(FlakySink):
+        def delete_sessions(self, *args: Any, **options: Any) -> Removed:
+            began.set()
+            assert go.wait(10)
+            return super().delete_sessions(*args, **options)
+
+    async with rig(tmp_path, Slow()) as it:
+        await it.add("s1", kind="session")
+        await it.add(*(f"t{i:02}" for i in range(35)))
+        await it.flusher.flush(5)
+        deleting = asyncio.create_task(it.remover.delete_session("s1", 5))
+        await wait_until(began.is_set)
+        await it.add("u", session_id="s2")
+        flushing = asyncio.create_task(it.flusher.flush_once())
+        await asyncio.sleep(0)
+        go.set()
+        assert (await flushing).tasks == 1
+        deleted = await deleting
+        assert (deleted.sessions, deleted.tasks) == (1, 35)
+        calls = [call for call in it.sink.calls if call in ("write", "delete_sessions")]
+        assert calls == ["write", "delete_sessions", "write", *["delete_sessions"] * 3]
+        assert it.stored() == ["u"]
+
+
+@pytest.mark.gen_test
+async def test_a_session_that_is_still_written_to_is_not_deleted(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a", "b")
+        await it.flusher.flush(5)
+        flush = it.flusher.flush
+
+        async def then_another(timeout: float) -> object:
+            flushed = await flush(timeout)
+            await it.add("a")
+            return flushed
+
+        it.flusher.flush = then_another  # type: ignore[method-assign,assignment]
+        with pytest.raises(RowsWait, match="Newer rows of session s1 were accepted"):
+            await it.remover.delete_session("s1", 5)
+        with pytest.raises(RowsWait, match="Newer rows of task a were accepted"):
+            await it.remover.delete_task("s1", "a", 5)
+        assert (await it.remover.delete_task("s1", "b", 5)).tasks == 1
+        assert it.stored() == ["a"]
+
+
+@pytest.mark.gen_test
+async def test_rows_in_the_journal_alone_may_be_of_any_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a", "b")
+        await it.flusher.flush(5)
+        monkeypatch.setattr(it.backlog, "left_out", lambda: True)
+        with pytest.raises(RowsWait, match="in the journal alone"):
+            await it.remover.delete_session("s1", 5)
+        assert it.stored() == ["a", "b"]
+
+
+@pytest.mark.gen_test
+async def test_without_the_sink_nothing_is_deleted(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        await it.flusher.flush(5)
+        it.sink.down = True
+        with pytest.raises(SinkUnavailable):
+            await it.remover.delete_session("s1", 5)
+        await it.add("b")
+        with pytest.raises(SinkUnavailable):
+            await it.remover.delete_session("s1", 5)
+        it.sink.down = False
+        assert (await it.remover.delete_session("s1", 5)).tasks == 2
+
+
+@pytest.mark.gen_test
+async def test_without_a_durable_cursor_nothing_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig(tmp_path) as it:
+        await it.add("a")
+        monkeypatch.setattr(it.journal, "release", lambda seq, state: False)
+        with pytest.raises(FlushFailed, match="a crash might bring deleted rows back"):
+            await it.remover.delete_session("s1", 5)
+        assert it.stored() == ["a"]
+        monkeypatch.undo()
+        assert (await it.remover.delete_session("s1", 5)).tasks == 1
+
+
+@pytest.mark.gen_test
+async def test_a_sink_that_only_appends_cannot_delete(tmp_path: Path) -> None:
+    async with rig(tmp_path, AppendSink()) as it:
+        with pytest.raises(CannotDelete, match="The sink append cannot delete rows"):
+            await it.remover.delete_session("s1", 5)
+
+
+@pytest.mark.gen_test
+async def test_a_shutdown_ends_a_delete_with_its_present_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "PIECE", 10)
+
+    class Closing(FlakySink):
+        def delete_sessions(self, *args: Any, **options: Any) -> Removed:
+            it.remover.close()
+            return super().delete_sessions(*args, **options)
+
+    async with rig(tmp_path, Closing()) as it:
+        await it.add(*(f"t{i:02}" for i in range(35)))
+        with pytest.raises(NotAccepting, match="shutting down"):
+            await it.remover.delete_session("s1", 5)
+        assert len(it.stored()) == 25
+
+
+@pytest.mark.gen_test
+async def test_rejected_rows_of_it_are_closed_and_others_stay_open(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        it.sink.refused = {"a", "c", "x"}
+        await it.add("a", "b")
+        await it.add("c", session_id="s2")
+        await it.add("x", 'q"1', session_id='say "你好"')
+        assert (await it.remover.delete_session("s1", 5)).rejected == 1
+        assert (await it.remover.delete_task('say "你好"', "x", 5)).rejected == 1
+        notes = [json.loads(line) for line in (tmp_path / "rejected.settled.jsonl").read_text().splitlines()]
+        assert [(note["state"], note["key"]) for note in notes] == [("dropped", "s1/a"), ("dropped", 'say "你好"/x')]
+        with pytest.raises(NothingThere):
+            await it.remover.delete_session("s1", 5)
+        await wait_until(lambda: it.pending() == 0)
+        await it.health.look(max_age=0)
+        assert it.health.snapshot().open_rows == 1

@@ -1,0 +1,227 @@
+"""Deleting: what is deleted stays deleted, and nothing else goes.
+
+First a flush, and a durable cursor: what a replay could bring back is then no longer in the journal. Then rows go in
+pieces, each in the writer's turn and in a transaction of its own, so flushes go between. The session's own row is the
+last, so that a delete which was interrupted can be repeated.
+
+Rows that are accepted while a delete is at work stop it (:class:`RowsWait`): somebody still writes to the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tornado_persist.errors import (
+    CannotDelete,
+    FlushFailed,
+    NotAccepting,
+    NothingThere,
+    PersistError,
+    RowsWait,
+)
+from tornado_persist.files import reason
+from tornado_persist.pipeline.backlog import Backlog
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.checkpoint import Checkpointer
+from tornado_persist.pipeline.chunks import ChunkSize
+from tornado_persist.pipeline.flusher import Flusher
+from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.pipeline.settling import drop_rejected
+from tornado_persist.sinks.base import Expiry, Removed
+from tornado_persist.sinks.runner import SinkRunner
+from tornado_persist.telemetry import log
+from tornado_persist.telemetry.deletions import DeletedBy
+from tornado_persist.telemetry.metrics import Metrics
+
+logger = log.get(__name__)
+
+#: Rows of one transaction at most.
+PIECE = 5000
+#: Sessions that one search looks at, and that one transaction deletes at most: each takes three or four statements.
+LOOK = 2000
+SESSIONS = 100
+
+
+@dataclass(slots=True)
+class Deleted:
+    """What went, in rows; ``rejected`` are rows in ``rejected.jsonl`` that are closed now."""
+
+    sessions: int = 0
+    tasks: int = 0
+    rejected: int = 0
+    #: Sessions that were left out, because rows of theirs wait for a flush.
+    waiting: int = 0
+    duration_ms: int = 0
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing went."""
+        return not (self.sessions or self.tasks or self.rejected)
+
+
+class Remover:
+    """Deletes on request and by age. Only :class:`Flusher` gives it its turns at the sink."""
+
+    def __init__(
+        self,
+        ingest: Ingest,
+        backlog: Backlog,
+        buffer: Buffer,
+        flusher: Flusher,
+        checkpointer: Checkpointer,
+        metrics: Metrics,
+        *,
+        rejected: Path,
+    ) -> None:
+        """``rejected``: the path of ``rejected.jsonl``."""
+        self._ingest = ingest
+        self._backlog = backlog
+        self._buffer = buffer
+        self._flusher = flusher
+        self._checkpointer = checkpointer
+        self._metrics = metrics
+        self._rejected = rejected
+        self._closed = False
+
+    def close(self) -> None:
+        """The service shuts down: what is at work ends with its present piece."""
+        self._closed = True
+
+    async def delete_session(self, session_id: str, timeout: float) -> Deleted:
+        """Delete a session, its tasks, and its rejected rows. The flush before it takes ``timeout`` seconds at most.
+
+        Raises:
+            NothingThere: there is neither a row of it nor a rejected one.
+            RowsWait: newer rows of it were accepted; it may be partly deleted.
+            CannotDelete: this sink cannot delete.
+            BatchRejected: the sink refuses it (a foreign key, for instance); it may be partly deleted.
+            SinkUnavailable, FlushFailed, NotAccepting: it cannot be done now; it may be partly deleted.
+        """
+
+        async def delete(runner: SinkRunner, rows: int) -> Removed:
+            self._refuse_waiting(session_id in self._buffer.session_ids(), f"session {session_id}")
+            if not work.deleted.tasks:
+                work.deleted.rejected += await self._drop_rejected(session_id)
+            return await runner.delete_sessions([session_id], rows)
+
+        await self._flush(timeout)
+        with self._work("request", session_id=session_id) as work:
+            while not (await self._piece(work, delete)).done:
+                pass
+        self._ingest.forget([session_id])
+        if work.deleted.nothing:
+            raise NothingThere(f"There is no session {session_id}")
+        return work.deleted
+
+    async def delete_task(self, session_id: str, task_id: str, timeout: float) -> Deleted:
+        """Delete one task and its rejected rows. Raises as :meth:`delete_session` does."""
+
+        async def delete(runner: SinkRunner, rows: int) -> Removed:
+            self._refuse_waiting(self._buffer.has_task(session_id, task_id), f"task {task_id}")
+            work.deleted.rejected += await self._drop_rejected(session_id, task_id)
+            return Removed(0, int(await runner.delete_task(session_id, task_id)), 1)
+
+        await self._flush(timeout)
+        with self._work("request", session_id=session_id, task_id=task_id) as work:
+            await self._piece(work, delete)
+        if work.deleted.nothing:
+            raise NothingThere(f"There is no task {task_id} in session {session_id}")
+        return work.deleted
+
+    async def clean(self, expiry: Expiry, by: DeletedBy, timeout: float, *, dry_run: bool = False) -> Deleted:
+        """Delete the sessions that have expired, but none of which a row waits; ``dry_run``: only count them.
+
+        Raises:
+            RowsWait: batches wait in the journal alone, and it is not known of which sessions.
+            CannotDelete, BatchRejected, SinkUnavailable, FlushFailed, NotAccepting: see :meth:`delete_session`.
+        """
+        await self._flush(timeout)
+        after: str | None = None
+        with self._work(by, dry_run=dry_run) as work:
+            while True:
+                found, after = await self._flusher.runner.find_expired(expiry, after, LOOK)
+                for start in range(0, len(found), SESSIONS):
+                    await self._delete_expired(work, found[start : start + SESSIONS], expiry)
+                if after is None:
+                    return work.deleted
+
+    async def _delete_expired(self, work: _Work, session_ids: list[str], expiry: Expiry) -> None:
+        async def delete(runner: SinkRunner, rows: int) -> Removed:
+            self._refuse_waiting(False, "")
+            waiting = self._buffer.session_ids().intersection(left)
+            left[:] = [id for id in left if id not in waiting]
+            work.deleted.waiting += len(waiting)
+            return await runner.delete_sessions(left, rows, expiry, dry_run=work.dry_run)
+
+        left = session_ids[:]
+        while left:
+            del left[: (await self._piece(work, delete)).done]
+        self._ingest.forget(session_ids)
+
+    async def _flush(self, timeout: float) -> None:
+        """Everything accepted so far into the sink, and the cursor past it on the disk."""
+        if not self._flusher.runner.can_delete:
+            raise CannotDelete(f"The sink {self._flusher.runner.sink.name} cannot delete rows")
+        through = self._backlog.accepted_through
+        error = (await self._flusher.flush(timeout)).error
+        if error is not None:
+            raise error
+        if not await self._checkpointer.make_durable(through):
+            raise FlushFailed("The journal's cursor cannot be written, so a crash might bring deleted rows back")
+
+    def _refuse_waiting(self, waits: bool, what: str) -> None:
+        """Called in the writer's turn: nothing is on its way to the sink."""
+        if self._backlog.left_out():
+            raise RowsWait("Accepted batches wait in the journal alone, and it is not known of which sessions")
+        if waits:
+            raise RowsWait(f"Newer rows of {what} were accepted, and wait for a flush")
+
+    async def _drop_rejected(self, session_id: str, task_id: str | None = None) -> int:
+        try:
+            return await asyncio.to_thread(drop_rejected, self._rejected, session_id, task_id)
+        except OSError as exc:
+            raise FlushFailed(f"{exc.filename or self._rejected} cannot be read or written: {reason(exc)}") from exc
+
+    @contextlib.contextmanager
+    def _work(self, by: DeletedBy, *, dry_run: bool = False, **what: str) -> Iterator[_Work]:
+        """One request or run: its sums, and its line in the log, also if it did not come to its end."""
+        work = _Work(by, dry_run, Deleted(), ChunkSize(PIECE))
+        began = time.monotonic()
+        problem = ""
+        try:
+            yield work
+        except PersistError as exc:
+            problem = str(exc)
+            raise
+        finally:
+            deleted = work.deleted
+            deleted.duration_ms = round((time.monotonic() - began) * 1000)
+            if not (dry_run or deleted.nothing):
+                figures = {"sessions": deleted.sessions, "tasks": deleted.tasks, "rejected": deleted.rejected}
+                end = {"stopped": problem} if problem else {}
+                logger.info("deleted", by=by, **what, **figures, ms=deleted.duration_ms, **end)
+
+    async def _piece(self, work: _Work, delete: Callable[[SinkRunner, int], Awaitable[Removed]]) -> Removed:
+        if self._closed:
+            raise NotAccepting("The service is shutting down")
+        began = time.monotonic()  # a turn that was long in coming makes the next piece smaller, which is right too
+        removed = await self._flusher.in_turn(lambda runner: delete(runner, work.size.rows))
+        work.size.succeeded(work.size.rows, time.monotonic() - began)
+        work.deleted.sessions += removed.sessions
+        work.deleted.tasks += removed.tasks
+        if not work.dry_run:
+            self._metrics.deletions.add(work.by, {"session": removed.sessions, "task": removed.tasks})
+        return removed
+
+
+@dataclass(slots=True)
+class _Work:
+    by: DeletedBy
+    dry_run: bool
+    deleted: Deleted
+    size: ChunkSize
