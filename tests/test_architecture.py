@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"records"},
     "telemetry": {"telemetry", "records.models", "files"},
     "journal": {"journal", "telemetry.log", "records.models", "files"},
-    "sinks": {"sinks", "telemetry.log", "telemetry.redaction", "records.models", "files"},
+    "sinks": {"sinks", "telemetry.log", "telemetry.redaction", "records.models", "records.times", "files"},
     "pipeline": {"pipeline", "journal", "sinks.base", "sinks.runner", "telemetry", "records", "files"},
     "web": {"web", "pipeline", "telemetry", "records"},
     "config": {"config", "sinks.base", "sinks.registry", "telemetry.redaction", "records.models"},

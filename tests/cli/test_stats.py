@@ -129,7 +129,7 @@ def test_watch_into_a_file_is_plain_tables(service: Persistd, tmp_path: Path) ->
     words = [*COMMAND, "stats", "--watch", "0.1", "--url", service.url]
     with subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as watcher:
         assert watcher.stdout
-        said = [watcher.stdout.readline() for _ in range(40)]
+        said = [watcher.stdout.readline() for _ in range(48)]
         watcher.send_signal(signal.SIGINT)
         watcher.stdout.read()
     assert watcher.returncode == 0

@@ -1,8 +1,8 @@
 """``persistd rejected ls | drop``: the rejected rows, and what was done about each.
 
 Only the service writes to ``rejected.jsonl``: it knows the length, and cuts the file back before a replay. So the
-commands record what was done about an entry in a second file, which is only appended to and which the service does not
-read.
+commands record what was done about an entry in a second file, which is only appended to; the service notes
+there what a ``DELETE`` closes.
 """
 
 from __future__ import annotations
