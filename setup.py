@@ -41,6 +41,7 @@ TEST = [
     "pytest-xdist>=3.6.1",
     "hypothesis>=6.112",
     "httpx>=0.27",
+    "pandas>=2.2",  # tables that the Python client takes
     "PyYAML>=6.0.2",
     "playwright>=1.49",
     "check-jsonschema>=0.31",  # holds the schema of compose files
@@ -87,6 +88,9 @@ setup(
         "Topic :: Database :: Front-Ends",
         "Typing :: Typed",
     ],
+    # Editable installs put this directory on the path. A finder, which they have otherwise, would be asked only where
+    # nothing is found, and so not at all beside tornado-persist-client, whose tornado_persist is a namespace.
+    package_dir={"": "."},
     packages=find_packages(include=["tornado_persist", "tornado_persist.*"]),
     package_data={
         "tornado_persist": ["py.typed", "web/assets/docs/*", "web/assets/dashboard/*", "web/assets/dashboard/uplot/*"],

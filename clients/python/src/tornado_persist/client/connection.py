@@ -1,0 +1,209 @@
+"""Where the service is, the one connection to it that is kept, and what its answers mean."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from tornado_persist.client.values import Kind, Row
+
+if TYPE_CHECKING:
+    import os
+
+PREFIX = "/api/v1/persistence"
+PLURALS: dict[Kind, str] = {"session": "sessions", "task": "tasks"}
+#: Names what this client has dropped; the service adds it up.
+DROPPED_HEADER = "X-Persist-Dropped"
+#: Answers after which the same batch may be sent again: the service, or a proxy before it, is away or busy.
+_LATER = frozenset({408, 425, 429, 502, 503, 504})
+#: Seconds that an idle connection is kept; the service closes it after 120.
+_KEPT = 60.0
+#: Seconds that ``Retry-After`` may ask for.
+_LONGEST = 300.0
+#: Rows after which the thread lets others run.
+_TURN = 20
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class Unavailable(Exception):
+    """There was no answer, or one that says to come again later."""
+
+    def __init__(self, message: str, after: float = 0.0) -> None:
+        """``after``: seconds that the service asks to wait; 0: it did not."""
+        super().__init__(message)
+        self.after = after
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the service said to a batch."""
+
+    status: int
+    #: A sentence; empty if the batch was accepted.
+    problem: str = ""
+    #: The places of the rows that it named.
+    wrong: frozenset[int] = field(default_factory=frozenset)
+    set_aside: int = 0
+
+
+class Address:
+    """Where the service is, and how it is spoken to."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        uds: str | os.PathLike[str] | None,
+        ca: str | os.PathLike[str] | ssl.SSLContext | None,
+        token: str | None,
+        timeout: float,
+        transport: httpx.BaseTransport | None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme == "http+unix":
+            uds, url = unquote(parts.netloc), "http://localhost" + parts.path
+        elif parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is no URL such as http://localhost:8001 or http+unix://%2Frun%2Fpersistd.sock")
+        self.url = url.rstrip("/")
+        self.timeout = timeout
+        self._uds = None if uds is None else str(uds)
+        self._transport = transport
+        self._headers = {"User-Agent": "tornado-persist-client"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        try:
+            # What the thread would stumble over.
+            httpx.URL(self.url)
+            httpx.Headers(self._headers)
+        except httpx.InvalidURL as exc:
+            raise ValueError(f"{url!r}: {exc}") from None
+        # A context with the certificates of the system takes 50 ms to make; without TLS nobody needs it.
+        if isinstance(ca, ssl.SSLContext):
+            self._tls = ca
+        elif url.startswith("https:"):
+            self._tls = ssl.create_default_context(cafile=None if ca is None else str(ca))
+        else:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    def connect(self) -> httpx.Client:
+        """A client that keeps one connection. It heeds neither proxies nor passwords of the environment."""
+        transport = self._transport or httpx.HTTPTransport(
+            verify=self._tls,
+            uds=self._uds,
+            limits=httpx.Limits(max_keepalive_connections=1, keepalive_expiry=_KEPT),
+        )
+        return httpx.Client(
+            base_url=self.url, headers=self._headers, timeout=self.timeout, transport=transport, trust_env=False
+        )
+
+
+def encode(rows: Sequence[Row]) -> Iterator[tuple[Row, bytes | None]]:
+    """Each row with its JSON; None: it has characters that are none (unpaired surrogates)."""
+    for number, row in enumerate(rows, 1):
+        try:
+            yield row, _encode(row).encode()
+        except UnicodeEncodeError:
+            yield row, None
+        if number % _TURN == 0:
+            # The interpreter would hand over only every 5 ms, and an event loop that wakes up meanwhile would wait.
+            time.sleep(0)
+
+
+class Connection:
+    """Sends batches, one after the other."""
+
+    def __init__(self, http: httpx.Client, *, gzip_from: int | None) -> None:
+        self._http = http
+        self._gzip_from = gzip_from
+        #: Whether the kept connection was used: the other side may have closed it since.
+        self._used = False
+
+    def post(self, kind: Kind, texts: Sequence[bytes], dropped: str) -> Answer:
+        """Send a batch of rows, each as JSON. ``dropped``: what the header says; empty: nothing.
+
+        Raises:
+            Unavailable: the batch may be sent again later.
+        """
+        name = PLURALS[kind]
+        body = b'{"%b":[%b]}' % (name.encode(), b",".join(texts))
+        headers = {"Content-Type": "application/json"}
+        if self._gzip_from is not None and len(body) >= self._gzip_from:
+            body = gzip.compress(body, 1)
+            headers["Content-Encoding"] = "gzip"
+        if dropped:
+            headers[DROPPED_HEADER] = dropped
+        response = self._ask(f"{PREFIX}/{name}/batch", body, headers)
+        data = _object(response)
+        if response.status_code == 200 and data.get("status") == "accepted":
+            return Answer(200, set_aside=_number(data.get("rejected")))
+        problem = _sentence(response, data)
+        if response.status_code in _LATER:
+            raise Unavailable(problem, _seconds(response.headers.get("Retry-After", "")))
+        return Answer(response.status_code, problem, _wrong(name, len(texts), data))
+
+    def flush(self, timeout: float) -> str:
+        """Have the service write all rows to the database; empty if it has, else what the problem is."""
+        try:
+            response = self._ask(f"{PREFIX}/flush", b"", {}, timeout)
+        except Unavailable as exc:
+            return str(exc)
+        data = _object(response)
+        return "" if response.status_code == 200 and data.get("status") == "flushed" else _sentence(response, data)
+
+    def _ask(self, path: str, body: bytes, headers: dict[str, str], timeout: float | None = None) -> httpx.Response:
+        while True:
+            again, self._used = self._used, False
+            try:
+                options = {} if timeout is None else {"timeout": timeout}
+                response = self._http.post(path, content=body, headers=headers, **options)  # type: ignore[arg-type]
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as exc:
+                # A kept connection that the other side has closed, at a restart perhaps. Sending twice does no harm.
+                if again:
+                    continue
+                raise Unavailable(f"{self._http.base_url}: the connection broke ({exc or type(exc).__name__})") from exc
+            except httpx.TimeoutException as exc:
+                raise Unavailable(f"{self._http.base_url}: no answer in time ({type(exc).__name__})") from exc
+            except httpx.HTTPError as exc:
+                raise Unavailable(f"{self._http.base_url}: {exc or type(exc).__name__}") from exc
+            self._used = True
+            return response
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        data = response.json()
+        if isinstance(data, dict):
+            return data
+    return {}
+
+
+def _sentence(response: httpx.Response, data: dict[str, Any]) -> str:
+    return f"{response.status_code}: {data.get('detail') or response.reason_phrase}"
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _seconds(text: str) -> float:
+    return min(float(text), _LONGEST) if text.isdecimal() and len(text) < 10 else 0.0
+
+
+def _wrong(name: str, count: int, data: dict[str, Any]) -> frozenset[int]:
+    """The places of rows that an answer names: ``{"errors": [{"loc": ["tasks", 3, "status"], ...}]}``."""
+    found = set()
+    for error in data.get("errors") or ():
+        loc = error.get("loc") if isinstance(error, dict) else None
+        if isinstance(loc, list) and len(loc) > 1 and loc[0] == name and type(loc[1]) is int and 0 <= loc[1] < count:
+            found.add(loc[1])
+    return frozenset(found)
