@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from tests.rows import session, task
-from tornado_persist.client import Client, Session, Task
+from tornado_persist.client import Client
 from tornado_persist.client.testing import Recorder
 from tornado_persist.client.values import FIELDS, KEYS, REQUIRED, to_json
 from tornado_persist.records import models
@@ -143,12 +143,10 @@ def test_a_misspelt_or_missing_field_is_a_type_error() -> None:
 
 
 def test_the_fields_are_those_of_the_service() -> None:
-    records: dict[models.Kind, type[Session | Task]] = {"session": Session, "task": Task}
-    for kind, record in records.items():
+    for kind in models.KINDS:
         assert FIELDS[kind] == models.FIELDS[kind].keys()
         assert REQUIRED[kind] == {name for name, declared in models.FIELDS[kind].items() if declared.required}
         assert KEYS[kind] == models.KEYS[kind]
-        assert record.__required_keys__ | record.__optional_keys__ == models.FIELDS[kind].keys()
 
 
 # Tables
