@@ -17,7 +17,7 @@ from tornado_persist.errors import BatchRefused
 from tornado_persist.journal import Journal, Record
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.records.models import Kind, Row
-from tornado_persist.records.parser import Parser
+from tornado_persist.records.parser import HUGE, Parser
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
@@ -110,7 +110,7 @@ class Backlog:
                     if not self._room(record.rows, record.size):
                         self._read = records[at:]
                         break
-                    self._read_back(record)
+                    await self._read_back(record)
                 else:
                     await asyncio.sleep(0)  # let requests run
                     continue
@@ -131,9 +131,12 @@ class Backlog:
         await self.refill(stop)
         self.read_back_through = 0
 
-    def _read_back(self, record: Record) -> None:
+    async def _read_back(self, record: Record) -> None:
         try:
-            rows = self._parser.parse(record.kind, record.body).rows
+            if len(record.body) >= HUGE:
+                rows = (await asyncio.to_thread(self._parser.parse, record.kind, record.body)).rows
+            else:
+                rows = self._parser.parse(record.kind, record.body).rows
         except BatchRefused as exc:
             # Only a journal of another version can hold such a record.
             logger.error("a journal record cannot be read", seq=record.seq, rows=record.rows, error=str(exc))

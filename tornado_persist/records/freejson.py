@@ -41,8 +41,7 @@ _DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
 _SUSPECT = re.compile(
     rb"(?<![0-9.eE+-])-?(?:[0-9.]{300,}+(?:[eE][+-]?[0-9]++)?|[0-9][0-9.]*+[eE](?:\+?[0-9]{3,}+|-[0-9]{4,}+))"
 )
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000")
-_MARKED = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000[dD][89a-fA-F][0-9a-fA-F]{2}")
+_MARKED = re.compile(rb"\\u0000[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 # Text without a mark, then text with one, or else any byte: a match never fails, which would begin a new search at
 # each byte. Possessive, so that a body of 10 MiB needs no stack.
@@ -101,14 +100,17 @@ def locate(text: bytes, depth: int | None = MAX_DEPTH) -> tuple[list[str | int],
 
 def text_problem(text: bytes) -> str | None:
     """What is wrong with a JSON string."""
-    if b"\\u0000" in text and _NUL.search(text):
-        return SURROGATE if _MARKED.search(text) else NUL
+    if b"\\u0000" in text:
+        text = text.replace(b"\\\\", b"")  # then each backslash begins an escape
+        if b"\\u0000" in text:
+            return SURROGATE if _MARKED.search(text) else NUL
     return None
 
 
 def name_problem(name: str) -> str:
     """What is wrong with a field's name that has a NUL."""
-    return SURROGATE if _MARKED.search(json.dumps(name).encode()) else "A field's name has no NUL character"
+    problem = text_problem(json.dumps(name).encode())
+    return SURROGATE if problem == SURROGATE else "A field's name has no NUL character"
 
 
 def too_deep(text: bytes, depth: int) -> bool:
@@ -121,7 +123,7 @@ def too_deep(text: bytes, depth: int) -> bool:
 
 @cache
 def _nest(depth: int) -> re.Pattern[bytes]:
-    """Brackets that are nested in at most ``depth`` levels. 10 MiB of them take 0.2 s, the worst case."""
+    """Brackets that are nested in at most ``depth`` levels. 10 MiB of them take 0.05 s."""
     pattern = rb"(?:\[\])*+"
     for _ in range(depth - 1):
         pattern = rb"(?:\[" + pattern + rb"\])*+"

@@ -147,6 +147,8 @@ DEFAULTS: Mapping[Kind, Mapping[str, int]] = {
 }
 
 
+_read_names = msgspec.json.Decoder(dict[str, Raw] | None).decode
+
 #: With ``unknown_fields = "keep"``: the object of a row's fields that are not in the specification.
 EXTRA = "extra"
 
@@ -154,6 +156,12 @@ EXTRA = "extra"
 def merge_extra(stored: Mapping[str, Any] | None, sent: Mapping[str, Any]) -> dict[str, Any]:
     """What a sink holds as ``extra`` after ``sent`` was merged into it: name by name, and null removes a name."""
     return {name: value for name, value in {**(stored or {}), **sent}.items() if value is not None}
+
+
+def merge_extra_text(stored: str | None, sent: Raw) -> Raw:
+    """:func:`merge_extra` of JSON texts. No Python objects are made of the values, which may be large."""
+    names = _joined(stored or "null", sent)
+    return Raw(msgspec.json.encode({name: value for name, value in names.items() if bytes(value) != b"null"}))
 
 
 class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_fields=True):
@@ -192,6 +200,10 @@ class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_field
         """The fields with their values as they are kept: free JSON as text."""
         return {name: getattr(self, name) for name in self.keys()}
 
+    def as_json(self) -> bytes:
+        """The fields that were sent as a JSON object in one line."""
+        return msgspec.json.encode({name: value for name, value in self.as_kept().items() if name not in _TIMES})
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
@@ -205,6 +217,9 @@ class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_field
         return dict(self) == dict(other) if isinstance(other, Row | Mapping) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
+
+
+_TIMES = frozenset(Row.__struct_fields__)
 
 
 class Shapes:
@@ -231,7 +246,7 @@ class Shapes:
             fields = [(name, type_) for name, type_ in self.types.items() if name in wanted]
             # kw_only is not inherited, so these fields come before the two of Row.
             shape = cast(type[Row], msgspec.defstruct(self._name, fields, bases=(Row,), module=__name__))
-            self._classes[wanted] = shape
+            shape = self._classes.setdefault(wanted, shape)  # another thread may have made it meanwhile
         return shape
 
     def row(self, fields: Mapping[str, Any]) -> Row:
@@ -278,8 +293,11 @@ def key_of(kind: Kind, row: Row | Mapping[str, Any]) -> tuple[str, ...]:
 
 def _join(older: Raw, newer: Raw) -> Raw:
     """Two objects in one. A null stays: the sink may hold a value under that name."""
-    names = {**msgspec.json.decode(older, type=dict[str, Raw]), **msgspec.json.decode(newer, type=dict[str, Raw])}
-    return Raw(msgspec.json.encode(names))
+    return Raw(msgspec.json.encode(_joined(older, newer)))
+
+
+def _joined(older: str | Raw, newer: Raw) -> dict[str, Raw]:
+    return {**(_read_names(older) or {}), **(_read_names(newer) or {})}
 
 
 def _text(value: Object) -> Raw:

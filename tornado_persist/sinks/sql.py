@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from msgspec import Raw
 from pydantic import ConfigDict, Field, SecretStr, field_validator
 from sqlalchemy import (
     URL,
@@ -25,6 +23,8 @@ from sqlalchemy import (
     Engine,
     NullPool,
     Table,
+    Text,
+    cast,
     create_engine,
     false,
     inspect,
@@ -36,11 +36,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row, key_of, merge_extra
+from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row, key_of, merge_extra_text
 from tornado_persist.sinks import cautions, removal
 from tornado_persist.sinks.base import Caution, Expiry, Removed, Seconds, Sink, SinkSettings
 from tornado_persist.sinks.encoders import batched
-from tornado_persist.sinks.tables import METADATA, TABLES, dump_json
+from tornado_persist.sinks.tables import METADATA, TABLES
 
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
@@ -495,15 +495,13 @@ def _with_stored_extra(connection: Connection, kind: Kind, rows: Sequence[Row]) 
     key = [columns[name] for name in KEYS[kind]]
     stored: dict[tuple[str, ...], Any] = {}
     for some in batched([key_of(kind, row) for row in rows], _LOOKUP):
-        query = select(*key, columns.extra).where(tuple_(*key).in_(some)).with_for_update()
+        query = select(*key, cast(columns.extra, Text)).where(tuple_(*key).in_(some)).with_for_update()
         stored.update((tuple(map(str, found[:-1])), found[-1]) for found in connection.execute(query))
     whole = []
     for row in rows:
-        before = stored.get(key_of(kind, row))
-        extra = merge_extra(json.loads(before) if isinstance(before, str) else before, row[EXTRA])
-        row = copy(row)
-        row.extra = Raw(dump_json(extra).encode())  # type: ignore[attr-defined]
-        whole.append(row)
+        merged = copy(row)
+        merged.extra = merge_extra_text(stored.get(key_of(kind, row)), row.extra)  # type: ignore[attr-defined]
+        whole.append(merged)
     return whole
 
 
