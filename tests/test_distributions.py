@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,4 +127,4 @@ def test_a_plugin_gets_the_contract_suite_with_pytest_alone(tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed, 1 skipped" in done.stdout
+    assert re.search(r"\n[1-9]\d+ passed, \d+ skipped in ", done.stdout), done.stdout
