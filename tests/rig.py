@@ -21,6 +21,7 @@ from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health, Instance
 from tornado_persist.pipeline.ingest import FindSessions, Ingest
 from tornado_persist.pipeline.removal import Remover
+from tornado_persist.pipeline.retention import Retention
 from tornado_persist.records.models import KINDS, Batch, Kind
 from tornado_persist.records.parser import Parser
 from tornado_persist.sinks.base import SinkSettings
@@ -86,6 +87,7 @@ class Rig:
             self.metrics,
             rejected=self.data_dir / "rejected.jsonl",
         )
+        self.retention = Retention(self.remover, self.metrics, self.data_dir / "retention.json", timeout=5)
         self.health = Health(
             self.ingest,
             self.backlog,

@@ -156,7 +156,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 def test_the_reference_has_every_path_and_every_command_in_one_row(pages: tuple[str, ...]) -> None:
     text = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in pages)
     for pattern, handler in ROUTES:
-        if "+" not in pattern:  # what the pages load
+        if "+" not in pattern:  # what the pages load, and rows by their keys
             method = "GET" if issubclass(handler, GetHandler) else "POST"
             assert f"``{method} {pattern.replace(chr(92), '')}``" in text, pattern
     rows = re.findall(r"^   \* - ``bin/persistd \[?(\w+)", text, re.MULTILINE)

@@ -33,6 +33,7 @@ from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health, Instance, Reloads
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.pipeline.removal import Remover
+from tornado_persist.pipeline.retention import Ages, Retention
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.records.parser import Parser
 from tornado_persist.sinks import registry
@@ -74,7 +75,7 @@ CLOSING_TIME = 0.5
 NO_WATCHDOG = 86_400.0
 
 #: Keys that a reload applies; all others need a restart.
-LIVE = ("sink", "sinks", "buffer", "log.level")
+LIVE = ("sink", "sinks", "buffer", "retention", "log.level")
 
 
 class MonotonicLoop(AsyncIOMainLoop):
@@ -230,6 +231,13 @@ class Service:
             self._metrics,
             rejected=self._dead_letters.path,
         )
+        self._retention = Retention(
+            self._remover,
+            self._metrics,
+            settings.path("retention.json"),
+            timeout=settings.buffer.flush_timeout,
+        )
+        self._apply_retention(settings)
         self._health = Health(
             self._ingest,
             self._backlog,
@@ -249,6 +257,7 @@ class Service:
             self._flusher,
             self._health,
             self._remover,
+            self._retention,
             self._metrics,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
@@ -286,10 +295,12 @@ class Service:
         for timer in timers:
             timer.start()
         reloads = asyncio.create_task(self._reload_when_asked())
+        retention = asyncio.create_task(self._retention.keep())
         await self._stop.wait()
         for timer in timers:
             timer.stop()
         reloads.cancel()
+        retention.cancel()
 
     async def _watch(self) -> None:
         await self._health.ping()
@@ -380,7 +391,7 @@ class Service:
         changed = _changed(old, new)
         applied = [key for key in changed if key.startswith(LIVE)]
         needs_restart = [key for key in changed if not key.startswith(LIVE)]
-        live = {"sink": new.sink, "sinks": new.sinks, "buffer": new.buffer}
+        live = {"sink": new.sink, "sinks": new.sinks, "buffer": new.buffer, "retention": new.retention}
         level = old.log.model_copy(update={"level": new.log.level})
         settings = old.model_copy(update={**live, "log": level})
         same = (old.sink, old.sink_settings()) == (new.sink, new.sink_settings())
@@ -402,7 +413,13 @@ class Service:
         self._flusher.capacity = new.buffer.capacity
         self._backlog.max_rows, self._backlog.max_bytes = new.buffer.max_rows, new.buffer.max_bytes
         self._flusher.poke()
-        self._api.flush_timeout = new.buffer.flush_timeout
+        self._api.flush_timeout = self._retention.timeout = new.buffer.flush_timeout
+        if new.retention != self._settings.retention:
+            self._apply_retention(new)
+
+    def _apply_retention(self, settings: Settings) -> None:
+        ages = settings.retention
+        self._retention.configure(Ages(ages.completed or None, ages.failed or None, ages.orphans or None), ages.every)
 
     async def _open_sink(self, settings: Settings) -> SinkRunner:
         """Raises ConfigError."""
@@ -434,9 +451,12 @@ def make_sink(settings: Settings) -> Sink[Any]:
     """The configured sink, not opened yet.
 
     Raises:
-        ConfigError: it cannot look sessions up, and ``records.require_session`` asks for that.
+        ConfigError: it cannot look sessions up, or not delete, and a setting asks for that.
     """
     sink_class = registry.find(settings.sink)
+    ages = settings.retention
+    if (ages.completed or ages.failed or ages.orphans) and sink_class.delete_sessions is Sink.delete_sessions:
+        raise ConfigError("retention", f"sink {settings.sink} cannot delete rows")
     if settings.records.require_session and sink_class.find_sessions is Sink.find_sessions:
         raise ConfigError("records.require_session", f"sink {settings.sink} cannot look sessions up")
     return sink_class(settings.sink_settings(), settings.data_dir)

@@ -40,7 +40,14 @@ def parts(io_loop: IOLoop, sink: FlakySink, tmp_path: Path) -> Iterator[Rig]:
 @pytest.fixture
 def app(parts: Rig) -> Api:
     return Api(
-        parts.ingest, parts.flusher, parts.health, parts.remover, parts.metrics, max_body_bytes=LIMIT, flush_timeout=0.5
+        parts.ingest,
+        parts.flusher,
+        parts.health,
+        parts.remover,
+        parts.retention,
+        parts.metrics,
+        max_body_bytes=LIMIT,
+        flush_timeout=0.5,
     )
 
 

@@ -75,6 +75,10 @@ class Client:
         """
         return self._ask("POST", f"{_PREFIX}/flush", b"", good=("flushed", "error"))
 
+    def clean(self, query: str) -> dict[str, Any]:
+        """``POST /sessions/cleanup`` with this query. Raises as :meth:`_ask` does."""
+        return self._ask("POST", f"{_PREFIX}/sessions/cleanup?{query}", b"")
+
     def send(self, kind: Kind, body: bytes) -> dict[str, Any]:
         """POST a batch; its body as the API wants it. Raises as :meth:`_ask` does."""
         from tornado_persist.records.models import PLURALS

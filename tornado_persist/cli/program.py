@@ -35,6 +35,7 @@ _MODULES = {
     "journal": ("journal",),
     "rejected": ("rejected",),
     "importing": ("import",),
+    "cleanup": ("cleanup",),
     "configuration": ("config",),
 }
 SHELLS = ("bash", "zsh")

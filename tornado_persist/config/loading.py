@@ -22,7 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from tornado_persist.config.tables import Buffer, Journal, Log, Records, Server
+from tornado_persist.config.tables import Buffer, Journal, Log, Records, Retention, Server
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import SinkSettings
@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     buffer: Buffer = Buffer()
     records: Records = Records()
     journal: Journal = Journal()
+    retention: Retention = Retention()
     log: Log = Log()
     sinks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="a table for each sink")
 

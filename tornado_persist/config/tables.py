@@ -6,10 +6,10 @@ import re
 from datetime import UTC, tzinfo
 from difflib import get_close_matches
 from ipaddress import ip_address
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from tornado_persist.records.models import KEY_PATTERN, MAX_STATUS, STATUSES
 from tornado_persist.sinks.base import Bytes, Seconds
@@ -150,6 +150,29 @@ class Records(Table):
     def zone(self) -> tzinfo:
         """The time zone of times without an offset."""
         return find_zone(self.timezone)
+
+
+def _check_age(seconds: float) -> float:
+    if seconds and not 3600 <= seconds <= 36_500 * 86_400:
+        raise ValueError('should be 0 (never), or between "1h" and "36500d"')
+    return seconds
+
+
+#: Seconds after which rows are deleted; 0: never.
+Age: TypeAlias = Annotated[Seconds, AfterValidator(_check_age)]
+
+
+class Retention(Table):
+    """What is deleted by its age."""
+
+    completed: Age = Field(
+        0.0,
+        description="seconds without an update after which completed sessions are deleted with their tasks, such as"
+        ' ``"90d"``; 0: never',
+    )
+    failed: Age = Field(0.0, description="the same for failed sessions")
+    orphans: Age = Field(0.0, description="the same for tasks whose session does not exist")
+    every: Seconds = Field(3600.0, ge=60, le=86_400, description="seconds from one run to the next")
 
 
 class Log(Table):

@@ -15,6 +15,7 @@ from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import Ingest
 from tornado_persist.pipeline.removal import Remover
+from tornado_persist.pipeline.retention import Retention
 from tornado_persist.records.models import STATUSES
 from tornado_persist.records.rules import UnknownFields
 from tornado_persist.telemetry import log
@@ -33,6 +34,7 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (rf"{PREFIX}/flush", handlers.Flush),
     (rf"{PREFIX}/stats", handlers.Stats),
     (rf"{PREFIX}/history", history.History),
+    (rf"{PREFIX}/sessions/cleanup", removal.Cleanup),
     (rf"{PREFIX}/sessions/([^/]+)", removal.DeletesSession),
     (rf"{PREFIX}/sessions/([^/]+)/tasks/([^/]+)", removal.DeletesTask),
     (r"/", handlers.Root),
@@ -62,6 +64,7 @@ class Api(Application):
         flusher: Flusher,
         health: Health,
         remover: Remover,
+        retention: Retention,
         metrics: Metrics,
         *,
         max_body_bytes: int,
@@ -83,6 +86,7 @@ class Api(Application):
         self.flusher = flusher
         self.health = health
         self.remover = remover
+        self.retention = retention
         self.metrics = metrics
         self.prometheus = prometheus.Exporter(health, metrics)
         #: The service takes a sample every ``history.INTERVAL`` seconds.

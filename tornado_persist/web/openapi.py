@@ -17,6 +17,7 @@ from tornado_persist.records.models import DEFAULTS, KINDS, MAX_KEY, PLURALS, ST
 from tornado_persist.records.rules import UnknownFields
 from tornado_persist.web import schemas as answers
 from tornado_persist.web.base import GetHandler
+from tornado_persist.web.queries import MOST_DAYS
 
 PREFIX = "/api/v1/persistence"
 REFS = "#/components/schemas/"
@@ -303,8 +304,30 @@ def _removal(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
         found["parameters"] += [{"name": key, "in": "path", "required": True, "schema": schema} for key in keys]
         return {"delete": found}
 
+    cleanup = _operation(
+        "cleanup",
+        "Delete old sessions now",
+        "deleting",
+        _responses(
+            {
+                200: ("They are gone; with `dry_run` they would be.", schemas.ref(answers.Cleaned)),
+                409: ("The clock is in doubt, or batches wait in the journal alone. A part may be deleted.", error),
+                422: ("A parameter is unknown or wrong, or nothing says what is old.", error),
+                501: ("The sink cannot delete.", error),
+                503: ("The sink or the disk is unavailable. A part may be deleted.", error),
+            },
+            retry=True,
+        ),
+        "Sessions of one status go with their tasks if no row of theirs is newer; without an age those of `[retention]`"
+        " hold. `trust_clock` goes on even if the clock has jumped ahead.",
+    )
+    day = {"type": "integer", "minimum": 1, "maximum": MOST_DAYS}
+    fields = dict.fromkeys(("completed_days", "failed_days", "orphans_days"), day)
+    fields |= {key: {"type": "boolean"} for key in ("dry_run", "trust_clock")}
+    cleanup["parameters"] += [{"name": name, "in": "query", "schema": schema} for name, schema in fields.items()]
     session = f"{PREFIX}/sessions/{{session_id}}"
     return {
+        f"{PREFIX}/sessions/cleanup": {"post": cleanup},
         session: operation("deleteSession", "a session with its tasks", "session_id"),
         f"{session}/tasks/{{task_id}}": operation("deleteTask", "a task", "session_id", "task_id"),
     }

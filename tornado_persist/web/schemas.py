@@ -265,6 +265,27 @@ class Deleted(TypedDict):
 
 
 @_closed
+class CleanedRule(TypedDict):
+    """What went, or would go, by one age."""
+
+    before: Annotated[Time, Field(description="no row of a session was updated after this")]
+    sessions: Number
+    tasks: Number
+    waiting: Annotated[int, Field(ge=0, description="sessions left out, because rows of theirs wait for a flush")]
+
+
+@_closed
+class Cleaned(TypedDict):
+    """Old rows that are gone, or with `dry_run` would go."""
+
+    status: Literal["cleaned", "dry_run"]
+    rules: Annotated[dict[str, CleanedRule], Field(description="by `completed`, `failed` and `orphans`")]
+    sessions: Number
+    tasks: Number
+    duration_ms: Number
+
+
+@_closed
 class BufferStats(TypedDict):
     """Rows that wait, in memory and in the journal."""
 
