@@ -21,15 +21,14 @@ from tornado_persist import __version__
 from tornado_persist.errors import (
     BatchRejected,
     CannotDelete,
-    ClockInDoubt,
     FieldError,
     FlushFailed,
     InvalidBatch,
     NotAccepting,
+    NotDeleted,
     NothingThere,
     NotJSON,
     PersistError,
-    RowsWait,
     SinkUnavailable,
 )
 from tornado_persist.records.times import stamp
@@ -309,10 +308,9 @@ def _last(refusal: Refusal) -> schemas.LastRefused:
 #: What else handlers raise, and its status.
 _STATUSES: Mapping[type[PersistError], int] = {
     NothingThere: 404,
-    RowsWait: 409,
-    ClockInDoubt: 409,
-    BatchRejected: 409,
     CannotDelete: 501,
+    NotDeleted: 409,
+    BatchRejected: 409,
     SinkUnavailable: 503,
     FlushFailed: 503,
 }

@@ -311,8 +311,8 @@ def _removal(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
         _responses(
             {
                 200: ("They are gone; with `dry_run` they would be.", schemas.ref(answers.Cleaned)),
-                409: ("The clock is in doubt, or batches wait in the journal alone. A part may be deleted.", error),
-                422: ("A parameter is unknown or wrong, or nothing says what is old.", error),
+                409: ("Nothing says what is old; the clock is in doubt; batches wait in the journal alone.", error),
+                422: ("A parameter is unknown or wrong.", error),
                 501: ("The sink cannot delete.", error),
                 503: ("The sink or the disk is unavailable. A part may be deleted.", error),
             },

@@ -9,7 +9,7 @@ import time
 import unicodedata
 from datetime import UTC, datetime
 
-from tornado_persist.errors import NothingThere
+from tornado_persist.errors import NotDeleted, NothingThere
 from tornado_persist.pipeline.removal import Deleted
 from tornado_persist.pipeline.retention import Ages
 from tornado_persist.records.models import MAX_KEY
@@ -49,7 +49,9 @@ class Cleanup(Handler):
         days = {name: given[f"{name}_days"] * DAY for name in Ages._fields if f"{name}_days" in given}
         ages = Ages(**days) if days else retention.ages
         if not any(ages):
-            raise queries.BadQuery("Nothing says what is old: give completed_days, failed_days or orphans_days")
+            raise NotDeleted(
+                "Nothing says what is old: give completed_days, failed_days or orphans_days, or set [retention]"
+            )
         now, dry_run = datetime.now(UTC), given.get("dry_run", False)
         began = time.monotonic()
         cleaned = await retention.clean(ages, now, dry_run=dry_run, trust_clock=given.get("trust_clock", False))
