@@ -194,7 +194,10 @@ class RowRefused(PersistError):
 
 
 class Sender:
-    """Sends to one service."""
+    """Sends to one service.
+
+    Unlike ``tornado_persist.client`` it stops at the first row that is refused, and what it has sent is known.
+    """
 
     def __init__(
         self,
