@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.platform.asyncio import AsyncIOMainLoop
 
@@ -44,6 +43,7 @@ from tornado_persist.telemetry.metrics import Metrics, Totals
 from tornado_persist.telemetry.systemd import ServiceManager
 from tornado_persist.web.app import Api, make_server
 from tornado_persist.web.history import INTERVAL
+from tornado_persist.web.server import Server
 
 #: Seconds after which a computing thread gives up the GIL; Python's default is 5 ms. The journal's thread, the sink's
 #: and the event loop each wait for it several times in one batch. Together with the collector's settings below, the
@@ -75,7 +75,7 @@ CLOSING_TIME = 0.5
 NO_WATCHDOG = 86_400.0
 
 #: Keys that a reload applies; all others need a restart.
-LIVE = ("sink", "sinks", "buffer", "retention", "log.level")
+LIVE = ("sink", "sinks", "tls", "buffer", "retention", "log.level")
 
 
 class MonotonicLoop(AsyncIOMainLoop):
@@ -135,8 +135,8 @@ class Service:
     async def _run(self, serving: Callable[[str], None]) -> None:
         sink = make_sink(self._settings)
         # A taken port is found before the recovery, which may take long; the port is bound after it.
-        for probe in _bind(self._settings):
-            probe.close()
+        _probe(self._settings)
+        self._tls = await asyncio.to_thread(make_tls, self._settings)
         try:
             checkpoint = await self._open_journal()
             await self._recover(checkpoint)
@@ -146,14 +146,16 @@ class Service:
             logger.info("stopped before it served; all that waits stays in the journal")
             return
         sockets = _bind(self._settings)
-        self._url = listening.url(sockets)
+        self._url = listening.url(sockets, tls=self._tls is not None)
         self._start_pipeline(sink, checkpoint)
         # So that the first answer of /health is measured, not guessed.
         await asyncio.gather(self._flusher.runner.healthy(wait=FIRST_LOOK), self._health.look())
-        server = self._listen(sockets)
+        self._server = server = self._listen(sockets)
         self._announce(serving)
         await self._serve()
         server.stop()
+        if self._settings.unix_socket:
+            listening.remove_unix(self._settings.unix_socket)
         await self._drain(self._settings.server.shutdown_timeout)
         if self._journal_stuck:
             # Requests wait for an answer that the journal cannot give; their connections end with the process.
@@ -246,11 +248,12 @@ class Service:
             self._journal,
             open_rows=OpenRows(self._dead_letters.path),
             instance=Instance(self._url, socket.gethostname(), os.getpid(), settings.data_dir, self._metrics.started),
+            caution=warn_of_anybody(settings),
         )
 
     # Serve.
 
-    def _listen(self, sockets: list[socket.socket]) -> HTTPServer:
+    def _listen(self, sockets: list[socket.socket]) -> Server:
         settings = self._settings
         self._api = Api(
             self._ingest,
@@ -272,6 +275,7 @@ class Service:
             max_connections=settings.server.max_connections,
             header_timeout=settings.server.header_timeout,
             idle_timeout=settings.server.idle_timeout,
+            tls=self._tls.context if self._tls else None,
         )
         server.add_sockets(sockets)
         _tune_interpreter()
@@ -279,11 +283,24 @@ class Service:
 
     def _announce(self, serving: Callable[[str], None]) -> None:
         settings = self._settings
-        logger.info("serving", url=self._url, sink=settings.sink, data_dir=str(settings.data_dir), version=__version__)
-        self._data_dir.note(url=self._url)
+        also = {"unix_socket": str(settings.unix_socket)} if settings.unix_socket and settings.server.tcp else {}
+        where = {"url": self._url, **also, "sink": settings.sink, "data_dir": str(settings.data_dir)}
+        logger.info("serving", **where, version=__version__)
+        if self._health.caution:
+            logger.warning("no authentication", problem=self._health.caution)
+        self._note()
         serving(self._url)
         self._manager.ready()
         self._say_status()
+
+    def _note(self) -> None:
+        """Tell commands how they reach the service."""
+        found: dict[str, object] = {"url": self._url}
+        if self._settings.unix_socket:
+            found["unix_socket"] = str(self._settings.unix_socket)
+        if self._tls:
+            found |= {"certificate": self._tls.certificate, "identity": self._tls.identity}
+        self._data_dir.note(**found)
 
     async def _serve(self) -> None:
         """Until a signal stops it."""
@@ -393,12 +410,22 @@ class Service:
         needs_restart = [key for key in changed if not key.startswith(LIVE)]
         live = {"sink": new.sink, "sinks": new.sinks, "buffer": new.buffer, "retention": new.retention}
         level = old.log.model_copy(update={"level": new.log.level})
-        settings = old.model_copy(update={**live, "log": level})
+        settings = old.model_copy(update={**live, "tls": new.tls, "log": level})
+        tls = await asyncio.to_thread(make_tls, settings)
+        if (tls is None) != (self._tls is None):  # http would become https, or the other way round
+            needs_restart += [key for key in applied if key.startswith("tls.")]
+            applied = [key for key in applied if not key.startswith("tls.")]
+            settings, tls = settings.model_copy(update={"tls": old.tls}), self._tls
+        elif tls and self._tls and tls.certificate != self._tls.certificate and "tls.cert" not in applied:
+            applied.append("tls.cert")
         same = (old.sink, old.sink_settings()) == (new.sink, new.sink_settings())
         # First, because only this may fail.
         runner = None if same else await self._open_sink(settings)
         self._apply_numbers(settings)
         self._settings = settings
+        if tls is not None:
+            self._tls, self._server.tls = tls, tls.context
+            await asyncio.to_thread(self._note)
         if runner is not None:
             await self._switch_to(runner, settings)
         for key in needs_restart:
@@ -480,12 +507,56 @@ def _open_dead_letters(dead_letters: DeadLetters, state: dict[str, Any], *, cut:
     return {kind: int(before.get(kind, 0)) + new[kind] for kind in KINDS}
 
 
-def _bind(settings: Settings) -> list[socket.socket]:
-    host, port = settings.server.host, settings.server.port
+def _probe(settings: Settings) -> None:
+    """Raises StartError: an address is taken."""
     try:
-        return listening.listen(host, port)
+        if settings.unix_socket:
+            listening.look_at_unix(settings.unix_socket)
+        if settings.server.tcp:
+            for made in listening.listen(settings.server.host, settings.server.port):
+                made.close()
     except OSError as exc:
-        raise StartError(f"cannot listen on {exc.filename or listening.shown(host, port)}: {exc.strerror}") from None
+        raise _not_listening(settings, exc) from None
+
+
+def _bind(settings: Settings) -> list[socket.socket]:
+    server = settings.server
+    sockets: list[socket.socket] = []
+    try:
+        if server.tcp:
+            sockets += listening.listen(server.host, server.port)
+        if settings.unix_socket:
+            sockets.append(listening.listen_unix(settings.unix_socket, int(server.unix_socket_mode, 8)))
+    except OSError as exc:
+        for made in sockets:
+            made.close()
+        raise _not_listening(settings, exc) from None
+    return sockets
+
+
+def _not_listening(settings: Settings, exc: OSError) -> StartError:
+    place = exc.filename or listening.shown(settings.server.host, settings.server.port)
+    return StartError(f"cannot listen on {place}: {exc.strerror}")
+
+
+def warn_of_anybody(settings: Settings) -> str:
+    """A sentence, if other machines can connect and need neither a token nor a certificate; else empty."""
+    server = settings.server
+    exposed = listening.exposed(server.host, server.port) if server.tcp and _takes_anybody(settings) else []
+    return f"anybody who reaches {' or '.join(exposed)} can write and read" if exposed else ""
+
+
+def _takes_anybody(settings: Settings) -> bool:
+    return not settings.tls.client_ca
+
+
+def make_tls(settings: Settings) -> listening.TLS | None:
+    """What ``[tls]`` asks for; blocking. Raises ConfigError."""
+    tls = settings.tls
+    if not tls.cert:
+        return None
+    key, client_ca = (settings.path(name) if name else None for name in (tls.key, tls.client_ca))
+    return listening.TLS.load(settings.path(tls.cert), key, client_ca, tls.min_version)
 
 
 def _changed(old: Settings, new: Settings) -> list[str]:

@@ -12,6 +12,7 @@ import http.client
 import itertools
 import json
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -195,8 +196,11 @@ class Load:
         pause: float = 0.0,
         make: Callable[..., Client] = Client,
         watch: bool = True,
+        context: ssl.SSLContext | None = None,
     ) -> None:
-        """``pause``: a client's, in seconds, after an answer; ``make`` makes a client of its four fields; ``watch``:
+        """``context``: for TLS.
+
+        ``pause``: a client's, in seconds, after an answer; ``make`` makes a client of its four fields; ``watch``:
         read ``/stats`` all the while, and check it.
         """
         self._target = target
@@ -208,6 +212,7 @@ class Load:
         self._clients = [make(f"c{n}", random.Random(f"{seed} {n}"), keys, rows) for n in range(clients)]
         self._pause = pause
         self._watch = watch
+        self._context = context
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._problems: list[str] = []
@@ -254,7 +259,13 @@ class Load:
 
     def _connect(self) -> http.client.HTTPConnection | None:
         address = urlsplit(self._target.url)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE)
+        host, port = address.hostname or "", address.port
+        if self._context:
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, port, timeout=PATIENCE, context=self._context
+            )
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
         try:
             connection.connect()
         except OSError:

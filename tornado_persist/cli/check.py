@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import fnmatch
-import ipaddress
 import json
 import os
 import re
@@ -13,19 +12,20 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from tornado_persist import listening
-from tornado_persist.cli.client import Client
+from tornado_persist.cli.client import Client, noted
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration
 from tornado_persist.cli.output import printable, size
 from tornado_persist.cli.status import PATIENCE
 from tornado_persist.config.loading import Settings
-from tornado_persist.errors import PersistError, SinkError, SinkUnavailable
+from tornado_persist.errors import ConfigError, PersistError, SinkError, SinkUnavailable
 from tornado_persist.files import DataDir, reason
 from tornado_persist.journal import HEADER_SIZE
-from tornado_persist.service import make_sink
+from tornado_persist.service import make_sink, make_tls, warn_of_anybody
 from tornado_persist.sinks.base import Sink
 from tornado_persist.telemetry.redaction import mask
 
@@ -74,6 +74,8 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
 _OURS = ("damaged", "journal", "jsonl", "lock", "persist.db*", "persistd.*", "rejected.*", "service.json")
 #: The part of ``journal.max_bytes`` from which on it is nearly full, as the alert has it.
 _NEARLY = 0.8
+#: A certificate that is valid for less than this should have been renewed by now.
+_RENEW = timedelta(days=7)
 _NO_RIGHT = SinkUnavailable(code="EACCES")
 _NO_HINT = "rows wait in the journal until this is over; the message is the sink's own"
 
@@ -134,6 +136,7 @@ def look(settings: Settings, file: Path | None) -> Iterator[Finding]:
     yield from _journal(settings)
     yield from _disk(settings)
     yield from _address(settings, running)
+    yield from _access(settings)
     yield from _log(settings)
     yield from _sink(settings)
 
@@ -166,7 +169,7 @@ def _data_dir(data_dir: DataDir, running: bool) -> Iterator[Finding]:
 def _service(data_dir: DataDir) -> Finding:
     """The report of the running service."""
     try:
-        with Client(str(data_dir.noted().get("url", "")), PATIENCE) as client:
+        with Client(noted(data_dir) or "", PATIENCE) as client:
             health = client.health()
     except ValueError:
         return Finding(
@@ -238,32 +241,58 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 
 def _address(settings: Settings, running: bool) -> Iterator[Finding]:
-    host, port = settings.server.host, settings.server.port
+    sockets = []
     try:
-        sockets = listening.listen(host, port)
+        if settings.unix_socket:
+            listening.look_at_unix(settings.unix_socket)
+        if settings.server.tcp:
+            sockets = listening.listen(settings.server.host, settings.server.port)
     except OSError as exc:
-        shown = exc.filename or listening.shown(host, port)
-        if running and exc.errno == errno.EADDRINUSE:
-            yield Finding("address", f"{shown}: taken, by the service that has data_dir, it seems")
-        else:
-            advice = _ADDRESS.get(exc.errno or 0, "server.host must be an address of this machine")
-            if isinstance(exc, socket.gaierror):
-                advice = "correct server.host: it is no address and no known name"
-            yield Finding("address", f"{shown} cannot be listened on: {reason(exc)}", "error", advice)
+        yield _not_free(settings, exc, running)
         return
     addresses = [made.getsockname()[:2] for made in sockets]
     for made in sockets:
         made.close()
-    shown = ", ".join(listening.shown(address, port) for address, _ in addresses)
-    if all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address, _ in addresses):
-        yield Finding("address", f"{shown}: free")
+    shown = [listening.shown(address, settings.server.port) for address, _ in addresses]
+    shown += [str(settings.unix_socket)] if settings.unix_socket else []
+    yield Finding("address", f"{', '.join(shown)}: free")
+
+
+def _not_free(settings: Settings, exc: OSError, running: bool) -> Finding:
+    shown = exc.filename or listening.shown(settings.server.host, settings.server.port)
+    if running and exc.errno == errno.EADDRINUSE:
+        return Finding("address", f"{shown}: taken, by the service that has data_dir, it seems")
+    advice = _ADDRESS.get(exc.errno or 0, "server.host must be an address of this machine")
+    if isinstance(exc, socket.gaierror):
+        advice = "correct server.host: it is no address and no known name"
+    elif settings.unix_socket and shown == str(settings.unix_socket):
+        advice = "correct server.unix_socket, or see to its directory and who can write there"
+    return Finding("address", f"{shown} cannot be listened on: {reason(exc)}", "error", advice)
+
+
+def _access(settings: Settings) -> Iterator[Finding]:
+    """Who can connect, and how long the certificate is valid."""
+    if warning := warn_of_anybody(settings):
+        advice = "set tokens or tls.client_ca, or keep it behind a firewall or a proxy; docs/security.rst"
+        yield Finding("access", warning, "warning", advice)
+    try:
+        tls = make_tls(settings)
+    except ConfigError as exc:
+        yield Finding("tls", str(exc), "error", "correct the file; it must be readable by the service's user")
+        return
+    if tls is None:
+        return
+    from cryptography import x509
+
+    found = x509.load_pem_x509_certificate(tls.certificate.encode())
+    left = found.not_valid_after_utc - datetime.now(UTC)
+    text = f"{settings.path(settings.tls.cert)}: valid until {found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    if left < timedelta(0):
+        yield Finding("tls", text, "error", "it has expired, and clients refuse it: renew it, then persistd reload")
+    elif left < _RENEW:
+        yield Finding("tls", text, "warning", f"renew it within {left.days} days, then persistd reload")
     else:
-        yield Finding(
-            "address",
-            f"{shown}: free, and open to other machines; there is no authentication",
-            "warning",
-            "keep it behind a firewall or a proxy that asks who is there",
-        )
+        yield Finding("tls", text)
 
 
 def _log(settings: Settings) -> Iterator[Finding]:

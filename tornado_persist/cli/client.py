@@ -6,9 +6,12 @@ import argparse
 import contextlib
 import http.client
 import json
+import os
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -18,7 +21,7 @@ from tornado_persist.files import DataDir
 
 if TYPE_CHECKING:
     from tornado_persist.cli.command import Configuration
-    from tornado_persist.config.tables import Server
+    from tornado_persist.config.loading import Settings
     from tornado_persist.records.models import Fields, Kind
 
 #: Seconds that one answer may take.
@@ -33,24 +36,83 @@ _EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _PREFIX = "/api/v1/persistence"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a service is, and how it is known to be that one."""
+
+    #: ``http`` or ``https``, host, port, and the path before ``/api`` if a proxy adds one; or ``unix:`` and a path.
+    url: str
+    #: The service's certificate in PEM form. Empty: any that the system's CAs vouch for.
+    certificate: str = ""
+    #: The files of a certificate and its key, to be shown to the service; or empty.
+    identity: Sequence[str] = ()
+
+    def connection(self, timeout: float) -> http.client.HTTPConnection:
+        """Not connected yet. Raises ValueError: the URL is none, or a file cannot be used."""
+        if self.url.startswith("unix:"):
+            return _UnixConnection(self.url.removeprefix("unix:"), timeout)
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{self.url} is no URL such as http://localhost:8001")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("a URL with a user name or a password in it is not supported")
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+        return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout, context=self._context())
+
+    @property
+    def path(self) -> str:
+        """What goes before each path of a request."""
+        return "" if self.url.startswith("unix:") else urlsplit(self.url).path.rstrip("/")
+
+    def _context(self) -> ssl.SSLContext:
+        if not self.certificate:
+            return ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # This one certificate is trusted, whoever signed it and whatever names are in it.
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(cadata=self.certificate)
+        if self.identity:
+            cert, key = self.identity
+            try:
+                context.load_cert_chain(cert, key, password="")
+            except OSError as exc:
+                reason = exc.strerror or str(exc)
+                raise ValueError(f"the service wants a certificate, and {key} cannot be used: {reason}") from exc
+        return context
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._socket = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(self._socket)
+        except OSError:
+            self.close()
+            raise
+
+
 class Client:
     """One persistent connection to the service; a broken one is replaced."""
 
-    def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
-        """``url``: ``http`` or ``https``, host, port, and the path before ``/api`` if a proxy adds one.
+    def __init__(self, place: Place | str, timeout: float = TIMEOUT) -> None:
+        """``place``: or its URL.
 
         Raises:
-            ValueError: it is not such a URL.
+            ValueError: that is no URL, or a file of it cannot be used.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url} is no URL such as http://localhost:8001")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("a URL with a user name or a password in it is not supported")
-        self.url = url.rstrip("/")
-        self._path = parts.path.rstrip("/")
-        made = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = made(parts.hostname, parts.port, timeout=timeout)
+        place = Place(place) if isinstance(place, str) else place
+        self.url = place.url.rstrip("/")
+        self._path = place.path
+        self._connection = place.connection(timeout)
         self._timeout = timeout
 
     def __enter__(self) -> Self:
@@ -138,7 +200,7 @@ class Client:
 
 def add_url(parser: argparse.ArgumentParser) -> None:
     """The option ``--url``."""
-    parser.add_argument("--url", help="the service, as http://HOST:PORT (default: the one that has data_dir)")
+    parser.add_argument("--url", help="the service, as http://HOST:PORT or unix:PATH (default: that of data_dir)")
 
 
 def add_patience(parser: argparse.ArgumentParser) -> None:
@@ -164,25 +226,47 @@ def connect(configuration: Configuration, options: argparse.Namespace, timeout: 
         raise ConfigError("--url", str(exc)) from None
 
 
-def where(configuration: Configuration) -> str:
-    """The URL that the running service has noted in ``data_dir``, else the configured one, which may be newer.
+def where(configuration: Configuration) -> Place:
+    """The place that the running service has noted in ``data_dir``, else the configured one, which may be newer.
 
     Raises:
         ConfigError: neither is known.
     """
     with contextlib.suppress(ConfigError):  # the service may be another user's
         data_dir = DataDir(configuration.data_dir)
-        if data_dir.locked() and (url := data_dir.noted().get("url")):
-            return str(url)
-    return _url(configuration.server())
+        if data_dir.locked() and (place := noted(data_dir)):
+            return place
+    return _configured(configuration.addresses())
 
 
-def _url(server: Server) -> str:
-    host, port = server.host, server.port
-    if port == 0:
+def noted(data_dir: DataDir) -> Place | None:
+    """The place that a service has noted in its ``data_dir``."""
+    match data_dir.noted():
+        case {"unix_socket": str(path)} if os.access(path, os.W_OK):
+            return Place(f"unix:{path}")
+        case {"url": str(url), "certificate": str(certificate), "identity": [*identity]}:
+            return Place(url, certificate, tuple(map(str, identity)))
+        case {"url": str(url)}:
+            return Place(url)
+    return None
+
+
+def _configured(settings: Settings) -> Place:
+    server, path = settings.server, settings.unix_socket
+    if path and (not server.tcp or os.access(path, os.W_OK)):
+        return Place(f"unix:{path}")
+    if server.port == 0:
         raise ConfigError("server.port", "0 does not say where the service is; give --url (its log has it)")
-    host = _EVERYWHERE.get(host, host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    host = _EVERYWHERE.get(server.host, server.host)
+    address = f"{f'[{host}]' if ':' in host else host}:{server.port}"
+    tls = settings.tls
+    if not tls.cert:
+        return Place(f"http://{address}")
+    from tornado_persist.listening import read_certificate
+
+    cert = settings.path(tls.cert)
+    identity = (str(cert), str(settings.path(tls.key or tls.cert))) if tls.client_ca else ()
+    return Place(f"https://{address}", read_certificate(cert), identity)
 
 
 class RowRefused(PersistError):

@@ -15,7 +15,6 @@ from tornado_persist.telemetry.redaction import mask
 
 if TYPE_CHECKING:
     from tornado_persist.config.loading import Settings
-    from tornado_persist.config.tables import Server
 
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -41,11 +40,11 @@ class Configuration:
 
         return loading.find_data_dir(self.file)
 
-    def server(self) -> Server:
-        """The address to listen on, without a check of the sinks. Raises ConfigError."""
+    def addresses(self) -> Settings:
+        """The settings that say where the service is; without a check of the sinks. Raises ConfigError."""
         from tornado_persist.config import loading
 
-        return loading.load(self.file, sinks=False).server
+        return loading.load(self.file, sinks=False)
 
     @cached_property
     def settings(self) -> Settings:

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from tornado_persist.cli.client import Client
+from tornado_persist.cli.client import Client, noted
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain
 from tornado_persist.cli.output import count, printable
 from tornado_persist.cli.status import PATIENCE, client, not_running, process
@@ -102,7 +102,7 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
         url = ready.read().decode()  # ends when the child serves, or ends itself
     if url:
         print(f"persistd runs, pid {child.pid}, on {url}")
-        _tell_of_sink(url)
+        _tell_of_sink(data_dir)
         return OK
     child.wait()
     said = data_dir.log_file.read_bytes()[said_before:].decode(errors="replace").strip()
@@ -110,9 +110,12 @@ def _start(configuration: Configuration, options: argparse.Namespace) -> int:
     return FAILED
 
 
-def _tell_of_sink(url: str) -> None:
+def _tell_of_sink(data_dir: DataDir) -> None:
     """Say that the sink is down, if it is."""
-    with suppress(PersistError), Client(url, PATIENCE) as service:
+    place = noted(data_dir)
+    if place is None:
+        return
+    with suppress(PersistError, ValueError), Client(place, PATIENCE) as service:
         sink = service.health()["sink"]
         if not sink["up"]:
             print(printable(f"the sink {sink['name']} is down: {sink['error']}; rows wait in the journal"))

@@ -22,7 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from tornado_persist.config.tables import Buffer, Journal, Log, Records, Retention, Server
+from tornado_persist.config.tables import TLS, Buffer, Journal, Log, Records, Retention, Server
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import SinkSettings
@@ -62,6 +62,7 @@ class Settings(BaseSettings):
         description="which sink receives the flushes: a built-in one, each with its table below, or a plugin's name",
     )
     server: Server = Server()
+    tls: TLS = TLS()
     buffer: Buffer = Buffer()
     records: Records = Records()
     journal: Journal = Journal()
@@ -101,6 +102,11 @@ class Settings(BaseSettings):
             return _sink_model(name, self.sink).model_validate(self.sinks.get(name, {}))
         except ValidationError as exc:
             raise ConfigError.of([mistake.error() for mistake in _mistakes(exc, ("sinks", name))]) from None
+
+    @property
+    def unix_socket(self) -> Path | None:
+        """The Unix socket to listen on."""
+        return self.path(self.server.unix_socket) if self.server.unix_socket else None
 
     def path(self, relative: str) -> Path:
         """A path from the configuration, below ``data_dir`` unless it is absolute."""

@@ -6,10 +6,10 @@ import re
 from datetime import UTC, tzinfo
 from difflib import get_close_matches
 from ipaddress import ip_address
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from tornado_persist.records.models import KEY_PATTERN, MAX_STATUS, STATUSES
 from tornado_persist.sinks.base import Bytes, Seconds
@@ -41,6 +41,13 @@ class Server(Table):
         " addresses, empty or ``::`` every address. There is no authentication: keep it inside",
     )
     port: int = Field(8001, ge=0, le=65535, description="TCP port; 0: any free one, named in the log")
+    unix_socket: str = Field(
+        "", description="path of a Unix socket to listen on, too; below ``data_dir`` unless absolute; empty: none"
+    )
+    unix_socket_mode: str = Field(
+        "0660", pattern=r"^0?[0-7]{3}$", description="its permissions in octal: who can write to it can connect"
+    )
+    tcp: bool = Field(True, description="``false``: listen on ``unix_socket`` alone, not on ``host`` and ``port``")
     max_batch: int = Field(1000, ge=1, description="rows in a request at most")
     max_body_bytes: Bytes = Field(
         10_485_760, ge=1024, description="bytes of a request body at most, also once decompressed"
@@ -75,6 +82,31 @@ class Server(Table):
             if not _HOST_NAME.fullmatch(host) or _FOUR_NUMBERS.fullmatch(host):
                 raise ValueError(f"{host!r} is no address and no host name (the port is server.port)") from None
         return host
+
+    @model_validator(mode="after")
+    def _listens(self) -> Self:
+        if not self.tcp and not self.unix_socket:
+            raise ValueError("tcp = false needs a unix_socket to listen on")
+        return self
+
+
+class TLS(Table):
+    """Encryption of the TCP port. The Unix socket has none: its permissions say who can connect."""
+
+    cert: str = Field(
+        "", description="PEM file with the certificate and its chain; empty: no TLS. Below ``data_dir`` unless absolute"
+    )
+    key: str = Field("", description="PEM file with its private key, not encrypted; empty: it is in ``cert``")
+    client_ca: str = Field(
+        "", description="PEM file with CAs; only clients with a certificate of one of them can connect (mTLS)"
+    )
+    min_version: Literal["1.2", "1.3"] = Field("1.2", description="the lowest version of TLS that clients may use")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.cert and (self.key or self.client_ca):
+            raise ValueError(f"{'key' if self.key else 'client_ca'} needs cert")
+        return self
 
 
 class Buffer(Table):

@@ -92,6 +92,7 @@ class HealthSnapshot:
 
     at: datetime  #: UTC
     instance: Instance
+    caution: str  #: what an operator should know of although all is well; empty: nothing
     problem: str  #: why no batch is accepted, in a sentence; empty while batches are accepted
     sink: SinkState
     retry_in: float  #: seconds until a failed flush is tried again; 0 if none waits
@@ -162,7 +163,9 @@ class Health:
         *,
         open_rows: OpenRows,
         instance: Instance,
+        caution: str = "",
     ) -> None:
+        """``caution``: what an operator should know of although all is well; shown on the dashboard."""
         self._ingest = ingest
         self._backlog = backlog
         self._buffer = buffer
@@ -171,6 +174,7 @@ class Health:
         self._open_rows = open_rows
         #: Replaced once the service listens.
         self.instance = instance
+        self.caution = caution
         #: Replaced when a reload begins and when it is done.
         self.reloads = Reloads()
         self._growth = Growth()
@@ -186,6 +190,7 @@ class Health:
         return HealthSnapshot(
             at=now,
             instance=self.instance,
+            caution=self.caution,
             problem=self._ingest.problem,
             sink=self._flusher.runner.state,
             retry_in=self._flusher.retry_in,

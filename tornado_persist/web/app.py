@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 import time
+from ssl import SSLContext
 from typing import Any
 
 from tornado.httputil import HTTPServerRequest
@@ -159,14 +160,19 @@ def make_server(
     max_connections: int = 1000,
     header_timeout: float = 10.0,
     idle_timeout: float = 120.0,
+    tls: SSLContext | None = None,
 ) -> Server:
-    """The HTTP server of ``application``, with its limits; it listens nowhere yet. Timeouts in seconds."""
+    """The HTTP server of ``application``, with its limits; it listens nowhere yet. Timeouts in seconds.
+
+    ``tls`` is for connections over TCP.
+    """
     return Server(
         application,
         max_connections=max_connections,
         header_timeout=header_timeout,
         body_timeout=application.body_timeout,
         idle_timeout=idle_timeout,
+        tls=tls,
         # The handlers limit bodies, to answer 413 in JSON; Tornado would close the connection without a word.
         max_body_size=sys.maxsize,
     )

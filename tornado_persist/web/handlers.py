@@ -44,6 +44,7 @@ class Health(GetHandler):
             "rejected_open_rows": snapshot.open_rows,
             "refused": refused(self.application.metrics.refusals),
             "reloads": reloads(snapshot),
+            "caution": snapshot.caution,
             "instance": instance(snapshot),
         }
         self.reply(health, 200 if snapshot.healthy else 503)

@@ -183,6 +183,7 @@ class History(GetHandler):
             "disk_free_bytes": snapshot.disk_free,
             "rejected_open": open_rows(snapshot),
             "reason": snapshot.reason,
+            "caution": snapshot.caution,
             "accounting": accounting(app.metrics.totals, snapshot.waiting.rows),
             "refused": refused(app.metrics.refusals),
             "answers": app.sampler.answers(),

@@ -107,6 +107,7 @@ OpenCount = Annotated[
     int | None, Field(ge=0, description="rejected rows that were neither retried nor dropped; null: not known")
 ]
 Reason = Annotated[str, Field(description="why it is unhealthy, in a sentence or two; empty while it is healthy")]
+Caution = Annotated[str, Field(description="what is open to anybody, in a sentence; empty: nothing is")]
 Condition: TypeAlias = Literal["healthy", "unhealthy"]
 
 
@@ -159,6 +160,7 @@ class Health(TypedDict):
     rejected_open_rows: OpenCount
     refused: Refused
     reloads: Reloads
+    caution: Caution
     instance: Instance
 
 
@@ -468,6 +470,7 @@ class History(TypedDict):
     disk_free_bytes: DiskFree
     rejected_open: OpenRows
     reason: Reason
+    caution: Caution
     accounting: Accounting
     refused: Refused
     answers: Answers

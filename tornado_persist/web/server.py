@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import resource
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Iterable
@@ -28,6 +30,7 @@ from tornado.httputil import (
 )
 from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError, UnsatisfiableReadError
+from tornado.log import gen_log
 
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.refusals import Refusal
@@ -54,6 +57,7 @@ _TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 #: What Tornado answers to a request that it cannot read.
 _BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 _DETAIL = "The request is not valid HTTP"
+_NO_HANDSHAKE = "The TLS handshake failed"
 _CONTINUE = b"HTTP/1.1 100 "
 #: Tornado's words for what is wrong, as far as they do not repeat what the client sent.
 _PROBLEMS = (
@@ -83,8 +87,9 @@ class Server(HTTPServer):
         body_timeout: float,
         idle_timeout: float,
         max_body_size: int,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Timeouts in seconds; ``idle_timeout`` is of a connection between two requests.
+        """Timeouts in seconds; ``idle_timeout`` is of a connection between two requests. ``tls``: for TCP.
 
         A connection is closed at the latest a quarter of the shortest of them, or a second, after its time.
         """
@@ -93,8 +98,12 @@ class Server(HTTPServer):
             max_header_size=MAX_HEADER_BYTES,
             max_body_size=max_body_size,
         )
+        gen_log.addFilter(_is_told_by_us)
         self._api = application
+        #: Of the next connections; it may be replaced.
+        self.tls = tls
         self._timeouts = {
+            Phase.HANDSHAKE: header_timeout,
             Phase.IDLE: idle_timeout,
             Phase.HEAD: header_timeout,
             Phase.BODY: body_timeout,
@@ -183,8 +192,19 @@ class Server(HTTPServer):
                 self._tell("the limit of connections is reached, idle ones are closed", limit=self.max_connections)
                 self.connections.discard(idle)
                 idle.stream.close()
-            stream = TimedStream(accepted, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size)
-            self.handle_stream(stream, address)
+            with suppress(OSError):  # the connection has ended already
+                self.handle_stream(self._stream(accepted), address)
+
+    def _stream(self, accepted: socket.socket) -> TimedStream:
+        sizes = {"max_buffer_size": self.max_buffer_size, "read_chunk_size": self.read_chunk_size}
+        if self.tls is None or accepted.family == socket.AF_UNIX:
+            return TimedStream(accepted, **sizes)
+        try:
+            secured = self.tls.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
+        except OSError:
+            accepted.close()
+            raise
+        return TimedSSLStream(secured, **sizes)
 
     def _longest_idle(self) -> Connection | None:
         """The connection that has been idle longest, if one has been idle long enough to be closed."""
@@ -219,7 +239,7 @@ class Context:
 
     def __init__(self, stream: IOStream, address: Any) -> None:
         has_ip = stream.socket.family in (socket.AF_INET, socket.AF_INET6)
-        self.remote_ip = address[0] if has_ip else "0.0.0.0"  # Tornado's word for a Unix socket
+        self.remote_ip = address[0] if has_ip else "unix"
         self.protocol = "https" if isinstance(stream, SSLIOStream) else "http"
         #: Whether the client was answered before the end of its request.
         self.answered_early = False
@@ -231,6 +251,7 @@ class Context:
 class Phase(Enum):
     """What a connection waits for."""
 
+    HANDSHAKE = "the rest of the TLS handshake"
     IDLE = "a request"
     HEAD = "the rest of a head"
     BODY = "the rest of a body"
@@ -262,6 +283,10 @@ class TimedStream(IOStream):
         return size
 
 
+class TimedSSLStream(TimedStream, SSLIOStream):
+    """The same with TLS."""
+
+
 class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
     """One connection: a request, its answer, the next request.
 
@@ -273,6 +298,8 @@ class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
 
     def __init__(self, stream: TimedStream, params: HTTP1ConnectionParameters, context: Context, api: Api) -> None:
         super().__init__(stream, params, context)
+        # Now: until it is served, which is in another round of the loop, it must not count as idle for ever.
+        stream.enter(Phase.HANDSHAKE if isinstance(stream, TimedSSLStream) else Phase.IDLE)
         self._api = api
         self._stream = _Stream(stream, context, api)
 
@@ -286,7 +313,7 @@ class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
     def has_bytes(self) -> bool:
         """Whether bytes of a request, or the end of the connection, have come and are not read yet."""
         try:
-            self.stream.socket.recv(1, socket.MSG_PEEK)
+            socket.socket.recv(self.stream.socket, 1, socket.MSG_PEEK)  # with TLS, not of what it carries
         except BlockingIOError:
             return False
         except OSError:
@@ -311,6 +338,8 @@ class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
 
     async def _serve(self, delegate: HTTPServerConnectionDelegate) -> None:
         try:
+            if isinstance(self.stream, TimedSSLStream):
+                await self._shake_hands(self.stream)
             while await self._serve_one(delegate):
                 await asyncio.sleep(0)
         except StreamClosedError as exc:
@@ -318,11 +347,26 @@ class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
                 _count(
                     self._api, cast(Context, self.context), "A line or the head is too long", choose_request_id(None)
                 )
+        except ssl.SSLError:
+            pass  # what came was not encrypted with the connection's keys
         except Exception:
             logger.exception("a bug in a connection")
         finally:
             self.stream.close()
             delegate.on_close(self)
+
+    async def _shake_hands(self, stream: TimedSSLStream) -> None:
+        """Raises StreamClosedError. Counts a client that does not speak TLS or has no certificate that it needs."""
+        try:
+            await stream.wait_for_handshake()
+        except ssl.SSLError as exc:
+            if exc.reason:  # else the client came and went
+                problem = ": ".join(filter(None, (exc.reason.lower(), getattr(exc, "verify_message", ""))))
+                context = cast(Context, self.context)
+                _count(self._api, context, problem.replace("_", " "), choose_request_id(None), _NO_HANDSHAKE)
+            raise StreamClosedError(exc) from exc
+        except OSError as exc:
+            raise StreamClosedError(exc) from exc
 
     async def _serve_one(self, delegate: HTTPServerConnectionDelegate) -> bool:
         """Whether another request may come."""
@@ -393,10 +437,15 @@ class _Stream:
         return "\r\n".join([*head, "", ""]).encode() + content
 
 
-def _count(api: Api, context: Context, problem: str, request_id: str) -> None:
+def _is_told_by_us(record: logging.LogRecord) -> bool:
+    """False for Tornado's lines about failures of TLS: any client could fill the log with them."""
+    return "SSL" not in record.getMessage()
+
+
+def _count(api: Api, context: Context, problem: str, request_id: str, detail: str = _DETAIL) -> None:
     """Count what is not HTTP as a refused batch: it may have been one."""
     now, client = datetime.now(UTC), str(context)
-    api.metrics.refusals.add(Refusal(now, "none", 400, "malformed", _DETAIL, client, "", request_id, "", msg=problem))
+    api.metrics.refusals.add(Refusal(now, "none", 400, "malformed", detail, client, "", request_id, "", msg=problem))
 
 
 def _problem() -> str:

@@ -244,6 +244,8 @@ function fresh(is, words) {
 function show(now) {
   fresh(true, text.live(moment(now.now * 1000)));
   state(...judge(now));
+  write("caution", now.caution);
+  byId("open").hidden = !now.caution;
   instance(now);
   tiles(now);
   limits(now);
