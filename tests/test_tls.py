@@ -282,7 +282,7 @@ def test_without_any_place_to_listen_on_it_does_not_start(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("host", "told"), [("0.0.0.0", True), ("127.0.0.1", False)])
 def test_a_service_that_is_open_to_anybody_says_so_once_and_everywhere(tmp_path: Path, host: str, told: bool) -> None:
     with Persistd(tmp_path, MANUAL, server=f"host = '{host}'") as service:
-        said = f"anybody who reaches 0.0.0.0:{service.port} can write and read" if told else ""
+        said = f"anybody who reaches 0.0.0.0:{port(service)} can write and read" if told else ""
         assert [line["problem"] for line in service.log("no authentication")] == ([said] if told else [])
         assert service.http.get("/health").json()["caution"] == said
         assert service.http.get("/api/v1/persistence/history").json()["caution"] == said

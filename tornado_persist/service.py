@@ -147,6 +147,7 @@ class Service:
             return
         sockets = _bind(self._settings)
         self._url = listening.url(sockets, tls=self._tls is not None)
+        self._port = sockets[0].getsockname()[1] if self._settings.server.tcp else 0
         self._start_pipeline(sink, checkpoint)
         # So that the first answer of /health is measured, not guessed.
         await asyncio.gather(self._flusher.runner.healthy(wait=FIRST_LOOK), self._health.look())
@@ -248,7 +249,7 @@ class Service:
             self._journal,
             open_rows=OpenRows(self._dead_letters.path),
             instance=Instance(self._url, socket.gethostname(), os.getpid(), settings.data_dir, self._metrics.started),
-            caution=warn_of_anybody(settings),
+            caution=warn_of_anybody(settings, self._port),
         )
 
     # Serve.
@@ -539,10 +540,10 @@ def _not_listening(settings: Settings, exc: OSError) -> StartError:
     return StartError(f"cannot listen on {place}: {exc.strerror}")
 
 
-def warn_of_anybody(settings: Settings) -> str:
+def warn_of_anybody(settings: Settings, port: int) -> str:
     """A sentence, if other machines can connect and need neither a token nor a certificate; else empty."""
     server = settings.server
-    exposed = listening.exposed(server.host, server.port) if server.tcp and _takes_anybody(settings) else []
+    exposed = listening.exposed(server.host, port) if server.tcp and _takes_anybody(settings) else []
     return f"anybody who reaches {' or '.join(exposed)} can write and read" if exposed else ""
 
 

@@ -151,8 +151,7 @@ def test_a_port_that_is_taken_is_an_error_unless_the_service_has_it(look: Look, 
     [
         ("127.0.0.1", "ok", ""),
         ("::1", "ok", ""),
-        ("", "warning", "firewall"),
-        ("0.0.0.0", "warning", "firewall"),
+        ("0.0.0.0", "ok", ""),
         ("203.0.113.1", "error", "of this machine"),
         ("no-such-host.invalid", "error", "no known name"),
     ],
@@ -161,6 +160,13 @@ def test_the_address_is_one_to_listen_on_inside(look: Look, host: str, level: st
     finding = found(look(server={"host": host}), "address")
     assert finding.level == level
     assert words in finding.advice
+
+
+@pytest.mark.parametrize(("host", "told"), [("localhost", False), ("", True), ("0.0.0.0", True)])
+def test_that_anybody_can_connect_is_a_warning(look: Look, host: str, told: bool) -> None:
+    findings = [one for one in look(server={"host": host}) if one.subject == "access"]
+    assert [one.level for one in findings] == ["warning"] * told
+    assert all("anybody who reaches 0.0.0.0:" in one.text and "firewall" in one.advice for one in findings)
 
 
 def test_a_log_file_without_its_directory_is_an_error(look: Look) -> None:

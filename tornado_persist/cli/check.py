@@ -272,7 +272,7 @@ def _not_free(settings: Settings, exc: OSError, running: bool) -> Finding:
 
 def _access(settings: Settings) -> Iterator[Finding]:
     """Who can connect, and how long the certificate is valid."""
-    if warning := warn_of_anybody(settings):
+    if warning := warn_of_anybody(settings, settings.server.port):
         advice = "set tokens or tls.client_ca, or keep it behind a firewall or a proxy; docs/security.rst"
         yield Finding("access", warning, "warning", advice)
     try:
