@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,3 +19,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     started: Server = request.param()
     with started:
         yield started
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Other moments and rows every time; the seed is in the output of a test that fails."""
+    seed = int(os.environ.get("PERSIST_TEST_SEED") or time.time_ns() % 10**9)
+    sys.stdout.write(f"PERSIST_TEST_SEED={seed}\n")
+    return random.Random(seed)

@@ -7,7 +7,6 @@ import os
 import random
 import select
 import sqlite3
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -54,14 +53,6 @@ def place(name: str, request: pytest.FixtureRequest) -> Place:
     url = request.getfixturevalue(f"{name}_url")
     read = {"postgres": read_postgres, "mysql": read_mysql}[name]
     return Place(name, f"[sinks.{name}]\nurl = '{url}'\n", lambda data_dir: read(url))
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    """Other moments and rows every time; the seed is in the output of a test that fails."""
-    seed = int(os.environ.get("PERSIST_TEST_SEED") or time.time_ns() % 10**9)
-    sys.stdout.write(f"PERSIST_TEST_SEED={seed}\n")
-    return random.Random(seed)
 
 
 def config(at: Place, rng: random.Random) -> str:

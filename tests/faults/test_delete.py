@@ -1,0 +1,166 @@
+"""Deletes under load, with SIGKILL at random moments: what was deleted stays deleted, and nothing else is."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.faults.test_kill import Place, no_errors, place
+from tests.process import Persistd
+from tests.rows import body, session, task
+from tornado_persist.records.models import PLURALS, Fields, Kind
+
+PREFIX = "/api/v1/persistence"
+#: Rounds between two looks at what is stored.
+LOOK_EVERY = 5
+
+
+class Deleting:
+    """Clients in threads. Each makes sessions of its own, deletes some of them, and knows what came of it."""
+
+    def __init__(self, service: Persistd, seed: int, clients: int = 4) -> None:
+        self._service = service
+        self._randoms = [random.Random(f"{seed} {number}") for number in range(clients)]
+        self._numbers = itertools.count()
+        self._stop = threading.Event()
+        #: The tasks of each session that must be there, and whether its own row must be.
+        self.kept: dict[str, set[str]] = {}
+        #: Sessions of which no row may be there.
+        self.gone: set[str] = set()
+        #: Sessions whose last request had no answer: any part of them may be there.
+        self.unknown: set[str] = set()
+        self.problems: list[str] = []
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        self._stop.clear()
+        threads = [threading.Thread(target=self._guard, args=[it]) for it in self._randoms]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+        assert not self.problems, "\n".join(self.problems[:10])
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def wait_for(self, more: int) -> None:
+        """Until so many more sessions were deleted."""
+        goal, deadline = len(self.gone) + more, time.monotonic() + 30
+        while len(self.gone) < goal and not self.problems:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def check(self, at: Place, data_dir: Path) -> None:
+        stored = at.read(data_dir)
+        sessions = {key[0] for key in stored["session"]}
+        tasks: dict[str, set[str]] = {}
+        for session_id, task_id in stored["task"]:
+            tasks.setdefault(session_id, set()).add(task_id)
+        assert not self.gone & (sessions | tasks.keys()), "deleted, and there again"
+        for session_id, its_tasks in self.kept.items():
+            assert session_id in sessions
+            assert tasks.get(session_id, set()) == its_tasks, f"{session_id} was not deleted"
+        assert sessions | tasks.keys() <= self.kept.keys() | self.unknown
+
+    def _guard(self, rng: random.Random) -> None:
+        try:
+            while not self._stop.is_set():
+                with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=self._service.url) as http:
+                    while not self._stop.is_set():
+                        self._live(http, rng)
+                self._stop.wait(0.01)
+        except Exception as exc:
+            self.problems.append(f"{type(exc).__name__}: {exc}")
+
+    def _live(self, http: httpx.Client, rng: random.Random) -> None:
+        """The life of one session."""
+        session_id = f"s{next(self._numbers)}"
+        keys = [f"t{number}" for number in range(rng.randint(1, 40))]
+        self.unknown.add(session_id)
+        self._post(http, "session", session(session_id, status="completed"))
+        for start in range(0, len(keys), 15):
+            self._post(http, "task", *(task(key, session_id=session_id) for key in keys[start : start + 15]))
+        time.sleep(rng.choice((0, 0, 0.05, 0.2)))
+        if rng.random() < 0.3:
+            self.kept[session_id] = set(keys)
+            self.unknown.discard(session_id)
+        elif rng.random() < 0.2:
+            key = rng.choice(keys)
+            answer = http.delete(f"{PREFIX}/sessions/{session_id}/tasks/{key}", timeout=30)
+            assert self._good(answer), answer.text
+            if answer.status_code == 200:
+                self.kept[session_id] = {*keys} - {key}
+                self.unknown.discard(session_id)
+        else:
+            answer = http.delete(f"{PREFIX}/sessions/{session_id}", timeout=30)
+            assert self._good(answer), answer.text
+            if answer.status_code == 200:
+                found = answer.json()
+                assert (found["sessions_deleted"], found["tasks_deleted"]) == (1, len(keys))
+                self.gone.add(session_id)
+                self.unknown.discard(session_id)
+
+    @staticmethod
+    def _good(answer: httpx.Response) -> bool:
+        """A small buffer may leave batches in the journal alone: then nothing is deleted now."""
+        return answer.status_code == 200 or (answer.status_code == 409 and "journal alone" in answer.text)
+
+    @staticmethod
+    def _post(http: httpx.Client, kind: Kind, *rows: Fields) -> None:
+        answer = http.post(f"{PREFIX}/{PLURALS[kind]}/batch", content=body(kind, *rows), timeout=30)
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgres", "mysql"])
+def test_what_was_deleted_stays_deleted_and_nothing_else_is(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    rng: random.Random,
+    rounds: int,
+    name: str,
+) -> None:
+    at = place(name, request)
+
+    def config() -> str:
+        return f"""
+sink = "{name}"
+[buffer]
+capacity = {rng.choice((20, 100, 1000))}
+flush_interval = {rng.choice((0.05, 0.5))}
+max_rows = {rng.choice((200, 5000))}
+flush_timeout = 30
+[journal]
+segment_bytes = {rng.choice((4096, 1 << 20))}
+{at.table}"""
+
+    with Persistd(tmp_path, config()) as service:
+        load = Deleting(service, rng.randrange(10**9))
+        for number in range(1, rounds + 1):
+            with load.at_work():
+                load.wait_for(3)
+                time.sleep(rng.uniform(0, 0.1))
+                service.kill()
+                load.stop()
+            service.configure(config())
+            service.start()
+            if number % LOOK_EVERY == 0 or number == rounds:
+                service.flush()
+                load.check(at, service.data_dir)
+        assert len(load.gone) >= 3 * rounds
+        assert load.kept
+        accounting = service.stats()["accounting"]
+        assert accounting["accepted"] == sum(accounting[it] for it in ("written", "merged", "rejected", "pending"))
+        no_errors(service)
