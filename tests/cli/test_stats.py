@@ -24,7 +24,7 @@ def test_stats_are_an_aligned_table_or_the_services_own_json(service: Persistd, 
     service.post("task", task("a"), task("b"))
     code, said, _ = command("stats", "--url", service.url)
     assert code == 0
-    figures = dict(re.findall(r"^.{13}(\S+(?: \S+)*) {2,}(\S.*)$", said, re.MULTILINE))
+    figures = dict(re.findall(r"^.{14}(\S+(?: \S+)*) {2,}(\S.*)$", said, re.MULTILINE))
     assert figures["tasks count"] == figures["accepted"] == figures["pending"] == "2"
     assert figures["capacity"] == "1,000"
     assert figures["in memory"] == "2 of 100,000"

@@ -161,8 +161,8 @@ def _rows(stats: dict[str, Any], rates: dict[str, str], *, brief: bool = False) 
     now = datetime.now(UTC)
     rows = []
     for section, figures in stats.items():
-        if brief and section == "deleted":
-            continue  # there is no room for it
+        if brief and section in ("client_drops", "deleted"):
+            continue  # there is no room for them
         found = figures if isinstance(figures, dict) else {"": figures}
         limits = {_LIMITS[name]: found.get(_LIMITS[name]) for name in found if name in _LIMITS}
         title = section.replace("_", " ")

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from tornado_persist.records.models import KINDS, Kind
+from tornado_persist.telemetry.clients import ClientDrops
 from tornado_persist.telemetry.deletions import Deletions
 from tornado_persist.telemetry.refusals import DroppedFields, Refusals
 
@@ -226,6 +227,7 @@ class Metrics:
         self.incidents = Incidents()
         self.refusals = Refusals(lambda message, at: self.incidents.add("refused", message, at))
         self.dropped = DroppedFields()
+        self.client_drops = ClientDrops()
         self.deletions = Deletions()
         self._at_start = Totals()
         self._today: date | None = None

@@ -33,6 +33,7 @@ from tornado_persist.errors import (
 )
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
+from tornado_persist.telemetry.clients import ClientDrops
 from tornado_persist.telemetry.metrics import Totals
 from tornado_persist.telemetry.refusals import Refusal, Refusals, RefusedKind, printable
 from tornado_persist.web import schemas
@@ -290,6 +291,20 @@ def refused(refusals: Refusals) -> schemas.Refused:
     """Refused batches, and the last of them."""
     rows = sum(refusals.rows.values())
     return {"batches": refusals.batches, "rows": rows, "last": _last(refusals.last) if refusals.last else None}
+
+
+def client_drops(drops: ClientDrops) -> schemas.ClientDrops:
+    """Rows that clients dropped before they got here, and what was heard of last."""
+    last = drops.last
+    told: schemas.LastClientDrop | None = None
+    if last is not None:
+        told = {
+            "at": stamp(last.at),
+            "rows": last.rows,
+            "client": last.client,
+            "user_agent": printable(last.user_agent),
+        }
+    return {"rows": drops.rows, "last": told}
 
 
 def _last(refusal: Refusal) -> schemas.LastRefused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import ClassVar, cast
 
 from tornado_persist import __version__
@@ -10,9 +11,10 @@ from tornado_persist.pipeline.flusher import Flushed
 from tornado_persist.pipeline.health import HealthSnapshot
 from tornado_persist.records.models import Kind
 from tornado_persist.records.times import stamp
+from tornado_persist.telemetry.clients import HEADER
 from tornado_persist.web import schemas
 from tornado_persist.web.answers import instance, reloads, rounded, sink, waiting
-from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accounting, refused, shown
+from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accounting, client_drops, refused, shown
 
 
 class Root(GetHandler):
@@ -87,6 +89,8 @@ class BatchHandler(Handler):
         if self._problem:
             raise NotAccepting(self._problem)
         batch = await self.application.ingest.accept(self.kind, await self.body())
+        if dropped := self.request.headers.get(HEADER):
+            self._note_dropped(dropped)
         accepted: schemas.Accepted = {"status": "accepted", "count": batch.count, "timestamp": batch.at}
         if batch.ignored:
             accepted["ignored"] = list(batch.ignored)
@@ -97,6 +101,12 @@ class BatchHandler(Handler):
             told = self.refusal(self.kind, 200, "set_aside", "", batch.rejected, batch.errors)
             self.application.metrics.refusals.set_aside(told)
         self.reply(accepted)
+
+    def _note_dropped(self, header: str) -> None:
+        """Count what the client says it has dropped. Only here: a refused request will say it again."""
+        request = self.request
+        client, program = request.remote_ip or "", request.headers.get("User-Agent", "")
+        self.application.metrics.client_drops.report(header, datetime.now(UTC), client, program)
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> schemas.Rejected:
         return {"detail": detail, "status": "rejected", "count": 0, "errors": errors}
@@ -192,6 +202,7 @@ class Stats(GetHandler):
                 "last_retention": shown(metrics.deletions.last_run),
                 "retention_problem": metrics.deletions.problem,
             },
+            "client_drops": client_drops(metrics.client_drops),
             "health": {
                 "status": "healthy" if snapshot.healthy else "unhealthy",
                 "reason": snapshot.reason,

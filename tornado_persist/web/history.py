@@ -15,7 +15,7 @@ from tornado_persist.records.times import stamp
 from tornado_persist.telemetry.metrics import REQUEST_SECONDS, Metrics, Reading
 from tornado_persist.web import schemas
 from tornado_persist.web.answers import instance, open_rows, sink, waiting
-from tornado_persist.web.base import GetHandler, accounting, refused
+from tornado_persist.web.base import GetHandler, accounting, client_drops, refused
 
 #: Seconds between samples, and seconds that all samples span.
 INTERVAL = 5.0
@@ -186,6 +186,7 @@ class History(GetHandler):
             "caution": snapshot.caution,
             "accounting": accounting(app.metrics.totals, snapshot.waiting.rows),
             "refused": refused(app.metrics.refusals),
+            "client_drops": client_drops(app.metrics.client_drops),
             "answers": app.sampler.answers(),
             "samples": app.sampler.columns(),
             "flushes": [

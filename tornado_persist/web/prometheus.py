@@ -116,6 +116,8 @@ class Exporter:
         yield batches
         text = "Rows of refused batches whose rows could be counted."
         yield _by_kind("persistd_rows_refused", text, refusals.rows.__getitem__)
+        text = "Rows that clients say they dropped before they got here."
+        yield CounterMetricFamily("persistd_client_rows_dropped", text, value=self._metrics.client_drops.rows)
         text = "Rows of accepted batches that had fields which were dropped."
         yield _by_kind("persistd_unknown_fields", text, self._metrics.dropped.rows.__getitem__)
 

@@ -135,6 +135,24 @@ class Refused(TypedDict):
 
 
 @_closed
+class LastClientDrop(TypedDict):
+    """What a client said last of rows that it has dropped."""
+
+    at: Time
+    rows: Annotated[int, Field(ge=1, description="new since it said so before")]
+    client: Annotated[str, Field(description="its address")]
+    user_agent: str
+
+
+@_closed
+class ClientDrops(TypedDict):
+    """Rows that clients dropped before they got here, as their header `X-Persist-Dropped` says."""
+
+    rows: Annotated[int, Field(ge=0, description="since the process started")]
+    last: LastClientDrop | None
+
+
+@_closed
 class Reloads(TypedDict):
     """Reloads of the configuration since the process started, and what came of the last one that is done."""
 
@@ -380,6 +398,7 @@ class Stats(TypedDict):
     accounting: Accounting
     journal: JournalStats
     refused: Refused
+    client_drops: ClientDrops
     deleted: DeletionStats
     health: HealthStats
 
@@ -473,6 +492,7 @@ class History(TypedDict):
     caution: Caution
     accounting: Accounting
     refused: Refused
+    client_drops: ClientDrops
     answers: Answers
     samples: Samples
     flushes: Annotated[list[PastFlush], Field(description="the latest first")]

@@ -186,6 +186,13 @@ function refused({ refused: { batches, rows, last } }) {
   ]);
 }
 
+// Rows that never got here: their clients dropped them, and said so.
+function clientDrops({ client_drops: { rows, last } }) {
+  byId("client-drops").hidden = last === null;
+  if (last === null) return;
+  write("client-drops-sum", text.clientDropsSum(number(rows), moment(last.at), last.client, last.user_agent || NONE));
+}
+
 function answer(row, { status, total, recent }) {
   const level = status < 400 ? "good" : status < 500 ? "warning" : "bad";
   const meaning = text.statuses[status];
@@ -252,6 +259,7 @@ function show(now) {
   sink(now);
   accounting(now);
   refused(now);
+  clientDrops(now);
   open(now);
   table("answers", now.answers.statuses, answer);
   table("flushes", now.flushes.slice(0, 10), flush);

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -96,6 +97,8 @@ class Client:
         #: Reentrant: a signal handler may call in while its thread is in here.
         self._changed = threading.Condition(threading.RLock())
         self._queue = Queue(self._max_rows)
+        self._coming: deque[tuple[Kind, Row]] = deque()
+        self._putting = False
         self._sender = Sender(self._address, self._settings, self._queue, self._changed)
         self._thread: threading.Thread | None = None
 
@@ -138,14 +141,26 @@ class Client:
 
     def _put(self, kind: Kind, row: Row) -> None:
         prepare(kind, row)
+        refused: list[tuple[Row, Reason]] = []
         with self._changed:
-            reason = self._queue.put(kind, row)
+            self._coming.append((kind, row))
+            # A signal handler that came in while its thread is in here leaves its row to that call.
+            while self._coming and not self._putting:
+                self._putting = True
+                try:
+                    while self._coming:
+                        its, given = self._coming.popleft()
+                        reason = self._queue.put(its, given)
+                        if reason is not None:
+                            refused.append((given, reason))
+                finally:
+                    self._putting = False
             if self._thread is None and not self._queue.closed:
                 self._start()
-            if self._queue.waiting == self._settings.max_batch:
+            if self._queue.waiting >= self._settings.max_batch:
                 self._changed.notify_all()
-        if reason is not None:
-            self._sender.dropped([row], reason)
+        for given, reason in refused:
+            self._sender.dropped([given], reason)
 
     def _put_all(self, kind: Kind, rows: Iterable[Row], wait: float) -> int:
         deadline = time.monotonic() + wait

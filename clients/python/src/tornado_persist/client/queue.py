@@ -171,12 +171,12 @@ class Queue:
 
     def close(self) -> list[Row]:
         """Give up all rows, and take no more."""
+        self.closed = True
         rows = [*self._front.values(), *self._waiting["session"].values(), *self._waiting["task"].values()]
         for some in (self._front, self._waiting["session"], self._waiting["task"]):
             some.clear()
         self._twice = 0
         self._flying = False
-        self.closed = True
         if rows:
             self._count_dropped(len(rows), "closed")
             self.lost += len(rows)

@@ -1,0 +1,31 @@
+"""What the client has dropped is seen at the service: figures, metrics, log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.process import Persistd
+from tests.rows import task
+from tornado_persist.client import Client
+
+
+def test_the_service_shows_what_a_client_dropped_once_also_after_a_restart(tmp_path: Path) -> None:
+    with Persistd(tmp_path) as service, Client(service.url, max_rows=2, interval=60) as persist:
+        for number in range(5):
+            persist.task(**task(str(number)))
+        assert persist.flush()
+        drops = service.stats()["client_drops"]
+        assert drops["rows"] == 3
+        assert drops["last"]["client"] == "127.0.0.1"
+        assert drops["last"]["user_agent"] == "tornado-persist-client"
+        assert service.http.get("/api/v1/persistence/history").json()["client_drops"] == drops
+        assert "\npersistd_client_rows_dropped_total 3.0\n" in service.http.get("/metrics").text
+        assert service.wait_for_log("a client dropped rows")["rows"] == 3
+        service.stop()
+        service.port = int(service.url.rsplit(":", 1)[1])
+        service.configure("")
+        service.start()
+        for number in range(3):
+            persist.task(**task(str(number)))
+        assert persist.flush()
+        assert service.stats()["client_drops"]["rows"] == 1
