@@ -139,7 +139,7 @@ class Service:
         self._tls = await asyncio.to_thread(make_tls, self._settings)
         try:
             checkpoint = await self._open_journal()
-            await self._recover(checkpoint)
+            await self._recover(checkpoint, timed=_several(sink))
         except Interrupted:
             self._stop.set()
         if self._stop.is_set():
@@ -179,14 +179,14 @@ class Service:
         self._manager.status("Reading the journal")
         return await asyncio.to_thread(self._journal.open, self._stop.is_set)
 
-    async def _recover(self, checkpoint: Checkpoint) -> None:
+    async def _recover(self, checkpoint: Checkpoint, *, timed: bool) -> None:
         """Fill the buffer with what was accepted and not released."""
         began = time.monotonic()
         self._dead_letters = DeadLetters(self._settings.path("rejected.jsonl"))
         # Without records nothing will be rejected again, and lines added by hand may stay.
         set_aside = _open_dead_letters(self._dead_letters, checkpoint.state, cut=bool(self._journal.found.records))
         self._metrics.resume(replace(Totals.of(checkpoint.state.get("totals", {})), set_aside=set_aside))
-        self._buffer = Buffer()
+        self._buffer = Buffer(timed=timed)
         limits = self._settings.buffer
         self._backlog = Backlog(
             self._journal, self._buffer, self._metrics, max_rows=limits.max_rows, max_bytes=limits.max_bytes
@@ -470,9 +470,15 @@ class Service:
         old = self._flusher.runner
         if settings.records.require_session:
             self._ingest.find_sessions = runner.find_sessions
+        self._buffer.timed = _several(runner.sink)
         self._flusher.write_to(runner)
         await old.close(timeout)  # abandons a call that hangs: the rows it may still commit also go to the new sink
         logger.info("sink changed", sink=settings.sink)
+
+
+def _several(sink: Sink[Any]) -> bool:
+    """Whether other instances write the rows of this sink, too."""
+    return getattr(sink.settings, "writers", "one") == "several"
 
 
 def make_sink(settings: Settings) -> Sink[Any]:

@@ -11,7 +11,7 @@ that its record brought are released, so :attr:`Buffer.bytes` is never too low.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TypeAlias
 
@@ -24,7 +24,9 @@ _Sizes: TypeAlias = dict[Kind, deque[tuple[int, int]]]
 class Buffer:
     """Two dicts by key, one a kind, in the order in which keys were first accepted."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, timed: bool = False) -> None:
+        """``timed``: merged rows hold the times of fields that their newest update lacks."""
+        self.timed = timed
         self._waiting: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
         self._taken: dict[Kind, dict[str, Row]] = {kind: {} for kind in KINDS}
         self._waiting_sizes: _Sizes = {kind: deque() for kind in KINDS}
@@ -40,7 +42,7 @@ class Buffer:
         """
         if not rows:
             return 0
-        waiting, merge = self._waiting[kind], SHAPES[kind].merge
+        waiting, merge = self._waiting[kind], self._merge(kind)
         merged = 0
         for key, row in zip(_keys(kind, rows), rows, strict=True):
             row.created_at = row.updated_at = at  # type: ignore[assignment]
@@ -113,13 +115,13 @@ class Buffer:
         """
         merged = dict.fromkeys(KINDS, 0)
         for kind in KINDS:
-            rows = self._taken[kind]
+            rows, merge = self._taken[kind], self._merge(kind)
             if not rows:  # the usual case; many rows may wait
                 continue
             for key, newer in self._waiting[kind].items():
                 older = rows.setdefault(key, newer)
                 if older is not newer:
-                    rows[key] = SHAPES[kind].merge(older, newer)
+                    rows[key] = merge(older, newer)
                     merged[kind] += 1
             self._waiting[kind] = rows
             self._taken[kind] = {}
@@ -127,6 +129,9 @@ class Buffer:
             self._waiting_sizes[kind] = self._taken_sizes[kind]
             self._taken_sizes[kind] = deque()
         return merged
+
+    def _merge(self, kind: Kind) -> Callable[[Row, Row], Row]:
+        return SHAPES[kind].merge_timed if self.timed else SHAPES[kind].merge
 
     def count(self, kind: Kind) -> int:
         """Rows of this kind that wait, those on their way to the sink included."""

@@ -151,6 +151,16 @@ _read_names = msgspec.json.Decoder(dict[str, Raw] | None).decode
 
 #: With ``unknown_fields = "keep"``: the object of a row's fields that are not in the specification.
 EXTRA = "extra"
+#: The fields that an update may lack, and the name of the time of each one's last update. Rows hold such times only if
+#: several instances write to one place (``writers = "several"``).
+FIELD_TIMES: Mapping[Kind, Mapping[str, str]] = {
+    kind: {name: f"{name}_at" for name in (*(n for n, declared in fields.items() if not declared.required), EXTRA)}
+    for kind, fields in FIELDS.items()
+}
+
+
+#: Fields of a row that the service has added.
+_TIMES = {"created_at", "updated_at", *(time for times in FIELD_TIMES.values() for time in times.values())}
 
 
 def merge_extra(stored: Mapping[str, Any] | None, sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,9 +229,6 @@ class Row(msgspec.Struct, kw_only=True, gc=False, eq=False, forbid_unknown_field
     __hash__ = None  # type: ignore[assignment]
 
 
-_TIMES = frozenset(Row.__struct_fields__)
-
-
 class Shapes:
     """The classes of one kind's rows: one for each set of fields, made when it is first needed."""
 
@@ -231,6 +238,9 @@ class Shapes:
         self.types = types
         self._classes: dict[frozenset[str], type[Row]] = {}
         self._unions: dict[tuple[type[Row], type[Row]], type[Row]] = {}
+        #: Whether a row of the second class has every field of one of the first.
+        self._plain: dict[tuple[type[Row], type[Row]], bool] = {}
+        self._field_times = {name: f"{name}_at" for name in types if f"{name}_at" in types}
 
     def find(self, names: Iterable[str]) -> type[Row]:
         """The class of rows with these fields.
@@ -272,6 +282,29 @@ class Shapes:
         merged = newer if whole is shape else whole(**{**older.as_kept(), **newer.as_kept()})
         merged.created_at = older.created_at
         return merged
+
+    def merge_timed(self, older: Row, newer: Row) -> Row:
+        """:meth:`merge`, and fields that only ``older`` has keep the time of its update.
+
+        Both rows have ``updated_at``, and ``newer``'s is the later one.
+        """
+        older_shape, shape = type(older), type(newer)
+        plain = self._plain.get((older_shape, shape))
+        if plain is None:
+            plain = self._plain[older_shape, shape] = {*older_shape.__struct_fields__} <= {*shape.__struct_fields__}
+        if plain:  # the usual case
+            return self.merge(older, newer)
+        if EXTRA in shape.__struct_fields__ and EXTRA in older_shape.__struct_fields__:
+            newer.extra = _join(older.extra, newer.extra)  # type: ignore[attr-defined]
+        before, after = older.as_kept(), newer.as_kept()
+        fields = {**before, **after}
+        for name, time in self._field_times.items():
+            if name in after and time not in after:
+                fields.pop(time, None)
+            elif name in before and name not in after:
+                fields.setdefault(time, older.updated_at)
+        fields["created_at"] = older.created_at
+        return self.find(fields.keys() - Row.__struct_fields__)(**fields)
 
     def _union(self, one: type[Row], other: type[Row]) -> type[Row]:
         """The class of rows with the fields of both."""
@@ -320,7 +353,8 @@ def shapes_with(kind: Kind, statuses: tuple[str, ...] | None) -> Shapes:
         Literal.__getitem__(statuses) if statuses else Annotated[str, *_limits(min_length=1, max_length=MAX_STATUS)]
     )
     types = {name: _kept_type(declared.type) for name, declared in FIELDS[kind].items()}
-    return Shapes(kind, {**types, "status": status, EXTRA: Raw})
+    times = dict.fromkeys(FIELD_TIMES[kind].values(), str)
+    return Shapes(kind, {**types, "status": status, EXTRA: Raw, **times})
 
 
 #: The classes of rows by kind, with the statuses of the specification.

@@ -30,7 +30,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from pydantic import BaseModel, Field, ValidationError
@@ -54,6 +54,8 @@ class JSONLSettings(SinkSettings):
 
     #: Where the two files lie; a relative path is below ``data_dir``.
     dir: str = Field(default="jsonl", min_length=1, pattern=r"^[^\x00]+$")
+    #: Whether other instances take updates of the same rows, each with a directory of its own; see docs/scaling.rst.
+    writers: Literal["one", "several"] = "one"
 
 
 class _Mark(BaseModel):

@@ -21,6 +21,7 @@ from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
+from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
@@ -29,7 +30,6 @@ from tornado_persist.sinks.sql import (
     SQLSink,
     URLSettings,
     make_engine,
-    updated,
 )
 from tornado_persist.sinks.tables import TABLES
 
@@ -132,6 +132,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
     Settings: ClassVar[type[MySQLSettings]] = MySQLSettings
     driver_error = pymysql.err.MySQLError
     no_key_error = ""  # an upsert works without any
+    ordered = "CAST({} AS BINARY)"
 
     #: Bytes of a statement that the server takes.
     _packet: int
@@ -239,18 +240,19 @@ class MySQLSink(SQLSink[MySQLSettings]):
         _check_transaction(_driver(connection))
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
-        columns = ", ".join(map(_quoted, fields))
+        never = self._never(kind, fields)
+        columns = ", ".join(map(_quoted, [*fields, *never]))
+        more = f",'{without_offset([NEVER])[0]}'" * len(never)
         # The duplicate may be in another unique index that somebody added: then this would update another key's row.
         # Null in the key turns that into an error.
         keys = map(_quoted, KEYS[kind])
         changes = ", ".join(f"{key} = IF({key} = VALUES({key}), {key}, NULL)" for key in keys)
-        # VALUES() is the one spelling that both products know.
-        changes += "".join(f", {_quoted(name)} = VALUES({_quoted(name)})" for name in updated(kind, fields))
+        changes += "".join(f", {_quoted(name)} = {value}" for name, value in self._changes(kind, fields))
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
         driver = _driver(connection)
-        literals = _Literals(driver, _LITERALS[kind], fields, head, tail)
-        bulk = _Bulk(driver, _BINARY[kind], fields, head, tail)
+        literals = _Literals(driver, _LITERALS[kind], fields, head, tail, more)
+        bulk = _Bulk(driver, _BINARY[kind], fields, head, tail, more)
         insert = bulk if bulk.prepare() else literals
         blocks = ((block, insert.encode(block)) for block in batched(rows, BLOCK))
         with Prefetcher(blocks) as statements:
@@ -261,6 +263,12 @@ class MySQLSink(SQLSink[MySQLSettings]):
                 if left:  # the server works on one statement while the next is encoded
                     statements.begin()
                 self._send(insert, literals, block, texts)
+
+    def _stored(self, kind: Kind, name: str) -> str:
+        return _quoted(name)
+
+    def _sent(self, name: str) -> str:
+        return f"VALUES({_quoted(name)})"  # the one spelling that both products know
 
     def _send(self, insert: _Insert, literals: _Literals, rows: Sequence[Row], texts: Sequence[str]) -> None:
         """Write ``rows``, encoded as ``texts``, in as few commands as possible."""
@@ -287,7 +295,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
                 if len(query) > self._packet:
                     raise _too_long(len(query))
                 _query(insert.driver, query)
-        data = f"({','.join(values)})".encode()
+        data = f"({','.join(values)}{insert.more})".encode()
         if len(data) > self._packet - insert.overhead:
             raise _too_long(len(data))
         insert.execute(data)
@@ -331,9 +339,14 @@ def _blame(number: int) -> Blame:
 class _Insert(ABC):
     """One upsert's command, whose rows change."""
 
-    def __init__(self, driver: Any, encoder: Encoder, fields: Sequence[str], head: bytes, tail: bytes) -> None:
-        """``head`` and ``tail``: what stands before and after the rows in a statement."""
+    def __init__(
+        self, driver: Any, encoder: Encoder, fields: Sequence[str], head: bytes, tail: bytes, more: str
+    ) -> None:
+        """``head`` and ``tail``: what stands before and after the rows in a statement; ``more``: in each row after its
+        values.
+        """
         self.driver = driver
+        self.more = more
         self._encoder, self._fields, self._head, self._tail = encoder, fields, head, tail
 
     def encode(self, rows: Sequence[Row]) -> list[str]:
@@ -362,6 +375,8 @@ class _Literals(_Insert):
         return self._encoder.values(self._fields, row)
 
     def join(self, texts: Sequence[str]) -> bytes:
+        if self.more:
+            texts = [f"{text[:-1]}{self.more})" for text in texts]
         return ",".join(texts).encode()
 
     def execute(self, data: bytes) -> None:
@@ -378,7 +393,7 @@ class _Bulk(_Insert):
     @cached_property
     def _statement(self) -> bytes:
         parameters = b",".join([b"?"] * len(self._fields))
-        return b"".join((self._head, b"(", parameters, b")", self._tail))
+        return b"".join((self._head, b"(", parameters, self.more.encode(), b")", self._tail))
 
     def prepare(self) -> bool:
         """Whether the server takes it."""
@@ -412,8 +427,8 @@ class _LiteralEncoder(Encoder):
         return [text if "e" in text else text + "e0" for text in map(repr, values)]
 
 
-_LITERALS = {kind: _LiteralEncoder(TABLES[kind]) for kind in KINDS}
-_BINARY = {kind: Binary(TABLES[kind]) for kind in KINDS}
+_LITERALS = {kind: _LiteralEncoder(GUARDED[kind]) for kind in KINDS}
+_BINARY = {kind: Binary(GUARDED[kind]) for kind in KINDS}
 
 
 def _driver(connection: Connection) -> Any:

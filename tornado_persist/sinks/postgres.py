@@ -23,6 +23,7 @@ from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
+from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
@@ -192,6 +193,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
     driver_error = psycopg.Error
     no_key_error = "42P10"
     explain = "EXPLAIN "
+    ordered = '({})::text COLLATE "C"'
 
     #: The statement that begins each transaction.
     _settings: bytes
@@ -278,12 +280,15 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
         with psycopg.RawCursor(_driver(connection)) as cursor:
-            columns = ", ".join(map(quoted, fields))
+            never = self._never(kind, fields)
+            columns = ", ".join(map(quoted, [*fields, *never]))
             if not self._insert_new(connection, cursor, kind, columns, fields, rows):
                 types = self._types[kind]
-                arrays = ", ".join(f"unnest(${n}::{types.get(name, 'text')}[])" for n, name in enumerate(fields, 1))
+                values = [f"unnest(${n}::{types.get(name, 'text')}[])" for n, name in enumerate(fields, 1)]
+                values += [f"'{NEVER}'::timestamptz"] * len(never)
                 statement = (
-                    f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) SELECT {arrays} {on_conflict(kind, fields)}"
+                    f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) SELECT {', '.join(values)}"
+                    f" {on_conflict(kind, self._changes(kind, fields))}"
                 ).encode()
                 for block in batched(rows, _ROWS):
                     _merge(cursor, statement, kind, fields, block)
@@ -308,7 +313,8 @@ class PostgresSink(SQLSink[PostgresSettings]):
         self._check_keys(connection, kind)
         cursor.execute("SAVEPOINT persist_new")
         try:
-            _copy(cursor, quoted(TABLES[kind].name), kind, columns, fields, rows)
+            end = f"\t{NEVER}" * len(self._never(kind, fields)) + "\n"
+            _copy(cursor, quoted(TABLES[kind].name), kind, columns, fields, rows, end)
         except psycopg.Error:
             if cursor.connection.broken:
                 raise
@@ -368,15 +374,17 @@ class _ArrayText(Encoder):
         return text.replace("\\", r"\\").replace('"', r"\"")
 
 
-_COPY = {kind: _CopyText(TABLES[kind]) for kind in KINDS}
-_ARRAYS = {kind: _ArrayText(TABLES[kind]) for kind in KINDS}
+_COPY = {kind: _CopyText(GUARDED[kind]) for kind in KINDS}
+_ARRAYS = {kind: _ArrayText(GUARDED[kind]) for kind in KINDS}
 
 
-def _copy(cursor: Cursor, table: str, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row]) -> None:
+def _copy(
+    cursor: Cursor, table: str, kind: Kind, columns: str, fields: Sequence[str], rows: Sequence[Row], end: str
+) -> None:
     with cursor.copy(f"COPY {table} ({columns}) FROM STDIN".encode()) as copy:
         # The server reads one block while the next is encoded.
         for block in batched(rows, BLOCK):
-            copy.write("\n".join([*_COPY[kind].encode(fields, block), ""]))
+            copy.write(end.join([*_COPY[kind].encode(fields, block), ""]))
 
 
 def _merge(cursor: Cursor, statement: bytes, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:

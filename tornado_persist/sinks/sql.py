@@ -10,15 +10,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from datetime import datetime
 from enum import Enum
+from functools import partial
 from itertools import zip_longest
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+from msgspec import Raw
 from pydantic import ConfigDict, Field, SecretStr, field_validator
 from sqlalchemy import (
     URL,
     Column,
+    ColumnElement,
     Connection,
     Engine,
     NullPool,
@@ -27,20 +30,23 @@ from sqlalchemy import (
     cast,
     create_engine,
     false,
+    func,
     inspect,
     make_url,
+    null,
     select,
     tuple_,
+    type_coerce,
     update,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row, key_of, merge_extra_text
-from tornado_persist.sinks import cautions, removal
+from tornado_persist.sinks import cautions, guard, removal
 from tornado_persist.sinks.base import Caution, Expiry, Removed, Seconds, Sink, SinkSettings
 from tornado_persist.sinks.encoders import batched
-from tornado_persist.sinks.tables import METADATA, TABLES
+from tornado_persist.sinks.tables import METADATA, TABLES, TimeType
 
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
@@ -61,6 +67,8 @@ class SQLSettings(SinkSettings):
 
     #: Create missing tables.
     create_tables: bool = True
+    #: Whether other instances write the same rows, see docs/scaling.rst.
+    writers: Literal["one", "several"] = "one"
 
 
 class URLSettings(SQLSettings):
@@ -144,12 +152,15 @@ class SQLSink(Sink[SQLSettingsT]):
     no_key_error: ClassVar[str]
     #: Put before an upsert of no rows, so that no trigger runs.
     explain: ClassVar[str] = ""
+    #: Orders values of any type by their bytes.
+    ordered: ClassVar[str] = "{}"
 
     def __init__(self, settings: SQLSettingsT, data_dir: Path) -> None:
         super().__init__(settings, data_dir)
         self._engine: Engine | None = None
         self._connection: Connection | None = None
         self._description = self.name
+        self._guarded = settings.writers == "several"
 
     # What differs
 
@@ -169,6 +180,24 @@ class SQLSink(Sink[SQLSettingsT]):
     def _describe(self, connection: Connection) -> str:
         """Product, version and place."""
 
+    def _stored(self, kind: Kind, name: str) -> str:
+        """A stored row's column, in the clause of an upsert that changes it."""
+        return f"{quoted(TABLES[kind].name)}.{quoted(name)}"
+
+    def _sent(self, name: str) -> str:
+        """The new value of a column, there."""
+        return f"excluded.{quoted(name)}"
+
+    def _changes(self, kind: Kind, fields: Sequence[str]) -> list[tuple[str, str]]:
+        """What an upsert assigns to a stored row: names and expressions, in order."""
+        if self._guarded:
+            return guard.assignments(kind, fields, partial(self._stored, kind), self._sent, self.ordered)
+        return [(name, self._sent(name)) for name in updated(kind, fields)]
+
+    def _never(self, kind: Kind, fields: Sequence[str]) -> list[str]:
+        """Further columns of a new row, which all hold ``guard.NEVER``."""
+        return guard.left_out(kind, fields) if self._guarded else []
+
     def _set_up(self, connection: Connection) -> None:
         """Prepare a new connection, before the tables are looked at."""
 
@@ -187,7 +216,7 @@ class SQLSink(Sink[SQLSettingsT]):
         try:
             connection.exec_driver_sql(
                 f"{self.explain}INSERT INTO {table} ({columns}) SELECT {columns} FROM {table} WHERE 1 = 0"
-                f" {on_conflict(kind, fields)}"
+                f" {on_conflict(kind, [(name, self._sent(name)) for name in updated(kind, fields)])}"
             ).close()
         except DBAPIError as exc:
             fault = self._fault(exc.orig) if isinstance(exc.orig, self.driver_error) else None
@@ -219,6 +248,9 @@ class SQLSink(Sink[SQLSettingsT]):
                 self._connection = connection = self._engine.connect()
                 self._set_up(connection)
                 self._make_tables(connection)
+                if self._guarded:
+                    begin = partial(self._transaction, connection)
+                    guard.ensure_columns(connection, begin, create=self.settings.create_tables)
                 with self._transaction(connection, commit=False):
                     for table in TABLES.values():
                         # Now the server reports a missing column, not at the first write.
@@ -251,7 +283,7 @@ class SQLSink(Sink[SQLSettingsT]):
             for kind in KINDS:
                 for fields, rows in group(kind, batch.rows(kind)):
                     if EXTRA in fields:
-                        rows = _with_stored_extra(connection, kind, rows)
+                        rows = _with_stored_extra(connection, kind, rows, guarded=self._guarded)
                     self._upsert(connection, kind, fields, rows)
 
     def ping(self) -> None:
@@ -485,22 +517,28 @@ def needed_columns(table: Table) -> list[Column[Any]]:
     return [column for column in table.c if column.name != EXTRA]
 
 
-def _with_stored_extra(connection: Connection, kind: Kind, rows: Sequence[Row]) -> list[Row]:
+def _with_stored_extra(connection: Connection, kind: Kind, rows: Sequence[Row], *, guarded: bool) -> list[Row]:
     """Copies of the rows, with the ``extra`` that the table must hold afterwards.
 
     It merges name by name, which no statement can say for every database. The rows read stay locked until the commit,
     so another writer cannot come between.
     """
-    columns = TABLES[kind].c
+    columns = guard.GUARDED[kind].c
     key = [columns[name] for name in KEYS[kind]]
-    stored: dict[tuple[str, ...], Any] = {}
+    time: ColumnElement[Any] = func.coalesce(columns.extra_at, columns.updated_at) if guarded else null()
+    stored: dict[tuple[str, ...], tuple[str | None, datetime | None]] = {}
     for some in batched([key_of(kind, row) for row in rows], _LOOKUP):
-        query = select(*key, cast(columns.extra, Text)).where(tuple_(*key).in_(some)).with_for_update()
-        stored.update((tuple(map(str, found[:-1])), found[-1]) for found in connection.execute(query))
+        query = select(*key, cast(columns.extra, Text), type_coerce(time, TimeType))
+        query = query.where(tuple_(*key).in_(some)).with_for_update()
+        stored.update((tuple(map(str, found[:-2])), (found[-2], found[-1])) for found in connection.execute(query))
     whole = []
     for row in rows:
         merged = copy(row)
-        merged.extra = merge_extra_text(stored.get(key_of(kind, row)), row.extra)  # type: ignore[attr-defined]
+        before, since = stored.get(key_of(kind, row), (None, None))
+        sent: Raw = row.extra  # type: ignore[attr-defined]
+        if before and since and since > datetime.fromisoformat(row.get("extra_at") or row["updated_at"]):
+            before, sent = bytes(sent).decode(), Raw(before.encode())
+        merged.extra = merge_extra_text(before, sent)  # type: ignore[attr-defined]
         whole.append(merged)
     return whole
 
@@ -515,10 +553,10 @@ def quoted(name: str) -> str:
     return f'"{name}"'
 
 
-def on_conflict(kind: Kind, fields: Sequence[str]) -> str:
+def on_conflict(kind: Kind, changes: Sequence[tuple[str, str]]) -> str:
     """The clause that turns an INSERT into an upsert, in PostgreSQL and SQLite."""
-    changes = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in updated(kind, fields))
-    return f"ON CONFLICT ({', '.join(map(quoted, KEYS[kind]))}) DO UPDATE SET {changes}"
+    assigned = ", ".join(f"{quoted(name)} = {value}" for name, value in changes)
+    return f"ON CONFLICT ({', '.join(map(quoted, KEYS[kind]))}) DO UPDATE SET {assigned}"
 
 
 def make_engine(url: URL, **options: Any) -> Engine:

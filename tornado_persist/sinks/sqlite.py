@@ -15,6 +15,7 @@ from pydantic import Field
 from sqlalchemy import JSON, URL, Connection, Engine, Table, event
 
 from tornado_persist.records.models import Batch, Kind, Row
+from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.sql import (
     LOCK_TIMEOUT,
     Blame,
@@ -136,10 +137,12 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         self._guard.end()
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
-        columns = ", ".join(map(quoted, fields))
+        never = self._never(kind, fields)
+        columns = ", ".join(map(quoted, [*fields, *never]))
         head = f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) VALUES "
-        one = f"({', '.join('?' * len(fields))})"
-        tail = f" {on_conflict(kind, fields)}"
+        marks = ["?"] * len(fields) + [f"'{NEVER}'"] * len(never)
+        one = f"({', '.join(marks)})"
+        tail = f" {on_conflict(kind, self._changes(kind, fields))}"
         driver = _driver(connection)
         most = driver.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(fields)
         values = _values(kind, fields, rows)
@@ -183,7 +186,7 @@ def _blame(code: int | None, message: str) -> Blame:
 def _values(kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> Iterator[Sequence[Any]]:
     """The rows as the driver takes them: JSON as text."""
     values = map(astuple, rows)
-    objects = {name for name in fields if isinstance(TABLES[kind].c[name].type, JSON)}
+    objects = {name for name in fields if isinstance(GUARDED[kind].c[name].type, JSON)}
     if not objects:
         return values
     return (

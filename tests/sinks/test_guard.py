@@ -1,0 +1,252 @@
+"""Several instances write the same rows: the stored state is the same whoever writes last."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.sinks import readers
+from tests.sinks.readers import connect_mysql
+from tests.sinks.test_model import ROWS
+from tornado_persist.errors import SinkUnavailable
+from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.records.models import KINDS, SHAPES, Batch, Fields, Kind, key_of
+from tornado_persist.records.times import stamp
+from tornado_persist.sinks import registry
+from tornado_persist.sinks.base import Sink
+from tornado_persist.sinks.jsonl import JSONLSettings, JSONLSink
+from tornado_persist.testing import T0, Stored, complete, same, session, task
+
+SQL = ["sqlite", "postgres", "mysql"]
+
+
+class Subject(NamedTuple):
+    make: Callable[..., Sink[Any]]  #: another instance's sink, with settings of its own
+    read: Callable[[], Stored]
+    run: Callable[[str], None]  #: SQL
+
+
+@pytest.fixture(params=SQL)
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    name = request.param
+    if name == "sqlite":
+        place = {"path": str(tmp_path / "x.db")}
+        read = lambda: readers.read_sqlite(tmp_path / "x.db")  # noqa: E731 - a def here would need a name
+    else:
+        url = request.getfixturevalue(f"{name}_url")
+        place = {"url": url}
+        read = lambda: getattr(readers, f"read_{name}")(url)  # noqa: E731 - a def here would need a name
+
+    def run(sql: str) -> None:
+        if name == "postgres":
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(sql.encode())
+        elif name == "mysql":
+            with contextlib.closing(connect_mysql(url)) as other, other.cursor() as cursor:
+                cursor.execute(sql)
+        else:
+            with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as file:
+                file.execute(sql)
+                file.commit()
+
+    sinks: list[Sink[Any]] = []
+
+    def make(**more: Any) -> Sink[Any]:
+        kind = registry.find(name)
+        sinks.append(kind(kind.Settings(**place, **{"writers": "several", **more}), tmp_path))
+        return sinks[-1]
+
+    yield Subject(make, read, run)
+    for sink in sinks:
+        sink.close()
+
+
+class Update(NamedTuple):
+    """One update that an instance accepts; ``flush``: it writes afterwards."""
+
+    kind: Kind
+    fields: Fields
+    instance: int
+    flush: bool
+
+
+updates = st.lists(
+    st.one_of(
+        *(
+            st.builds(Update, st.just(kind), ROWS[kind], st.integers(0, 2), st.booleans())
+            for kind in ("task", "session")
+        )
+    ),
+    min_size=2,
+    max_size=12,
+)
+examples = itertools.count()
+
+
+def batches(updates: list[Update], prefix: str, times: list[str]) -> list[Batch]:
+    """What the instances hand to their sinks, new objects at each call."""
+    buffers, made = [Buffer(timed=True) for _ in range(3)], []
+    for update, at in zip(updates, times, strict=True):
+        buffer = buffers[update.instance]
+        row = {**update.fields, "session_id": prefix + update.fields["session_id"]}
+        buffer.add(update.kind, [SHAPES[update.kind].row(row)], at)
+        if update.flush:
+            made.append(buffer.take())
+            buffer.release(made[-1])
+    return [batch for batch in [*made, *(buffer.take() for buffer in buffers)] if len(batch)]
+
+
+def state(subject: Subject, prefix: str) -> Stored:
+    found = subject.read()
+    return {kind: {key: row for key, row in found[kind].items() if key[0].startswith(prefix)} for kind in KINDS}
+
+
+def model(updates: list[Update], prefix: str, times: list[str]) -> Stored:
+    """The updates, merged in the order of their accept times, in the plainest form."""
+    stored: Stored = {kind: {} for kind in KINDS}
+    for update, at in zip(updates, times, strict=True):
+        row = {**update.fields, "session_id": prefix + update.fields["session_id"]}
+        key = key_of(update.kind, row)
+        before = stored[update.kind].get(key) or {**complete(update.kind, {}), "created_at": at}
+        stored[update.kind][key] = {**before, **row, "updated_at": at}
+    return stored
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_updates_on_three_instances_written_in_any_order_some_twice_leave_what_their_accept_times_say(
+    subject: Subject, data: st.DataObject
+) -> None:
+    prefix = f"{next(examples)}:"
+    accepted = data.draw(updates)
+    times = [stamp(T0 + timedelta(microseconds=number)) for number in range(len(accepted))]
+    count = len(batches(accepted, prefix, times))
+    again = data.draw(st.lists(st.integers(0, count - 1), max_size=3))
+    order = data.draw(st.permutations([*range(count), *again]))
+    sink = subject.make()
+    sink.open()
+    for number in order:
+        sink.write(batches(accepted, prefix, times)[number])
+    sink.close()
+    same(state(subject, prefix), model(accepted, prefix, times))
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(accepted=updates)
+def test_of_updates_in_the_same_microsecond_all_orders_leave_one_state(
+    subject: Subject, accepted: list[Update]
+) -> None:
+    accepted = [update._replace(instance=number, flush=True) for number, update in enumerate(accepted[:3])]
+    times = [stamp(T0)] * len(accepted)
+    sink = subject.make()
+    sink.open()
+    states = []
+    for order in itertools.permutations(range(len(accepted))):
+        prefix = f"{next(examples)}:"
+        for number in order:
+            sink.write(batches(accepted, prefix, times)[number])
+        found = state(subject, prefix)
+        states.append(
+            {
+                kind: {
+                    (key[0].removeprefix(prefix), *key[1:]): {**row, "session_id": ""}
+                    for key, row in found[kind].items()
+                }
+                for kind in KINDS
+            }
+        )
+    sink.close()
+    for other in states[1:]:
+        same(other, states[0])
+
+
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_an_instance_that_was_cut_off_changes_nothing_newer(subject: Subject, rows: int) -> None:
+    late, soon = subject.make(), subject.make()
+    for sink in (late, soon):
+        sink.open()
+
+    def tasks(at: int, **fields: Any) -> Batch:
+        times = {"created_at": T0 + timedelta(hours=at), "updated_at": T0 + timedelta(hours=at)}
+        return Batch([], [task(f"t{n:04}", **times, **fields) for n in range(rows)])
+
+    soon.write(tasks(2, status="completed", target_text="done"))
+    late.write(tasks(1, status="pending", target_text="old", context="only here", retry_count=3))
+    found = subject.read()["task"]
+    assert len(found) == rows
+    for row in found.values():
+        assert (row["status"], row["target_text"], row["context"], row["retry_count"]) == (
+            *("completed", "done", "only here"),
+            3,
+        )
+        assert (row["created_at"], row["updated_at"]) == (
+            stamp(T0 + timedelta(hours=1)),
+            stamp(T0 + timedelta(hours=2)),
+        )
+    soon.write(tasks(3, status="failed"))
+    late.write(tasks(1, status="pending", context="once"))
+    # The same field from the same hour: of equal times the larger text stays.
+    assert {(row["status"], row["context"]) for row in subject.read()["task"].values()} == {("failed", "only here")}
+
+
+def test_extra_is_merged_by_its_names_and_an_older_one_replaces_none(subject: Subject) -> None:
+    sink = subject.make()
+    sink.open()
+
+    def one(at: int, **extra: Any) -> Batch:
+        times = {"created_at": T0 + timedelta(hours=at), "updated_at": T0 + timedelta(hours=at)}
+        return Batch([], [task("t", extra=extra, **times)])
+
+    sink.write(one(2, a=2, b=2))
+    sink.write(one(1, a=1, c=1))
+    sink.write(one(3, b=3))
+    (row,) = subject.read()["task"].values()
+    assert row["extra"] == {"a": 2, "b": 3, "c": 1}
+
+
+def test_tables_of_one_writer_get_the_columns_they_lack(subject: Subject) -> None:
+    sink = subject.make(writers="one")
+    sink.open()
+    sink.write(Batch([session("s", metadata={"a": 1})], [task("t", context="before")]))
+    sink.close()
+    with pytest.raises(SinkUnavailable, match="ALTER TABLE translation_sessions ADD COLUMN game_info_at"):
+        subject.make(create_tables=False).open()
+    guarded = subject.make()
+    guarded.open()
+    guarded.write(Batch([], [task("t", status="failed", updated_at=T0 + timedelta(days=1))]))
+    guarded.write(Batch([], [task("t", status="pending", context="late", updated_at=T0 - timedelta(days=1))]))
+    (row,) = subject.read()["task"].values()
+    assert (row["status"], row["context"]) == ("failed", "before")
+    subject.make(create_tables=False).open()
+    # And back: one writer does not look at the times.
+    sink.open()
+    sink.write(Batch([], [task("u")]))
+
+
+def test_folded_lines_of_several_directories_have_the_times_of_their_fields(tmp_path: Path) -> None:
+    buffer = Buffer(timed=True)
+    times = [stamp(T0 + timedelta(hours=n)) for n in range(2)]
+    buffer.add("task", [task("t", context="first")], times[0])
+    buffer.add("task", [task("t", status="completed")], times[1])
+    sink = JSONLSink(JSONLSettings(writers="several"), tmp_path)
+    sink.open()
+    sink.write(buffer.take())
+    sink.close()
+    (line,) = (tmp_path / "jsonl" / "tasks.jsonl").read_text().splitlines()
+    row = json.loads(line)
+    assert (row["context"], row["context_at"], row["updated_at"]) == ("first", *times)
