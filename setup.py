@@ -42,6 +42,10 @@ TEST = [
     "hypothesis>=6.112",
     "httpx>=0.27",
     "pandas>=2.2",  # tables that the Python client takes
+    # docs/examples
+    "fastapi>=0.115",
+    "uvicorn>=0.32",
+    "celery>=5.4",
     "PyYAML>=6.0.2",
     "playwright>=1.49",
     "check-jsonschema>=0.31",  # holds the schema of compose files
