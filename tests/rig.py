@@ -20,6 +20,7 @@ from tornado_persist.pipeline.deadletters import DeadLetters, OpenRows
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health, Instance
 from tornado_persist.pipeline.ingest import FindSessions, Ingest
+from tornado_persist.pipeline.reads import Reads
 from tornado_persist.pipeline.removal import Remover
 from tornado_persist.pipeline.retention import Retention
 from tornado_persist.records.models import KINDS, Batch, Kind
@@ -69,6 +70,7 @@ class Rig:
             interval=interval,
             capacity=capacity,
         )
+        self.reads = Reads(self.flusher, self.backlog)
         self.ingest = Ingest(
             Parser(max_batch=max_batch),
             self.journal,
@@ -109,6 +111,7 @@ class Rig:
         """End all parts, without a flush."""
         self.sink.release()
         await self.flusher.drain(0)
+        await self.reads.close()
         await self.runner.close(5)
         await self.flusher.finish(5)
         await asyncio.to_thread(self.journal.close, 5)

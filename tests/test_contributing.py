@@ -59,6 +59,7 @@ async def test_the_endpoint_of_the_page_answers(monkeypatch: pytest.MonkeyPatch,
             parts.remover,
             parts.retention,
             parts.metrics,
+            parts.reads,
             max_body_bytes=65536,
             flush_timeout=0.5,
         )

@@ -15,6 +15,11 @@
      |    +-- RowsWait        ... because newer ones wait for a flush
      |    +-- CannotDelete    ... because this sink cannot delete
      |    +-- ClockInDoubt    ... because their age depends on a clock that may be wrong
+     +-- QueryRefused         a request for rows cannot be answered
+     |    +-- InvalidQuery    ... because a parameter is unknown or wrong
+     |    +-- NoSuchRow       ... because the row does not exist
+     |    +-- NotReadable     ... because the sink offers no reads
+     |    +-- ReadFailed      ... because the rows cannot be read now
      +-- NoAnswer             a command cannot reach the service
      +-- RequestRefused       ... or the service does not do what the command asks for
      +-- InputError           a file that a command was given is not what it should be; names file and line
@@ -131,6 +136,26 @@ class CannotDelete(NotDeleted):
 
 class ClockInDoubt(NotDeleted):
     """The clock may be wrong, and with it the age of every row."""
+
+
+class QueryRefused(PersistError):
+    """The request for rows cannot be answered."""
+
+
+class InvalidQuery(QueryRefused):
+    """A parameter of the request is unknown or wrong."""
+
+
+class NoSuchRow(QueryRefused):
+    """There is no such row."""
+
+
+class NotReadable(QueryRefused):
+    """The sink cannot be read through the service."""
+
+
+class ReadFailed(QueryRefused):
+    """The rows cannot be read now."""
 
 
 class NoAnswer(PersistError):

@@ -31,6 +31,7 @@ from tornado_persist.pipeline.deadletters import DeadLetters, OpenRows
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health, Instance, Reloads
 from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.pipeline.reads import Reads
 from tornado_persist.pipeline.removal import Remover
 from tornado_persist.pipeline.retention import Ages, Retention
 from tornado_persist.records.models import KINDS, Kind
@@ -241,6 +242,7 @@ class Service:
             timeout=settings.buffer.flush_timeout,
         )
         self._apply_retention(settings)
+        self._reads = Reads(self._flusher, self._backlog, statuses=settings.records.statuses)
         self._health = Health(
             self._ingest,
             self._backlog,
@@ -263,6 +265,7 @@ class Service:
             self._remover,
             self._retention,
             self._metrics,
+            self._reads,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
             body_timeout=settings.server.body_timeout,
@@ -349,6 +352,7 @@ class Service:
         self._remover.close()
         await self._api.finish_requests(timeout / 2)
         await self._flusher.drain(deadline - time.monotonic() - CLOSING_TIME)
+        await self._reads.close()
         await self._flusher.runner.close(max(0.0, deadline - time.monotonic()))
         await self._flusher.finish(max(CLOSING_TIME, deadline - time.monotonic()))
         problem = self._journal.problem
@@ -472,6 +476,7 @@ class Service:
             self._ingest.find_sessions = runner.find_sessions
         self._buffer.timed = _several(runner.sink)
         self._flusher.write_to(runner)
+        await self._reads.read_from(runner)
         await old.close(timeout)  # abandons a call that hangs: the rows it may still commit also go to the new sink
         logger.info("sink changed", sink=settings.sink)
 

@@ -46,6 +46,7 @@ def app(parts: Rig) -> Api:
         parts.remover,
         parts.retention,
         parts.metrics,
+        parts.reads,
         max_body_bytes=LIMIT,
         flush_timeout=0.5,
     )

@@ -36,7 +36,7 @@ INFLIGHT = 100_000
 @pytest.fixture
 def app(parts: Rig) -> Api:
     return Api(
-        *(parts.ingest, parts.flusher, parts.health, parts.remover, parts.retention, parts.metrics),
+        *(parts.ingest, parts.flusher, parts.health, parts.remover, parts.retention, parts.metrics, parts.reads),
         max_body_bytes=LIMIT,
         flush_timeout=0.5,
         body_timeout=0.3,

@@ -220,7 +220,7 @@ class Flusher:
         error: PersistError | None
         try:
             async with asyncio.timeout(timeout):
-                error = await self._flush_through(self._backlog.accepted_through)
+                error = await self.flush_through(self._backlog.accepted_through)
         except TimeoutError:
             error = FlushFailed(f"The flush takes more than {timeout:g} seconds; it goes on, and nothing is lost")
         # Afterwards the journal's space is free.
@@ -232,7 +232,8 @@ class Flusher:
         async with self._turn:
             return await work(self.runner)
 
-    async def _flush_through(self, seq: int) -> PersistError | None:
+    async def flush_through(self, seq: int) -> PersistError | None:
+        """Flush until the rows of record ``seq`` are in the sink; without the wait for the journal's cursor."""
         while self.flushed_through < seq:
             joined = self._flush_task is not None and not self._flush_task.done()
             error = (await self.flush_once()).error

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeAlias, Typ
 from pydantic import AllowInfNan, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tornado_persist.records.models import Batch, Kind
+from tornado_persist.sinks.reader import Reader
 
 #: Rows of one transaction at most, unless the settings say otherwise. Between two transactions the sink waits for the
 #: busy event loop.
@@ -210,6 +211,13 @@ class Sink(ABC, Generic[SettingsT]):
             NotImplementedError: this sink cannot look rows up (the default).
         """
         raise NotImplementedError(f"sink {self.name!r} cannot look rows up")
+
+    def reader(self) -> Reader | None:
+        """A new reader of what is stored, or None (the default): then the service answers reads with 501.
+
+        It is used in another thread than the sink, and while the sink is open.
+        """
+        return None
 
     # Deleting is optional, all three or none; without it the service answers 501.
 

@@ -61,6 +61,10 @@ class BulkConnection(_Connection):  # type: ignore[misc]
                 cursor.execute("SELECT @@log_bin AND @@binlog_format = 'STATEMENT'")
                 self.bulk = not cursor.fetchone()[0]
 
+    def limit(self, seconds: float) -> None:
+        """Give up on a server that does not answer for so long."""
+        self._read_timeout = self._write_timeout = seconds
+
     def prepare(self, statement: bytes) -> bool:
         """Prepare ``statement``, with a ``?`` for each parameter, unless it already is. False if the server refuses.
 

@@ -22,6 +22,7 @@ from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
+from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
@@ -300,6 +301,20 @@ class MySQLSink(SQLSink[MySQLSettings]):
             raise _too_long(len(data))
         insert.execute(data)
         _query(insert.driver, f"SET {', '.join(used)}".encode())
+
+    def _connect_reader(self) -> Connection:
+        connection = super()._connect_reader()
+        driver = _driver(connection)
+        driver.limit(READ_TIMEOUT + 1)
+        maria = getattr(connection.dialect, "is_mariadb", False)
+        limit = (
+            f"max_statement_time = {READ_TIMEOUT}" if maria else f"max_execution_time = {round(READ_TIMEOUT * 1000)}"
+        )
+        driver.query(f"SET SESSION {limit}".encode())
+        return connection
+
+    def _begin_read(self, connection: Connection) -> None:
+        _driver(connection).query(b"START TRANSACTION READ ONLY")
 
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SELECT VERSION()").scalar_one()

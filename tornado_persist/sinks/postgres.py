@@ -24,6 +24,7 @@ from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
+from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import (
     CONNECT_TIMEOUT,
     LOCK_TIMEOUT,
@@ -69,6 +70,12 @@ _TRANSACTION = {
 _DURABLE = "CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END"
 #: A statement that is cancelled is undone, but a COMMIT that is cancelled while it waits for a standby reports success.
 _UNLIMITED = b"SET LOCAL statement_timeout = 0"
+#: The beginning of a transaction that reads.
+_READ = (
+    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;"
+    f"SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s';"
+    f"SET LOCAL statement_timeout = '{round(READ_TIMEOUT * 1000)}ms'"
+).encode()
 #: The version that has a time limit for transactions.
 _TRANSACTION_TIMEOUT = 170000
 
@@ -326,6 +333,14 @@ class PostgresSink(SQLSink[PostgresSettings]):
         cursor.execute("RELEASE SAVEPOINT persist_new")
         all_new.succeeded()
         return True
+
+    def _connect_reader(self) -> Connection:
+        connection = super()._connect_reader()
+        _driver(connection).limit = READ_TIMEOUT + 1  # type: ignore[attr-defined]
+        return connection
+
+    def _begin_read(self, connection: Connection) -> None:
+        _driver(connection).execute(_READ)
 
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SHOW server_version").scalar_one()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
@@ -32,29 +31,28 @@ from sqlalchemy import (
     false,
     func,
     inspect,
-    make_url,
     null,
     select,
     tuple_,
     type_coerce,
     update,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row, key_of, merge_extra_text
 from tornado_persist.sinks import cautions, guard, removal
 from tornado_persist.sinks.base import Caution, Expiry, Removed, Seconds, Sink, SinkSettings
 from tornado_persist.sinks.encoders import batched
+from tornado_persist.sinks.sqlreader import SQLReader
 from tornado_persist.sinks.tables import METADATA, TABLES, TimeType
+from tornado_persist.sinks.urls import parse_url
 
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
 #: Seconds to wait for another writer's lock. Then the write fails and is tried again: a lock that is never released
 #: shows up in the log; an endless wait would not.
 LOCK_TIMEOUT = 5
-#: The parts of a URL with several hosts: before the list, the list, after it.
-_SEVERAL_HOSTS = re.compile(r"(\w[\w+]*://(?:[^@/?#]*@)?)([^@/?#,]*(?:,[^@/?#,]*)+)([/?].*)?", re.DOTALL)
 #: Keys in one lookup query.
 _LOOKUP = 500
 
@@ -238,7 +236,18 @@ class SQLSink(Sink[SQLSettingsT]):
     def _before_use(self, connection: Connection) -> None:
         """Check, before each use, that the connection is still usable."""
 
+    def _connect_reader(self) -> Connection:
+        """A new connection for reads, which another thread uses."""
+        return self._create_engine().connect()
+
+    @abstractmethod
+    def _begin_read(self, connection: Connection) -> None:
+        """Make a new transaction read-only, with one snapshot, and ``READ_TIMEOUT`` seconds for a statement."""
+
     # The interface
+
+    def reader(self) -> SQLReader:
+        return SQLReader(self._connect_reader, self._begin_read, self._faults)
 
     def open(self) -> None:
         self.close()
@@ -562,37 +571,3 @@ def on_conflict(kind: Kind, changes: Sequence[tuple[str, str]]) -> str:
 def make_engine(url: URL, **options: Any) -> Engine:
     """An engine that pools nothing, resets nothing, and shows no parameters in its errors."""
     return create_engine(url, poolclass=NullPool, pool_reset_on_return=None, hide_parameters=True, **options)
-
-
-def parse_url(url: str, schemes: Collection[str]) -> URL:
-    """The parts of a database URL.
-
-    Raises:
-        ValueError: it is malformed. The message quotes nothing of it, for any part may hold a piece of the password.
-    """
-    shape = f"{next(iter(schemes))}://user:password@host:port/database"
-    several = _SEVERAL_HOSTS.fullmatch(url)
-    try:
-        parts = make_url(f"{several[1]}{several[3] or ''}" if several else url)
-        if several:
-            parts = parts.update_query_dict(_hosts(several[2], parts))
-    except (ArgumentError, ValueError):
-        raise ValueError(f"not a database URL of the form {shape}") from None
-    if parts.drivername not in schemes:
-        raise ValueError(f"not a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-    if "@" in f"{parts.host}{parts.database}":
-        raise ValueError("an @ in the user name or password of a URL is written %40")
-    if parts.port is not None and not 0 < parts.port < 65536:
-        raise ValueError("the port of the URL is not between 1 and 65535")
-    return parts
-
-
-def _hosts(text: str, parts: URL) -> dict[str, str]:
-    """libpq's way to name several hosts, ``host:port,host:port``, as parameters of a query."""
-    if {"host", "port"} & parts.query.keys():
-        raise ValueError
-    found = [re.fullmatch(r"(\[.*\]|[^:]*)(?::(\d*))?", host) for host in text.split(",")]
-    hosts = [match[1].strip("[]") for match in found if match]
-    if len(hosts) < len(found) or not all(hosts):
-        raise ValueError
-    return {"host": ",".join(hosts), "port": ",".join(match[2] or "" for match in found if match)}

@@ -14,8 +14,10 @@ from msgspec.structs import astuple
 from pydantic import Field
 from sqlalchemy import JSON, URL, Connection, Engine, Table, event
 
+from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import Batch, Kind, Row
 from tornado_persist.sinks.guard import GUARDED, NEVER
+from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import (
     LOCK_TIMEOUT,
     Blame,
@@ -155,6 +157,22 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
                 for _ in range(left // size):
                     driver.execute(statement, [*chain.from_iterable(islice(values, size))]).close()
                 left %= size
+
+    def _connect_reader(self) -> Connection:
+        if not self._guard.unchanged():  # another file might take the WAL beside it for its own
+            raise SinkUnavailable(f"{self.path} is not open")
+        # Read-only, so that it never removes the WAL when it is closed.
+        place = f"{self.path.resolve().as_uri()}?mode=ro"
+        options: dict[str, Any] = {"timeout": READ_TIMEOUT, "isolation_level": None, "check_same_thread": False}
+        return make_engine(URL.create("sqlite"), creator=lambda: sqlite3.connect(place, uri=True, **options)).connect()
+
+    def _begin_read(self, connection: Connection) -> None:
+        if not self._guard.unchanged():
+            raise SinkUnavailable(f"{self.path} was closed, removed or replaced")
+        deadline = time.monotonic() + READ_TIMEOUT
+        driver = _driver(connection)
+        driver.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+        driver.execute("BEGIN").close()
 
     def _describe(self, connection: Connection) -> str:
         return f"SQLite {sqlite3.sqlite_version} at {self.path}"

@@ -89,6 +89,10 @@ class WALGuard:
             connection.execute("PRAGMA wal_checkpoint(FULL)").close()
             raise SinkUnavailable(f"{self._wal} was removed while it was open; what it held was saved")
 
+    def unchanged(self) -> bool:
+        """Whether the database is open, and still the file at its path. Changes nothing; any thread may ask."""
+        return self._database is not None and _identify(self._path) == self._database
+
     def renew(self, connection: sqlite3.Connection) -> None:
         """After a write: give the database a new number if the last one is old enough. Raises nothing."""
         if not self._open_wal or time.monotonic() - self._renewed_at < RENEW_EVERY:

@@ -16,6 +16,7 @@ from tornado_persist.records.models import DEFAULTS, KINDS, MAX_INT32, MAX_INT64
 from tornado_persist.records.times import stamp
 from tornado_persist.testing.comparison import same, skip
 from tornado_persist.testing.deleting import DeletingContract
+from tornado_persist.testing.reading import ReadingContract
 from tornado_persist.testing.samples import (
     FULL,
     JSON_OBJECTS,
@@ -32,7 +33,7 @@ from tornado_persist.testing.samples import (
 from tornado_persist.testing.sinks import Stored, complete, merge, nothing
 
 
-class SinkContract(DeletingContract):
+class SinkContract(DeletingContract, ReadingContract):
     """What every sink keeps. Subclass it as :mod:`tornado_persist.testing` shows; each test has an empty sink."""
 
     #: Whether a new object of the same class and settings finds what an older one stored.

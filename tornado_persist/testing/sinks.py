@@ -23,7 +23,9 @@ from tornado_persist.records.models import (
     key_of,
     merge_extra,
 )
+from tornado_persist.records.queries import Query
 from tornado_persist.sinks.base import Expiry, Removed, Sink, SinkSettings
+from tornado_persist.sinks.reader import Page, Reader
 
 #: What a sink holds: its rows by kind and key, the values of the fields in ``KEYS``.
 Stored: TypeAlias = dict[Kind, dict[tuple[str, ...], Fields]]
@@ -91,6 +93,9 @@ class MemorySink(Sink[SinkSettings]):
         self._need_open()
         return {session_id for session_id in session_ids if (session_id,) in self.stored["session"]}
 
+    def reader(self) -> Reader:
+        return MemoryReader(self)
+
     def delete_sessions(
         self, session_ids: Sequence[str], limit: int, expiry: Expiry | None = None, *, dry_run: bool = False
     ) -> Removed:
@@ -132,6 +137,54 @@ class MemorySink(Sink[SinkSettings]):
     def _need_open(self) -> None:
         if not self.is_open:
             raise SinkUnavailable("the memory sink is not open")
+
+
+class MemoryReader(Reader):
+    """Reads what a memory sink has stored."""
+
+    def __init__(self, sink: MemorySink) -> None:
+        self._sink = sink
+
+    def open(self) -> None:
+        self._sink.ping()
+
+    def close(self) -> None:
+        pass
+
+    def page(self, query: Query, max_bytes: int) -> Page:
+        rows = self._rows(query)
+        if query.by_row:
+            rows.sort(key=lambda row: (row["sheet_name"], row["row_index"], key_of(query.kind, row)))
+        rows = [row for row in rows if query.after is None or key_of(query.kind, row) > query.after]
+        taken: list[Fields] = []
+        room = max_bytes
+        for row in rows[: query.limit]:
+            room -= sum(len(value) for value in row.values() if isinstance(value, str))
+            if taken and room < 0:
+                break
+            names = [name for name in query.shown() if name != EXTRA or row[name] is not None]
+            taken.append({name: row[name] for name in names})
+        return Page(taken, len(taken) < len(rows))
+
+    def count(self, query: Query) -> int:
+        return len(self._rows(query))
+
+    def count_tasks(self, session_ids: Collection[str]) -> Mapping[str, Mapping[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        for row in self._rows(Query("task", {"session_id": tuple(session_ids)})):
+            counts = found.setdefault(row["session_id"], {})
+            counts[row["status"]] = counts.get(row["status"], 0) + 1
+        return found
+
+    def _rows(self, query: Query) -> list[Fields]:
+        self._sink.ping()
+        return [
+            row
+            for _, row in sorted(self._sink.stored[query.kind].copy().items())
+            if all(row[name] in values for name, values in query.where.items())
+            and not any(row[name] in values for name, values in query.without.items())
+            and all(row[name] >= time for name, time in query.since.items())
+        ]
 
 
 class FlakySink(MemorySink):

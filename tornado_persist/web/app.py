@@ -15,13 +15,14 @@ from tornado.web import Application, RequestHandler
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import Ingest
+from tornado_persist.pipeline.reads import Reads
 from tornado_persist.pipeline.removal import Remover
 from tornado_persist.pipeline.retention import Retention
 from tornado_persist.records.models import STATUSES
 from tornado_persist.records.rules import UnknownFields
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
-from tornado_persist.web import handlers, history, openapi, pages, prometheus, removal
+from tornado_persist.web import handlers, history, openapi, pages, prometheus, reading, removal
 from tornado_persist.web.base import Handler, NotFound
 from tornado_persist.web.bodies import Refused
 from tornado_persist.web.server import Server
@@ -36,8 +37,6 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (rf"{PREFIX}/stats", handlers.Stats),
     (rf"{PREFIX}/history", history.History),
     (rf"{PREFIX}/sessions/cleanup", removal.Cleanup),
-    (rf"{PREFIX}/sessions/([^/]+)", removal.DeletesSession),
-    (rf"{PREFIX}/sessions/([^/]+)/tasks/([^/]+)", removal.DeletesTask),
     (r"/", handlers.Root),
     (r"/health", handlers.Health),
     (r"/health/live", handlers.Live),
@@ -48,6 +47,13 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"/dashboard/.+", pages.Asset),
     (r"/docs", pages.Page),
     (r"/docs/.+", pages.Asset),
+    (rf"{PREFIX}/sessions", reading.Sessions),
+    (rf"{PREFIX}/sessions/([^/]+)", reading.Session),
+    (rf"{PREFIX}/sessions/([^/]+)/tasks", reading.SessionTasks),
+    (rf"{PREFIX}/sessions/([^/]+)/tasks/([^/]+)", reading.Task),
+    (rf"{PREFIX}/tasks", reading.Tasks),
+    (rf"{PREFIX}/recovery/incomplete-sessions", reading.IncompleteSessions),
+    (rf"{PREFIX}/recovery/restore/([^/]+)", reading.Restore),
 ]
 
 #: A request target that is a URL, as clients of proxies send it.
@@ -67,6 +73,7 @@ class Api(Application):
         remover: Remover,
         retention: Retention,
         metrics: Metrics,
+        reads: Reads,
         *,
         max_body_bytes: int,
         flush_timeout: float,
@@ -89,6 +96,7 @@ class Api(Application):
         self.remover = remover
         self.retention = retention
         self.metrics = metrics
+        self.reads = reads
         self.prometheus = prometheus.Exporter(health, metrics)
         #: The service takes a sample every ``history.INTERVAL`` seconds.
         self.sampler = history.Sampler(health, metrics)

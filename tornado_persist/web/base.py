@@ -24,11 +24,15 @@ from tornado_persist.errors import (
     FieldError,
     FlushFailed,
     InvalidBatch,
+    InvalidQuery,
+    NoSuchRow,
     NotAccepting,
     NotDeleted,
     NothingThere,
     NotJSON,
+    NotReadable,
     PersistError,
+    ReadFailed,
     SinkUnavailable,
 )
 from tornado_persist.records.times import stamp
@@ -255,11 +259,10 @@ def _content_length(headers: HTTPHeaders) -> int | None:
 class GetHandler(Handler):
     """A handler of ``GET``, and so of ``HEAD``: Tornado leaves the body of that answer out."""
 
-    async def get(self) -> None:
-        raise NotImplementedError
-
-    async def head(self) -> None:
-        await self.get()
+    async def head(self, *path: str) -> None:
+        answered = self.get(*path)
+        assert answered is not None
+        await answered
 
 
 class NotFound(Handler):
@@ -345,6 +348,14 @@ def _explain(status: int, exc: BaseException | None) -> tuple[int, str, str, lis
             return 400, "not_json", str(exc), []
         case NotAccepting():
             return 503, "not_accepting", str(exc), []
+        case InvalidQuery():
+            return 422, "query", str(exc), []
+        case NoSuchRow():
+            return 404, "row", str(exc), []
+        case NotReadable():
+            return 501, "not_readable", str(exc), []
+        case ReadFailed():
+            return 503, "unreadable", str(exc), []
         case Refused():
             return exc.status_code, exc.why, exc.detail, []
         case BadQuery():

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from tornado_persist import __version__
 from tornado_persist.records.models import DEFAULTS, KINDS, MAX_KEY, PLURALS, STATUSES, Kind, Session, Task
 from tornado_persist.records.rules import UnknownFields
+from tornado_persist.web import openapi_reading
 from tornado_persist.web import schemas as answers
 from tornado_persist.web.base import GetHandler
 from tornado_persist.web.queries import MOST_DAYS
@@ -121,6 +122,7 @@ def describe(limits: Limits) -> dict[str, Any]:
         "servers": [{"url": "."}],
         "tags": [
             {"name": "batches", "description": "For back ends."},
+            {"name": "reading", "description": "What is stored."},
             {"name": "buffer", "description": "Rows that wait for the sink."},
             {"name": "deleting", "description": "What is no longer needed."},
             {"name": "health", "description": "For monitors and orchestrators."},
@@ -129,7 +131,7 @@ def describe(limits: Limits) -> dict[str, Any]:
         ],
         "paths": _paths(schemas, limits),
         "components": {
-            "schemas": schemas.definitions(),
+            "schemas": {**schemas.definitions(), **openapi_reading.schemas()},
             "headers": {
                 "RequestID": {
                     "description": "The request's own id, or a new one; the log has it too.",
@@ -274,13 +276,21 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
         f"{PREFIX}/stats": _get(
             "stats", "What waits and what was done", "buffer", {200: ("The numbers.", ref(answers.Stats))}
         ),
-        **_removal(schemas, limits),
+        **_rows(schemas, limits),
         **_watching(schemas),
         "/openapi.json": _get(
             "openapi", "This description", "description", {200: ("The description.", {"type": "object"})}
         ),
         "/docs": _get("docs", "This description as a page", "description", {200: ("The page.", _TEXT)}, media=_PAGE),
     }
+
+
+def _rows(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
+    """Reading and deleting, which share paths."""
+    found = openapi_reading.paths(PREFIX, _operation, _responses, limits.statuses)
+    for path, methods in _removal(schemas, limits).items():
+        found[path] = {**found.get(path, {}), **methods}
+    return found
 
 
 def _removal(schemas: _Schemas, limits: Limits) -> dict[str, Any]:

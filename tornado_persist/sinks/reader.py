@@ -1,0 +1,182 @@
+"""Reading what a sink has stored: the interface, and the two threads in which the service reads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from tornado_persist.errors import NotReadable, ReadFailed, SinkUnavailable
+from tornado_persist.records.models import Fields
+from tornado_persist.records.queries import Query
+from tornado_persist.telemetry import log, redaction
+
+T = TypeVar("T")
+
+logger = log.get(__name__)
+
+#: Seconds that a read may take.
+READ_TIMEOUT = 5.0
+#: Threads that read, each with a connection of its own: a slow list does not hold up the read of a row.
+THREADS = 2
+
+_SLOW = f"The read took more than {READ_TIMEOUT:g} seconds; ask for fewer rows, or with other conditions"
+
+
+class Page(NamedTuple):
+    """Rows in the order of the query."""
+
+    rows: list[Fields]
+    more: bool  #: whether others come after these
+
+
+class Reader(ABC):
+    """Reads rows beside the sink's writes, which it never holds up. Blocking; every call comes from one thread.
+
+    A new object does no I/O. ``open`` comes first, and again after ``SinkUnavailable`` and ``close``. A row has the
+    fields that the place has, times as texts in UTC (``models.Batch``), free JSON as ``dict`` or as its text in a
+    ``msgspec.Raw``. Each method sees one state of the place, and gives up after ``READ_TIMEOUT`` seconds.
+    """
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect. Creates nothing.
+
+        Raises:
+            SinkUnavailable: the place cannot be reached, or refuses us. So does every other method.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up the connection. Never raises."""
+
+    @abstractmethod
+    def page(self, query: Query, max_bytes: int) -> Page:
+        """The first rows of the query, up to its limit; fewer if their texts take more than ``max_bytes``.
+
+        At least one, if there is any. The order is one of the keys, the same at each call.
+        """
+
+    @abstractmethod
+    def count(self, query: Query) -> int:
+        """How many rows meet the query's conditions, whatever its ``after`` and ``limit`` are."""
+
+    @abstractmethod
+    def count_tasks(self, session_ids: Collection[str]) -> Mapping[str, Mapping[str, int]]:
+        """For each of these sessions that has tasks: how many of each status."""
+
+
+class ReadPool:
+    """Runs reads in ``THREADS`` daemon threads, which start with the first read."""
+
+    def __init__(self, make: Callable[[], Reader | None], name: str) -> None:
+        """``make`` is :meth:`Sink.reader`; ``name`` the sink's."""
+        self._name = name
+        self._readers = [reader for _ in range(THREADS) if (reader := make())]
+        self._calls: queue.SimpleQueue[tuple[Callable[[Reader], Any], asyncio.Future[Any]] | None]
+        self._calls = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._threads: list[threading.Thread] = []
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._closed = False
+
+    async def read(self, function: Callable[[Reader], T]) -> T:
+        """What ``function`` returns, in ``READ_TIMEOUT`` seconds.
+
+        Raises:
+            NotReadable: the sink offers no reads.
+            ReadFailed: it cannot be read now, or the read took too long.
+        """
+        if not self._readers:
+            raise NotReadable(f"sink {self._name} cannot be read through the service; look at the place itself")
+        if self._closed:
+            raise ReadFailed("The sink is closed")
+        if not self._threads:
+            self._start()
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        self._calls.put((function, future))
+        try:
+            async with asyncio.timeout(READ_TIMEOUT + 0.5):  # what the database says at its limit tells more
+                return await future
+        except TimeoutError:
+            raise ReadFailed(_SLOW) from None
+
+    async def close(self, timeout: float = 1.0) -> None:
+        """Close the connections; after ``timeout`` seconds abandon reads that still run. Never raises."""
+        if self._closed:
+            return
+        self._closed = True
+        for _ in self._threads:
+            self._calls.put(None)
+        deadline = time.monotonic() + timeout
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(ReadFailed("The sink was closed"))
+
+    def _start(self) -> None:
+        for number, reader in enumerate(self._readers):
+            name = f"read-{self._name}-{number}"
+            thread = threading.Thread(target=self._run, args=[reader], name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    # In a thread.
+
+    def _run(self, reader: Reader) -> None:
+        is_open = False
+        while (call := self._calls.get()) is not None:
+            function, future = call
+            if future.done():  # nobody waits any more
+                continue
+            result: Any = None
+            error: BaseException | None = None
+            began = time.monotonic()
+            try:
+                is_open, result = self._read(reader, function, is_open)
+            except SinkUnavailable as exc:
+                is_open = False
+                slow = time.monotonic() - began > READ_TIMEOUT * 0.9
+                error = ReadFailed(_SLOW if slow else f"The database cannot be read: {redaction.mask(str(exc))}")
+            except Exception as exc:
+                is_open = False
+                reader.close()
+                logger.exception("a bug in the reader", sink=self._name)
+                error = ReadFailed(f"A bug in the reader of sink {self._name}: {type(exc).__name__}")
+            del call, function
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(_settle, future, result, error)
+            del result, error
+        reader.close()
+
+    @staticmethod
+    def _read(reader: Reader, function: Callable[[Reader], T], is_open: bool) -> tuple[bool, T]:
+        """Read; a connection that was open before may be broken by now, so it gets a second try."""
+        began = time.monotonic()
+        while True:
+            try:
+                if not is_open:
+                    reader.open()
+                return True, function(reader)
+            except SinkUnavailable:
+                reader.close()
+                if not is_open or time.monotonic() - began > 1.0:
+                    raise
+                is_open = False
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
