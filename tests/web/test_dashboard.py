@@ -268,6 +268,21 @@ def test_what_a_database_says_is_never_taken_for_html(tmp_path: Path, visit: Ope
         page.close()
 
 
+def test_rows_that_clients_dropped_are_shown(tmp_path: Path, visit: Open) -> None:
+    with Persistd(tmp_path) as service:
+        page = visit(service)
+        expect(page.locator("#headline")).to_have_text("All is well")
+        expect(page.locator("#client-drops")).to_be_hidden()
+        told = {"X-Persist-Dropped": "1234; since=0; client=a1", "User-Agent": "tornado-persist-client"}
+        service.http.post("/api/v1/persistence/tasks/batch", content=body("task", task()), headers=told)
+        for shown in ("Clients dropped rows", "Rows 1,234 since the start", "from 127.0.0.1 (tornado-persist-client)"):
+            expect(page.locator("#client-drops")).to_contain_text(shown)
+        assert sideways(page) == 0
+        narrow = visit(service, width=400, locale="zh-CN")
+        expect(narrow.locator("#client-drops")).to_contain_text("客户端丢弃了行")
+        assert sideways(narrow) == 0
+
+
 def test_refused_batches_are_shown_with_reason_and_client(tmp_path: Path, visit: Open) -> None:
     with Persistd(tmp_path) as service:
         page = visit(service)
