@@ -4,11 +4,12 @@
 
 FROM python:3.14-slim AS build
 WORKDIR /src
-COPY setup.py pyproject.toml README.rst LICENSE ./
+COPY setup.py pyproject.toml README.rst LICENSE requirements.lock ./
 COPY tornado_persist tornado_persist
 COPY conf conf
 RUN python -m venv /opt/persistd \
-    && /opt/persistd/bin/pip install --no-cache-dir --disable-pip-version-check .
+    && /opt/persistd/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock \
+    && /opt/persistd/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps .
 
 FROM python:3.14-slim
 # The same numbers everywhere, for volumes that outlive an image.

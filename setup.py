@@ -41,6 +41,8 @@ TEST = [
     "pytest-xdist>=3.6.1",
     "hypothesis>=6.112",
     "httpx>=0.27",
+    "h11>=0.14",
+    "packaging>=24",
     "pandas>=2.2",  # tables that the Python client takes
     # docs/examples
     "fastapi>=0.115",

@@ -231,11 +231,22 @@ async def test_a_body_without_end_gets_413_and_the_connection_is_closed(connect:
     await wait_until(lambda: not app.requests)
 
 
-async def test_a_head_that_is_too_large_ends_the_connection_and_is_counted(connect: Connect, parts: Rig) -> None:
+async def test_after_an_answer_before_the_end_of_a_request_nothing_is_taken(connect: Connect, parts: Rig) -> None:
+    batch = post(BATCH, body("task", task("a")))
     async with connect() as (reader, writer), asyncio.timeout(20):
-        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * MAX_HEADER_BYTES)
+        writer.write(batch.replace(b"POST", b"MOVE", 1) + batch + get("/health/live"))
+        assert (await answer(reader))[0] == 405
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
+    await asyncio.sleep(0.05)
+    assert parts.metrics.totals.accepted["task"] == 0
+
+
+async def test_a_head_that_is_too_large_is_answered_in_json_and_counted(connect: Connect, parts: Rig) -> None:
+    async with connect() as (reader, writer), asyncio.timeout(20):
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * (MAX_HEADER_BYTES // 5))
+        assert await answer(reader) == (400, {"detail": "The request is not valid HTTP"})
+        assert await reader.read() == b""
     await wait_until(lambda: parts.metrics.refusals.by_reason["none", 400, "malformed"] == 1)
 
 

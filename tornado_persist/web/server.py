@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
@@ -54,6 +54,8 @@ TRY_AGAIN = 0.5
 AT_ONCE = 128
 
 _TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+#: Reads of what a client has sent past a limit: 1 MiB.
+_UNREAD = 16
 #: What Tornado answers to a request that it cannot read.
 _BARE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 _DETAIL = "The request is not valid HTTP"
@@ -262,6 +264,8 @@ class TimedStream(IOStream):
     """Notes the phase of its connection, and since when, so that no request needs timers of its own."""
 
     phase = Phase.IDLE
+    #: The answer to a head, or a line, over its limit.
+    last_words: Callable[[], bytes] = bytes
     #: Since when there was no progress, by the monotonic clock.
     since = 0.0
 
@@ -269,6 +273,16 @@ class TimedStream(IOStream):
         """A phase begins now."""
         self.phase = phase
         self.since = time.monotonic()
+
+    def close(self, exc_info: Any = False) -> None:
+        if isinstance(exc_info, UnsatisfiableReadError) and not self.closed():  # the head, or the line before a chunk
+            with suppress(OSError):
+                if words := self.last_words():
+                    self.socket.send(words)
+                for _ in range(_UNREAD):  # what is not read would make it a reset connection, and the answer lost
+                    if not self.socket.recv(1 << 16):
+                        break
+        super().close(exc_info)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         size = super().read_from_fd(buf)
@@ -302,6 +316,7 @@ class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
         stream.enter(Phase.HANDSHAKE if isinstance(stream, TimedSSLStream) else Phase.IDLE)
         self._api = api
         self._stream = _Stream(stream, context, api)
+        stream.last_words = self._stream.too_long
 
     def start_serving(self, delegate: HTTPServerConnectionDelegate) -> None:
         self._serving = asyncio.ensure_future(self._serve(delegate))
@@ -342,11 +357,8 @@ class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
                 await self._shake_hands(self.stream)
             while await self._serve_one(delegate):
                 await asyncio.sleep(0)
-        except StreamClosedError as exc:
-            if isinstance(exc.real_error, UnsatisfiableReadError):  # the head, or the line before a chunk
-                _count(
-                    self._api, cast(Context, self.context), "A line or the head is too long", choose_request_id(None)
-                )
+        except StreamClosedError:
+            pass
         except ssl.SSLError:
             pass  # what came was not encrypted with the connection's keys
         except Exception:
@@ -375,11 +387,14 @@ class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
         connection = HTTP1Connection(cast(IOStream, self._stream), False, self.params, self.context)
         self._delegate = delegate.start_request(self, connection)
         more = await connection.read_response(self)
-        if self._stream.is_closing:
+        # Tornado would take the requests that have come already, and answer none of them: this one ends the connection,
+        # by its header, or since it was answered before its end.
+        is_last = self._stream.is_closing or connection._disconnect_on_finish
+        if is_last:
             with suppress(StreamClosedError):
                 while True:  # until the client or the timer ends it
                     await self.stream.read_bytes(1 << 16, partial=True)
-        return more and not self._stream.is_closing
+        return more and not is_last
 
 
 class _Stream:
@@ -409,7 +424,7 @@ class _Stream:
             error.set_result(None)
             return error
         self._context.answered_early = True
-        return self._stream.write(self._malformed())
+        return self._stream.write(self._malformed(_problem()))
 
     def close(self, *args: Any, **options: Any) -> None:
         if self.is_closing or not self._context.answered_early or self._stream.closed():
@@ -421,9 +436,14 @@ class _Stream:
                 self._stream.socket.shutdown(socket.SHUT_WR)
         asyncio.get_running_loop().call_later(LINGER, self._stream.close)
 
-    def _malformed(self) -> bytes:
+    def too_long(self) -> bytes:
+        """Count the request; the answer to it, if none has begun."""
+        answer = self._malformed("A line or the head is too long")
+        return b"" if self.has_answered else answer
+
+    def _malformed(self, problem: str) -> bytes:
         request_id = choose_request_id(None)
-        _count(self._api, self._context, _problem(), request_id)
+        _count(self._api, self._context, problem, request_id)
         content = json.dumps({"detail": _DETAIL}).encode() + b"\n"
         head = (
             "HTTP/1.1 400 Bad Request",
