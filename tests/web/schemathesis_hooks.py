@@ -59,3 +59,9 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
                     elif name not in _TYPED:
                         row[name] = _storable(row[name])
     return body
+
+
+@schemathesis.hook
+def map_query(context: schemathesis.HookContext, query: Any) -> Any:
+    """Leave out ``after``: what it takes comes from an answer."""
+    return {name: value for name, value in query.items() if name != "after"} if isinstance(query, dict) else query

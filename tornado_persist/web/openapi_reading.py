@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tornado_persist.records.models import FIELDS, KINDS, STATUSES, Kind
@@ -10,6 +11,8 @@ from tornado_persist.records.queries import SHOWN
 from tornado_persist.web.reading import FILTERS, MOST_ROWS, MOST_UNFINISHED, SINCE, USUAL_LIMIT
 
 _STRING = {"type": "string"}
+_TEXT = {"type": "string", "pattern": r"^[^\x00]*$"}
+_TIME = {"type": "string", "format": "iso8601"}
 _KEY = {"type": "string", "minLength": 1}
 _TIMES = ("created_at", "updated_at", "start_time", "end_time")
 
@@ -57,6 +60,12 @@ def schemas() -> dict[str, Any]:
     return made
 
 
+def _some(names: Iterable[str]) -> dict[str, Any]:
+    """Some of these names, with commas between them."""
+    one = "|".join(map(re.escape, names))
+    return {"type": "string", "pattern": f"^(?:{one})(?:,(?:{one}))*$"}
+
+
 def _stored(kind: Kind, field: str) -> dict[str, Any]:
     if field in ("game_info", "metadata", "extra"):
         return {"type": ["object", "null"]}
@@ -83,21 +92,27 @@ def paths(
 
     flag = {"type": "boolean"}
     fresh = parameter("fresh", flag, "whether all rows accepted before are written first")
-    fields = parameter("fields", _STRING, "only these fields, with commas between them, and the key")
+
+    def fields(kind: Kind) -> dict[str, Any]:
+        return parameter("fields", _some(SHOWN[kind]), "only these fields, with commas between them, and the key")
 
     def paging(kind: Kind, *, filters: bool = True, counts: bool = False) -> list[dict[str, Any]]:
+        forms = {"status": _some(statuses)}
         said = {"status": f"some of {', '.join(statuses)}, with commas between them"}
         names = FILTERS[kind] if filters else tuple(name for name in FILTERS[kind] if name != "status")
         return [
-            *(parameter(name, _STRING, said.get(name, "rows with exactly this value")) for name in names),
-            *(parameter(name, _STRING, "rows of this time or later (ISO 8601)") for name in SINCE),
+            *(
+                parameter(name, forms.get(name, _TEXT), said.get(name, "rows with exactly this value"))
+                for name in names
+            ),
+            *(parameter(name, _TIME, "rows of this time or later (ISO 8601)") for name in SINCE),
             *([parameter("counts", flag, "with `tasks` and `progress` of each session")] if counts else []),
             parameter(
                 "limit", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS}, f"rows; {USUAL_LIMIT} by default"
             ),
             parameter("after", _STRING, "`next` of the answer before, for the same conditions"),
             parameter("count", flag, "with `total`, the number of all rows that meet the conditions"),
-            fields,
+            fields(kind),
             fresh,
         ]
 
@@ -128,12 +143,17 @@ def paths(
     return {
         f"{prefix}/sessions": both("listSessions", "Sessions", "StoredSessionPage", paging("session", counts=True)),
         session: both(
-            "getSession", "One session, with its progress", "StoredSession", [fields, fresh], "session_id", row=True
+            "getSession",
+            "One session, with its progress",
+            "StoredSession",
+            [fields("session"), fresh],
+            "session_id",
+            row=True,
         ),
         f"{session}/tasks": both(
             "listSessionTasks", "The tasks of a session", "StoredTaskPage", paging("task"), "session_id", row=True
         ),
-        task: both("getTask", "One task", "StoredTask", [fields, fresh], "session_id", "task_id", row=True),
+        task: both("getTask", "One task", "StoredTask", [fields("task"), fresh], "session_id", "task_id", row=True),
         f"{prefix}/tasks": both("listTasks", "Tasks of all sessions", "StoredTaskPage", paging("task")),
         f"{prefix}/recovery/incomplete-sessions": both(
             "incompleteSessions",

@@ -154,7 +154,7 @@ class ReadHandler(GetHandler):
 
     async def reply_page(self, parameters: Parameters, query: Query, *, counts: bool, fresh: bool) -> None:
         """A page of rows, and how to get the next."""
-        if "after" in parameters.given:
+        if parameters.given.get("after"):  # an empty one is that of a client's first round
             query = _with_after(query, read_token(query, parameters.given["after"]))
         total = parameters.flag("count", False)
         await self.freshen(parameters, fresh)
