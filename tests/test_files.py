@@ -104,6 +104,20 @@ def test_an_error_of_the_lock_is_told_as_what_it_is(tmp_path: Path, monkeypatch:
         data_dir.locked()
 
 
+def test_a_directory_that_all_can_open_cannot_be_locked_by_them(tmp_path: Path) -> None:
+    data_dir = DataDir(tmp_path)
+    tmp_path.chmod(0o755)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        assert not data_dir.locked()
+        data_dir.lock()
+        assert DataDir(tmp_path).locked()
+        data_dir.unlock()
+    finally:
+        os.close(fd)
+
+
 # What another user has planted in it
 
 

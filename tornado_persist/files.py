@@ -219,10 +219,11 @@ class DataDir:
 
     def _try_lock(self) -> bool:
         try:
-            self._fds.append(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
-            with contextlib.suppress(OSError):  # the file's lock decides where directories have none
-                if not _flock(self._fds[0], fcntl.LOCK_EX):
-                    return self._give_back()
+            if not self._others_can_open():
+                self._fds.append(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+                with contextlib.suppress(OSError):  # the file's lock decides where directories have none
+                    if not _flock(self._fds[0], fcntl.LOCK_EX):
+                        return self._give_back()
             while True:
                 fd = open_private(self.lock_file, os.O_RDWR | os.O_CREAT)
                 self._fds.append(fd)
@@ -287,9 +288,13 @@ class DataDir:
             ConfigError: it cannot be read.
         """
         try:
-            return self._held(self.path) or self._held(self.lock_file)
+            return (not self._others_can_open() and self._held(self.path)) or self._held(self.lock_file)
         except OSError as exc:
             raise ConfigError("data_dir", f"{self.path} cannot be read: {reason(exc)}") from None
+
+    def _others_can_open(self) -> bool:
+        """Whether any user can open, and so lock, the directory: then its lock says nothing."""
+        return self.path.exists() and bool(self.path.stat().st_mode & stat.S_IROTH)
 
     @staticmethod
     def _held(path: Path) -> bool:
