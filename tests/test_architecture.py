@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "journal": {"journal", "telemetry.log", "records.models", "files"},
     "sinks": {"sinks", "telemetry.log", "telemetry.redaction", "records", "files"},
     "pipeline": {"pipeline", "journal", "sinks.base", "sinks.runner", "sinks.reader", "telemetry", "records", "files"},
-    "web": {"web", "pipeline", "telemetry", "records"},
+    "web": {"web", "pipeline", "telemetry", "records", "config.tokens"},
     "config": {"config", "sinks.base", "sinks.registry", "telemetry.redaction", "records.models"},
     "service": {
         *("web", "pipeline", "journal", "sinks.base", "sinks.registry", "sinks.runner"),

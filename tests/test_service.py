@@ -93,7 +93,7 @@ def test_a_request_in_flight_at_the_stop_signal_is_finished(tmp_path: Path) -> N
         host, port = service.http.base_url.host, service.http.base_url.port
         assert port is not None
         with socket.create_connection((host, port), timeout=PATIENCE) as connection:
-            head = "POST /api/v1/persistence/tasks/batch HTTP/1.1\r\nHost: x\r\n"
+            head = "POST /api/v1/persistence/tasks/batch HTTP/1.1\r\nHost: localhost\r\n"
             connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[:10])
             # An answer to another request shows that the server has seen the first one's headers.
             service.stats()
@@ -114,7 +114,7 @@ def test_a_client_that_never_finishes_does_not_hold_the_shutdown_up(tmp_path: Pa
         address = (service.http.base_url.host, service.http.base_url.port)
         with socket.create_connection(address, timeout=PATIENCE) as connection:
             connection.sendall(
-                b"POST /api/v1/persistence/tasks/batch HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+                b"POST /api/v1/persistence/tasks/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
             )
             service.stats()
             assert service.stop() == 0

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics, Totals
 from tornado_persist.telemetry.systemd import ServiceManager
+from tornado_persist.web import auth
 from tornado_persist.web.app import Api, make_server
 from tornado_persist.web.history import INTERVAL
 from tornado_persist.web.server import Server
@@ -76,7 +77,7 @@ CLOSING_TIME = 0.5
 NO_WATCHDOG = 86_400.0
 
 #: Keys that a reload applies; all others need a restart.
-LIVE = ("sink", "sinks", "tls", "buffer", "retention", "log.level")
+LIVE = ("sink", "sinks", "auth", "tls", "buffer", "retention", "log.level")
 
 
 class MonotonicLoop(AsyncIOMainLoop):
@@ -152,7 +153,7 @@ class Service:
         self._start_pipeline(sink, checkpoint)
         # So that the first answer of /health is measured, not guessed.
         await asyncio.gather(self._flusher.runner.healthy(wait=FIRST_LOOK), self._health.look())
-        self._server = server = self._listen(sockets)
+        self._server = server = await self._listen(sockets)
         self._announce(serving)
         await self._serve()
         server.stop()
@@ -256,8 +257,13 @@ class Service:
 
     # Serve.
 
-    def _listen(self, sockets: list[socket.socket]) -> Server:
+    async def _listen(self, sockets: list[socket.socket]) -> Server:
         settings = self._settings
+        access = auth.Access(
+            await asyncio.to_thread(settings.read_tokens),
+            hosts=auth.allowed_hosts(settings.server.allowed_hosts, sockets),
+            origins=settings.server.trusted_origins,
+        )
         self._api = Api(
             self._ingest,
             self._flusher,
@@ -266,6 +272,7 @@ class Service:
             self._retention,
             self._metrics,
             self._reads,
+            access=access,
             max_body_bytes=settings.server.max_body_bytes,
             flush_timeout=settings.buffer.flush_timeout,
             body_timeout=settings.server.body_timeout,
@@ -298,8 +305,8 @@ class Service:
         self._say_status()
 
     def _note(self) -> None:
-        """Tell commands how they reach the service."""
-        found: dict[str, object] = {"url": self._url}
+        """Tell commands how they reach the service, and how reloads went: that needs no token."""
+        found: dict[str, object] = {"url": self._url, "reloads": asdict(self._health.reloads)}
         if self._settings.unix_socket:
             found["unix_socket"] = str(self._settings.unix_socket)
         if self._tls:
@@ -363,7 +370,7 @@ class Service:
         await asyncio.to_thread(self._data_dir.note, left=left)
         logger.info("stopped", left_in_journal=left)
 
-    # Reload. ``persistd reload`` reads in /health how many have begun, sends SIGHUP, and waits until one more is
+    # Reload. ``persistd reload`` reads in service.json how many have begun, sends SIGHUP, and waits until one more is
     # done: one that had begun before may have read the file before it was changed.
 
     async def _reload_when_asked(self) -> None:
@@ -378,6 +385,7 @@ class Service:
             return
         begun = self._health.reloads.begun + 1
         self._health.reloads = replace(self._health.reloads, begun=begun)
+        await asyncio.to_thread(self._note)
         self._manager.reloading()
         failed = await self._reopen_log()
         applied: list[str] = []
@@ -391,6 +399,7 @@ class Service:
             failed.append("a bug; the log has its traceback")
             logger.exception("a bug in a reload")
         self._health.reloads = Reloads(begun, begun, tuple(applied), tuple(needs_restart), tuple(failed))
+        await asyncio.to_thread(self._note)
         self._manager.ready()
         self._say_status()
 
@@ -411,9 +420,18 @@ class Service:
         """
         old = self._settings
         changed = _changed(old, new)
+        tokens = await asyncio.to_thread(new.read_tokens)
+        if tokens != self._api.access.tokens and not any(key.startswith("auth.") for key in changed):
+            changed = sorted([*changed, "auth.tokens_file"])  # the file's content is in no setting
         applied = [key for key in changed if key.startswith(LIVE)]
         needs_restart = [key for key in changed if not key.startswith(LIVE)]
-        live = {"sink": new.sink, "sinks": new.sinks, "buffer": new.buffer, "retention": new.retention}
+        live = {
+            "sink": new.sink,
+            "sinks": new.sinks,
+            "auth": new.auth,
+            "buffer": new.buffer,
+            "retention": new.retention,
+        }
         level = old.log.model_copy(update={"level": new.log.level})
         settings = old.model_copy(update={**live, "tls": new.tls, "log": level})
         tls = await asyncio.to_thread(make_tls, settings)
@@ -424,9 +442,10 @@ class Service:
         elif tls and self._tls and tls.certificate != self._tls.certificate and "tls.cert" not in applied:
             applied.append("tls.cert")
         same = (old.sink, old.sink_settings()) == (new.sink, new.sink_settings())
-        # First, because only this may fail.
+        # First, because only this may fail from here on.
         runner = None if same else await self._open_sink(settings)
         self._apply_numbers(settings)
+        self._api.access.tokens = tokens
         self._settings = settings
         if tls is not None:
             self._tls, self._server.tls = tls, tls.context
@@ -559,7 +578,7 @@ def warn_of_anybody(settings: Settings, port: int) -> str:
 
 
 def _takes_anybody(settings: Settings) -> bool:
-    return not settings.tls.client_ca
+    return not (settings.tls.client_ca or settings.auth.tokens or settings.auth.tokens_file)
 
 
 def make_tls(settings: Settings) -> listening.TLS | None:

@@ -29,16 +29,22 @@ BATCH = f"{PREFIX}/tasks/batch"
 
 
 def post(path: str, content: bytes, *more: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: h", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(content)}",
+    ]
     return "\r\n".join([*lines, *more, "", ""]).encode() + content
 
 
 def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def chunked(path: str, content: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += "Transfer-Encoding: chunked\r\n\r\n"
     return head.encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
 
 
@@ -93,7 +99,7 @@ async def test_what_comes_while_a_batch_is_refused_is_not_mixed_up(
         writer.write(post(BATCH, b"{") + b"GET /health")
         while not app.requests:
             await asyncio.sleep(0.001)
-        writer.write(b"/live HTTP/1.1\r\nHost: h\r\n\r\n" + post(BATCH, body("task", task("a"))))
+        writer.write(b"/live HTTP/1.1\r\nHost: localhost\r\n\r\n" + post(BATCH, body("task", task("a"))))
         await asyncio.sleep(0.05)
         go.set()
         assert [(await answer(reader))[0] for _ in range(3)] == [400, 200, 200]
@@ -212,14 +218,14 @@ async def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(
 @pytest.mark.parametrize("length", [str(LIMIT * 100), "9" * 18, "9" * 30, "9" * 5000], ids=len)
 async def test_a_body_that_says_it_is_far_too_large_is_refused_before_it_comes(length: str, connect: Connect) -> None:
     async with connect() as (reader, writer), asyncio.timeout(20):
-        writer.write(f"POST {BATCH} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n".encode())
+        writer.write(f"POST {BATCH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode())
         status, content = await answer(reader)
         assert (status, content["status"]) == (413, "rejected")
         assert await reader.read() == b""
 
 
 async def test_a_body_without_end_gets_413_and_the_connection_is_closed(connect: Connect, app: Api) -> None:
-    head = f"POST {BATCH} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {BATCH} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%b\r\n" % (LIMIT, b" " * LIMIT)
     async with connect() as (reader, writer), asyncio.timeout(20):
         writer.write(head.encode())
@@ -276,15 +282,15 @@ async def test_after_stop_no_connection_is_accepted_and_open_ones_are_served(
         assert await reader.read() == b""
 
 
-BODY_HEAD = f"POST {BATCH} HTTP/1.1\r\nHost: h\r\n".encode()
+BODY_HEAD = f"POST {BATCH} HTTP/1.1\r\nHost: localhost\r\n".encode()
 
 
 @pytest.mark.parametrize(
     ("request_", "problem"),
     [
         (b"POST / HTTP/1.1\r\n\r\n", "Missing Host header"),
-        (b"POST / HTTP/1.1\r\nHost: h\r\nA: \0secret\r\n\r\n", "Invalid header value"),
-        (b"POST / HTTP/1.1\r\nHost: h\r\nsecret\r\n\r\n", "no colon in header line"),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nA: \0secret\r\n\r\n", "Invalid header value"),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nsecret\r\n\r\n", "no colon in header line"),
         (b"nonsense\r\n\r\n", "Malformed HTTP request line"),
         (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "Invalid Host header"),
         (BODY_HEAD + b"Content-Length: secret\r\n\r\n", "Only integer Content-Length is allowed"),

@@ -93,6 +93,7 @@ def test_a_refused_batch_is_counted_and_named(
         "reason": reason,
         "detail": answer.json()["detail"][:200],
         "client": "127.0.0.1",
+        "token": "",
         "user_agent": "a test/1",
         "request_id": "the-id",
     }
@@ -135,7 +136,7 @@ def test_a_flood_of_refusals_leaves_few_lines_and_good_batches_are_answered(tmp_
     )
     with Persistd(tmp_path) as service:
         requests = [
-            f"POST {TASKS} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
+            f"POST {TASKS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
             for content in batches
         ]
         began = time.monotonic()

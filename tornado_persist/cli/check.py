@@ -177,10 +177,12 @@ def _service(data_dir: DataDir) -> Finding:
         )
     except PersistError as exc:
         return Finding("service", str(exc), "error", "look at the end of its log, and start it again if it hangs")
-    url = health["instance"]["url"]
+    url = data_dir.noted().get("url")
     if health["status"] == "healthy":
         return Finding("service", f"{url}: it is well")
-    return Finding("service", f"{url}: it is not well", "warning", printable(health["reason"]))
+    return Finding(
+        "service", f"{url}: it is not well", "warning", printable(health.get("reason", "its log has the reason"))
+    )
 
 
 def _journal(settings: Settings) -> Iterator[Finding]:

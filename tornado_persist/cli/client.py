@@ -103,8 +103,8 @@ class _UnixConnection(http.client.HTTPConnection):
 class Client:
     """One persistent connection to the service; a broken one is replaced."""
 
-    def __init__(self, place: Place | str, timeout: float = TIMEOUT) -> None:
-        """``place``: or its URL.
+    def __init__(self, place: Place | str, timeout: float = TIMEOUT, *, token: str = "") -> None:
+        """``place``: or its URL. ``token``: shown with each request, if there is one.
 
         Raises:
             ValueError: that is no URL, or a file of it cannot be used.
@@ -114,6 +114,7 @@ class Client:
         self._path = place.path
         self._connection = place.connection(timeout)
         self._timeout = timeout
+        self._authorization = {"Authorization": f"Bearer {token}"} if token else {}
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +123,7 @@ class Client:
         self._connection.close()
 
     def health(self) -> dict[str, Any]:
-        """``GET /health``, whether it is healthy or not. Raises as :meth:`_ask` does."""
+        """``GET /health``, healthy or not; without a figure if the token may not read. Raises as :meth:`_ask` does."""
         return self._ask("GET", "/health", good=("unhealthy",))
 
     def stats(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class Client:
             NoAnswer: there was none, or none of persistd; whether the request was taken is not known.
             RequestRefused: it was not 200, and its ``status`` is not in ``good`` either.
         """
-        headers = {"Content-Type": "application/json"} if body else {}
+        headers = {**self._authorization, **({"Content-Type": "application/json"} if body else {})}
         fresh = self._connection.sock is None
         while True:
             try:
@@ -178,8 +179,11 @@ class Client:
             return found
         errors: list[FieldError] = found.get("errors", [])
         after = response.headers.get("Retry-After", "")
+        detail = str(found.get("detail", response.reason))
+        if response.status == 401:
+            detail = f"{self.url} wants a token that it knows; set PERSISTD_TOKEN or PERSISTD_TOKEN_FILE"
         raise RequestRefused(
-            str(found.get("detail", response.reason)),
+            detail,
             status=response.status,
             errors=errors,
             retry_after=float(after) if after.isdecimal() else None,
@@ -221,7 +225,7 @@ def connect(configuration: Configuration, options: argparse.Namespace, timeout: 
         ConfigError: it is not known where the service is.
     """
     try:
-        return Client(options.url or where(configuration), timeout)
+        return Client(options.url or where(configuration), timeout, token=configuration.token)
     except ValueError as exc:
         raise ConfigError("--url", str(exc)) from None
 

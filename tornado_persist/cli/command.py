@@ -47,6 +47,13 @@ class Configuration:
         return loading.load(self.file, sinks=False)
 
     @cached_property
+    def token(self) -> str:
+        """What the service is shown, from PERSISTD_TOKEN or its file; empty if there is none. Raises ConfigError."""
+        from tornado_persist.config import loading
+
+        return loading.token()
+
+    @cached_property
     def settings(self) -> Settings:
         """Everything, checked. Raises ConfigError."""
         from tornado_persist.config import loading

@@ -116,7 +116,12 @@ def _tell_of_sink(data_dir: DataDir) -> None:
     if place is None:
         return
     with suppress(PersistError, ValueError), Client(place, PATIENCE) as service:
-        sink = service.health()["sink"]
+        health = service.health()
+        if "sink" not in health:  # it has tokens
+            if health["database"] == "unhealthy":
+                print("the sink is down, the log has the reason; rows wait in the journal")
+            return
+        sink = health["sink"]
         if not sink["up"]:
             print(printable(f"the sink {sink['name']} is down: {sink['error']}; rows wait in the journal"))
 
@@ -149,7 +154,9 @@ def _reload(configuration: Configuration, options: argparse.Namespace) -> int:
         return FAILED
     problem = None
     try:
-        begun = _reloads(configuration)["begun"]
+        with client(configuration) as service:
+            service.health()  # whether it answers
+        begun = _reloads(data_dir)["begun"]
     except PersistError as exc:
         begun, problem = 0, exc
     if _signal(data_dir, signal.SIGHUP) is None:
@@ -157,23 +164,24 @@ def _reload(configuration: Configuration, options: argparse.Namespace) -> int:
     if problem is not None:
         complain(f"it was told to reload, but the outcome is not known: {problem}; its log has it")
         return FAILED
-    return _outcome(configuration, begun)
+    return _outcome(data_dir, begun)
 
 
-def _reloads(configuration: Configuration) -> dict[str, Any]:
-    """Raises PersistError."""
-    with client(configuration) as service:
-        reloads: dict[str, Any] = service.health()["reloads"]
-        return reloads
+def _reloads(data_dir: DataDir) -> dict[str, Any]:
+    """What the service has noted in ``data_dir``: that needs no token. Raises PersistError."""
+    reloads = data_dir.noted().get("reloads")
+    if not isinstance(reloads, dict):
+        raise PersistError("it has not said yet where it answers; it may be reading its journal")
+    return reloads
 
 
-def _outcome(configuration: Configuration, begun: int) -> int:
+def _outcome(data_dir: DataDir, begun: int) -> int:
     """Wait for the first reload that begins after so many others, and say what it did."""
     deadline, problem = time.monotonic() + RELOAD_PATIENCE, "it takes too long"
     while time.monotonic() < deadline:
         time.sleep(RELOAD_INTERVAL)
         try:
-            reloads = _reloads(configuration)
+            reloads = _reloads(data_dir)
         except PersistError as exc:  # it may be busy for a moment
             problem = str(exc)
             continue

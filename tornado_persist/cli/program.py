@@ -37,6 +37,7 @@ _MODULES = {
     "importing": ("import",),
     "cleanup": ("cleanup",),
     "configuration": ("config",),
+    "token": ("token",),
 }
 SHELLS = ("bash", "zsh")
 #: Errors of a standard output that takes no more.

@@ -29,8 +29,9 @@ def client(configuration: Configuration) -> Client:
     Raises:
         PersistError: it is not known where that is.
     """
+    token = configuration.token
     try:
-        return Client(where(configuration), PATIENCE)
+        return Client(where(configuration), PATIENCE, token=token)
     except (ConfigError, ValueError):
         raise PersistError("it has not said yet where it answers; it may be reading its journal") from None
 
@@ -48,6 +49,10 @@ def _status(configuration: Configuration, options: argparse.Namespace) -> int:
         words = f"persistd runs, {process(data_dir)}, data in {data_dir.path}, but is not well: {exc}"
         _print(found, words, as_json=options.json)
         return FAILED
+    if "instance" not in health:
+        words = f"persistd {_well(health)}; for its figures set PERSISTD_TOKEN to a token with the scope read"
+        _print({"running": True, **health}, words, as_json=options.json)
+        return OK if health["status"] == "healthy" else FAILED
     _print({"running": True, **health}, "\n".join(_lines(health)), as_json=options.json)
     return OK if health["status"] == "healthy" else FAILED
 
@@ -70,9 +75,12 @@ def _lines(health: dict[str, Any]) -> list[str]:
         "disk": "not known" if free is None else f"{output.size(free)} free",
         "rejected": _rejected(health["rejected_open_rows"]),
     }
-    well = "is well" if health["status"] == "healthy" else "runs, but is not well"
-    head = f"persistd {it['version']} {well}, up for {output.duration(it['uptime_seconds'])}"
+    head = f"persistd {it['version']} {_well(health)}, up for {output.duration(it['uptime_seconds'])}"
     return [head, *(f"{name:<10}{output.printable(text)}" for name, text in facts.items() if text)]
+
+
+def _well(health: dict[str, Any]) -> str:
+    return "is well" if health["status"] == "healthy" else "runs, but is not well"
 
 
 def _refused(refused: dict[str, Any]) -> str:

@@ -22,7 +22,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from tornado_persist.config.tables import TLS, Buffer, Journal, Log, Records, Retention, Server
+from tornado_persist.config import tokens
+from tornado_persist.config.tables import TLS, Auth, Buffer, Journal, Log, Records, Retention, Server
 from tornado_persist.errors import ConfigError
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import SinkSettings
@@ -30,6 +31,8 @@ from tornado_persist.telemetry import redaction
 
 ENV_PREFIX = "PERSISTD_"
 ENV_CONFIG = "PERSISTD_CONFIG"
+#: The token that commands send to the service, or a file that holds it.
+ENV_TOKEN, ENV_TOKEN_FILE = "PERSISTD_TOKEN", "PERSISTD_TOKEN_FILE"
 SYSTEM_FILE = Path("/etc/persistd/persistd.toml")
 
 #: Names and values of the variables by which Kubernetes announces a Service to the containers of its namespace.
@@ -62,6 +65,7 @@ class Settings(BaseSettings):
         description="which sink receives the flushes: a built-in one, each with its table below, or a plugin's name",
     )
     server: Server = Server()
+    auth: Auth = Auth()
     tls: TLS = TLS()
     buffer: Buffer = Buffer()
     records: Records = Records()
@@ -108,6 +112,18 @@ class Settings(BaseSettings):
         """The Unix socket to listen on."""
         return self.path(self.server.unix_socket) if self.server.unix_socket else None
 
+    def read_tokens(self) -> tokens.Tokens:
+        """Who may come in, read from the list and the file now.
+
+        Raises:
+            ConfigError: an entry or a line is wrong, or there is none and ``auth.anonymous`` wants one.
+        """
+        file = self.path(self.auth.tokens_file) if self.auth.tokens_file else None
+        found = tokens.collect(self.auth.tokens, file)
+        if self.auth.anonymous == "never" and not found:
+            raise ConfigError("auth.anonymous", "never needs a token in auth.tokens or auth.tokens_file")
+        return found
+
     def path(self, relative: str) -> Path:
         """A path from the configuration, below ``data_dir`` unless it is absolute."""
         return self.data_dir / relative
@@ -130,8 +146,32 @@ def editor() -> str:
     return os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
 
 
+def token() -> str:
+    """The token that commands send: ``$PERSISTD_TOKEN``, or the content of ``$PERSISTD_TOKEN_FILE``; empty: none.
+
+    Raises:
+        ConfigError: both are there, the file cannot be read, or what they hold cannot be sent.
+    """
+    found, file = os.environ.get(ENV_TOKEN, ""), os.environ.get(ENV_TOKEN_FILE, "")
+    if found and file:
+        raise ConfigError(ENV_TOKEN, f"is there as well as {ENV_TOKEN_FILE}; one of them is enough")
+    if file:
+        try:
+            found = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+            raise ConfigError(ENV_TOKEN_FILE, f"{file} cannot be read: {reason}") from None
+        if not found:
+            raise ConfigError(ENV_TOKEN_FILE, f"{file} is empty")
+    redaction.hide([found])
+    if not re.fullmatch(r"[!-~]*", found):
+        raise ConfigError(ENV_TOKEN_FILE if file else ENV_TOKEN, "a token has no blanks and no letters beyond ASCII")
+    return found
+
+
 def load(file: Path | None, *, sinks: bool = True) -> Settings:
-    """Read and check the configuration file (if any) and the environment; without ``sinks`` none of them is imported.
+    """Read and check the configuration file (if any) and the environment; without ``sinks`` none of them is imported,
+    and the tokens' file is not read.
 
     Raises:
         ConfigError: something in them is wrong. It has a line for each mistake, with file and line or the variable,
@@ -159,6 +199,11 @@ def load(file: Path | None, *, sinks: bool = True) -> Settings:
             wrong += _mistakes(exc, ("sinks", name))
         else:
             redaction.hide(value.get_secret_value() for _, value in model if isinstance(value, SecretStr))
+    if settings is not None and sinks:
+        try:
+            settings.read_tokens()
+        except ConfigError as exc:
+            wrong.append(_Mistake(tuple(exc.key.split(".")), str(exc).removeprefix(f"{exc.key}: ")))
     if settings is None or wrong:
         text = file.read_text(encoding="utf-8", errors="replace") if file else ""
         wrong.sort(key=lambda mistake: _line_of(mistake.path, text) or 0)
@@ -283,7 +328,8 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _unknown_variables() -> Iterator[_Mistake]:
     """pydantic-settings looks only for the variables it knows, so that a misspelt one would go unnoticed."""
     for variable, value in sorted(os.environ.items()):
-        if not variable.upper().startswith(ENV_PREFIX) or variable == ENV_CONFIG or _is_service_link(variable, value):
+        known = not variable.upper().startswith(ENV_PREFIX) or variable in (ENV_CONFIG, ENV_TOKEN, ENV_TOKEN_FILE)
+        if known or _is_service_link(variable, value):
             continue
         path = tuple(variable[len(ENV_PREFIX) :].lower().split("__"))
         if path[0] not in Settings.model_fields:

@@ -26,6 +26,7 @@ def find_zone(name: str) -> tzinfo:
 
 _HOST_NAME = re.compile(r"[^\s/:@\[\]]+")
 _FOUR_NUMBERS = re.compile(r"\d+(\.\d+){3}")
+_ORIGIN = re.compile(r"https?://[^\s/?#@,]+")
 
 
 class Table(BaseModel):
@@ -38,7 +39,7 @@ class Server(Table):
     host: str = Field(
         "localhost",
         description="name or address to listen on; ``localhost`` is 127.0.0.1 and ::1, another name all of its"
-        " addresses, empty or ``::`` every address. There is no authentication: keep it inside",
+        " addresses, empty or ``::`` every address. Without ``[auth]`` everybody who reaches it can write and read",
     )
     port: int = Field(8001, ge=0, le=65535, description="TCP port; 0: any free one, named in the log")
     unix_socket: str = Field(
@@ -71,6 +72,14 @@ class Server(Table):
         120.0, gt=0, le=86_400, description="seconds after which a connection without a request is closed"
     )
     shutdown_timeout: Seconds = Field(10.0, gt=0, le=3600, description="seconds that a stop may take to flush")
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="host names that a request may be for, besides localhost and addresses, which always may; ``*``"
+        " is any. Empty: on a loopback address no other, so that DNS rebinding fails; on other addresses any",
+    )
+    trusted_origins: tuple[str, ...] = Field(
+        (), description="origins of web pages that may send batches, such as ``https://app.example.com``"
+    )
 
     @field_validator("host")
     @classmethod
@@ -88,6 +97,38 @@ class Server(Table):
         if not self.tcp and not self.unix_socket:
             raise ValueError("tcp = false needs a unix_socket to listen on")
         return self
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if host != "*" and not _HOST_NAME.fullmatch(host):
+                raise ValueError(f"{host!r} is no host name (without a port), and not *")
+        return tuple(host.lower() for host in hosts)
+
+    @field_validator("trusted_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin such as https://app.example.com, with its port if need be")
+        return tuple(origin.lower() for origin in origins)
+
+
+class Auth(Table):
+    """Who may do what. Without tokens everybody may do everything."""
+
+    tokens: tuple[str, ...] = Field(
+        (),
+        description="who may come in, ``NAME:SCOPE,SCOPE:SHA256-IN-HEX`` each, as ``persistd token new`` prints it;"
+        " scopes: write, flush, read, admin",
+    )
+    tokens_file: str = Field(
+        "", description="a file with one such line for each token, ``#`` begins a comment; below ``data_dir``"
+    )
+    anonymous: Literal["auto", "never"] = Field(
+        "auto", description="``auto``: without a token everything is open; ``never``: without one it does not start"
+    )
 
 
 class TLS(Table):

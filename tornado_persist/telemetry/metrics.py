@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.telemetry.clients import ClientDrops
 from tornado_persist.telemetry.deletions import Deletions
-from tornado_persist.telemetry.refusals import DroppedFields, Refusals
+from tornado_persist.telemetry.refusals import Denials, DroppedFields, Refusals
 
 # Otherwise every counter and histogram has a gauge with the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -226,6 +226,7 @@ class Metrics:
         self.flushes: deque[Flush] = deque(maxlen=KEPT)
         self.incidents = Incidents()
         self.refusals = Refusals(lambda message, at: self.incidents.add("refused", message, at))
+        self.denials = Denials()
         self.dropped = DroppedFields()
         self.client_drops = ClientDrops()
         self.deletions = Deletions()

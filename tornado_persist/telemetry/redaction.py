@@ -1,4 +1,4 @@
-"""Masks the passwords of the configuration wherever they would be shown, for instance in a driver's message."""
+"""Masks passwords and access tokens wherever they would be shown, for instance in a driver's message."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
+#: How an access token begins, so that one is found wherever it stands.
+TOKEN_PREFIX = "pst_"
 #: Replaces a secret.
 MASK = "***"
 #: Shorter secrets are not masked everywhere: that would make other words unreadable.
@@ -15,6 +17,8 @@ _SHORTEST = 4
 _USER_INFO = re.compile(r"(?<=://)([^\s:/@?#]*):[^\s@]+(?=@)")
 #: Parameters of libpq and PyMySQL that hold a secret, in a URL's query or a connection string.
 _PARAMETER = re.compile(r"(?i)\b((?:ssl|ssl_key_)?password|passwd|passfile)(\s*=\s*)(?:'[^']*'|[^\s&'\"]+)")
+
+_TOKEN = re.compile(rf"{TOKEN_PREFIX}[A-Za-z0-9_-]{{16,}}")
 
 _known: set[str] = set()
 _pattern: re.Pattern[str] | None = None
@@ -34,9 +38,11 @@ def hide(secrets: Iterable[str]) -> None:
 
 
 def mask(text: str) -> str:
-    """``text`` with the secrets given to :func:`hide`, and the password of any URL, masked."""
+    """``text`` with the secrets given to :func:`hide`, the password of any URL, and any access token, masked."""
     if _pattern is not None:
         text = _pattern.sub(MASK, text)
+    if TOKEN_PREFIX in text:
+        text = _TOKEN.sub(TOKEN_PREFIX + MASK, text)
     if "://" in text:
         text = _USER_INFO.sub(rf"\1:{MASK}", text)
     return _PARAMETER.sub(rf"\1\2{MASK}", text) if "pass" in text.lower() else text

@@ -25,12 +25,20 @@ REASONS: dict[str, int] = {
     "too_large": 413,
     "content_type": 415,
     "invalid": 422,
+    "no_token": 401,
+    "unknown_token": 401,
+    "scope": 403,
+    "origin": 403,
+    "host": 403,
     "bug": 500,
     "not_accepting": 503,
     "busy": 503,
 }
 #: The same, for requests that name no kind.
 REASONS_WITHOUT_KIND: dict[str, int] = {"malformed": 400, "path": 404, "method": 405}
+
+#: Those that depend on who asks.
+DENIED = ("no_token", "unknown_token", "scope", "origin", "host")
 
 #: Seconds between two lines about the same fault, and lines a second about all of them.
 EVERY = 10.0
@@ -59,6 +67,7 @@ class Refusal:
     rows: int | None = None  #: None where the rows were not counted
     loc: tuple[str | int, ...] = ()  #: of the first error
     msg: str = ""
+    token: str = ""  #: the name of the client's token
 
     @property
     def field(self) -> str:
@@ -130,7 +139,10 @@ class Refusals:
         return sum(self.by_reason.values())
 
     def add(self, refusal: Refusal) -> None:
-        """Count and remember one refused batch, and log it unless too many were logged already."""
+        """Count and remember one refused batch, and log it unless too many were logged already.
+
+        Who may not send it at all is for :class:`Denials` to log.
+        """
         kind, status, reason = key = (refusal.kind, refusal.status, refusal.reason)
         self.by_reason[key] = self.by_reason.get(key, 0) + 1
         if kind != "none" and refusal.rows:
@@ -138,7 +150,8 @@ class Refusals:
         self.last = refusal
         batch = "A request" if kind == "none" else f"A batch of {kind}s"
         self._note(f"{batch} was refused with {status} ({reason})", refusal.at)
-        self._tell("batch refused", refusal)
+        if refusal.reason not in DENIED:
+            self._tell("batch refused", refusal)
 
     def set_aside(self, refusal: Refusal) -> None:
         """Tell of rows that were set aside while the others of their batch were accepted. Not counted here."""
@@ -149,7 +162,13 @@ class Refusals:
         held = self._quota.take((refusal.kind, refusal.status, refusal.field), self._clock())
         if held is None:
             return
-        more = {"held_back": held[0], "others_held_back": held[1], "rows": refusal.rows, "loc": refusal.field}
+        more = {
+            "token": refusal.token,
+            "rows": refusal.rows,
+            "loc": refusal.field,
+            "held_back": held[0],
+            "others_held_back": held[1],
+        }
         logger.warning(
             event,
             kind=refusal.kind,
@@ -160,6 +179,39 @@ class Refusals:
             user_agent=printable(refusal.user_agent),
             path=printable(refusal.path),
             request_id=refusal.request_id,
+            **{name: value for name, value in more.items() if value},
+        )
+
+
+class Denials:
+    """Counts requests that were denied because of who asks, since the process started; one line a second at most."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock``: seconds that never go back."""
+        self._clock = clock
+        self.by_reason = dict.fromkeys(DENIED, 0)
+        self._told = -math.inf
+        self._held_back = 0
+
+    def add(
+        self, reason: str, *, detail: str, client: str, token: str, method: str, path: str, request_id: str
+    ) -> None:
+        """Count one, and log it with the number of those that were not logged since the last line."""
+        self.by_reason[reason] += 1
+        now = self._clock()
+        if now - self._told < 1:
+            self._held_back += 1
+            return
+        more = {"token": token, "held_back": self._held_back}
+        self._told, self._held_back = now, 0
+        logger.warning(
+            "request denied",
+            reason=reason,
+            msg=printable(detail),
+            client=client,
+            method=printable(method),
+            path=printable(path),
+            request_id=request_id,
             **{name: value for name, value in more.items() if value},
         )
 

@@ -23,6 +23,7 @@ from tornado_persist.records.rules import UnknownFields
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
 from tornado_persist.web import handlers, history, openapi, pages, prometheus, reading, removal
+from tornado_persist.web.auth import Access
 from tornado_persist.web.base import Handler, NotFound
 from tornado_persist.web.bodies import Refused
 from tornado_persist.web.server import Server
@@ -75,6 +76,7 @@ class Api(Application):
         metrics: Metrics,
         reads: Reads,
         *,
+        access: Access | None = None,
         max_body_bytes: int,
         flush_timeout: float,
         body_timeout: float = 60.0,
@@ -83,13 +85,16 @@ class Api(Application):
         unknown_fields: UnknownFields = "ignore",
         statuses: tuple[str, ...] = STATUSES,
     ) -> None:
-        """``flush_timeout``: seconds that ``POST /flush`` waits at most; ``body_timeout``: that a body may take.
+        """``access``: who may send requests, by default everybody.
+
+        ``flush_timeout``: seconds that ``POST /flush`` waits at most; ``body_timeout``: that a body may take.
 
         ``max_inflight_bytes``: of all bodies at one time.
 
         ``max_batch``, ``unknown_fields`` and ``statuses``, which the parser of ``ingest`` applies, are for the
         description.
         """
+        self.access = access or Access()
         self.ingest = ingest
         self.flusher = flusher
         self.health = health
@@ -111,7 +116,7 @@ class Api(Application):
         self._statuses = statuses
         #: The requests in progress, from their headers to the end of the answer.
         self.requests: set[Handler] = set()
-        super().__init__(list(ROUTES), default_handler_class=NotFound)
+        super().__init__(list(ROUTES), default_handler_class=NotFound, cross_origin_protection=True)
         # From the start: to Prometheus, a series that appears with its first 500 has not increased.
         for _, answers in ROUTES:
             for method in answers.SUPPORTED_METHODS:
@@ -157,9 +162,12 @@ class Api(Application):
         seconds = max(0.0, request.request_time())  # by the wall clock, which may be set back
         self.metrics.answered(type(handler).__name__, method, status, seconds)
         if log.debugging(__name__):  # asked first: a line that is thrown away costs 25 µs
-            request_id = handler.request_id if isinstance(handler, Handler) else ""
-            ms = round(seconds * 1000, 1)
-            logger.debug("request", method=method, path=path, status=status, ms=ms, request_id=request_id)
+            more = {"client": request.remote_ip, "ms": round(seconds * 1000, 1)}
+            if isinstance(handler, Handler):
+                more["request_id"] = handler.request_id
+                if handler.token:
+                    more["token"] = handler.token
+            logger.debug("request", method=method, path=path, status=status, **more)
 
 
 def make_server(

@@ -18,6 +18,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from tornado_persist import __version__
+from tornado_persist.config.tokens import Scope
 from tornado_persist.errors import (
     BatchRejected,
     CannotDelete,
@@ -39,9 +40,10 @@ from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.clients import ClientDrops
 from tornado_persist.telemetry.metrics import Totals
-from tornado_persist.telemetry.refusals import Refusal, Refusals, RefusedKind, printable
+from tornado_persist.telemetry.refusals import DENIED, Refusal, Refusals, RefusedKind, printable
 from tornado_persist.web import schemas
-from tornado_persist.web.bodies import Refused, TooLarge, decompress, require_json
+from tornado_persist.web.auth import Denied
+from tornado_persist.web.bodies import Refused, TooLarge, Unsupported, decompress, require_json
 from tornado_persist.web.queries import BadQuery
 
 if TYPE_CHECKING:
@@ -64,6 +66,15 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}").fullmatch
 _PROCESS = secrets.token_hex(6)
 _numbers = itertools.count(1)
 SERVER = f"persistd/{__version__}"
+#: In every answer; the pages have a policy of their own. Nothing is to be kept, or to be taken for a page.
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+#: What a page of a trusted origin may send and read besides the usual.
+_CORS_REQUEST = "Authorization, Content-Encoding, Content-Type, X-Request-ID"
+_CORS_ANSWER = "Retry-After, WWW-Authenticate, X-Request-ID"
 
 
 @stream_request_body
@@ -74,6 +85,10 @@ class Handler(RequestHandler):
     takes_body = False
     #: The kind of the rows that a request brings; None: it brings no batch.
     batch_kind: ClassVar[RefusedKind | None] = None
+    #: What a token must permit for this path; None: open to everybody, with tokens too. Each handler says its own.
+    scope: ClassVar[Scope | None] = "admin"
+    #: Methods that need another scope than :attr:`scope`.
+    method_scopes: ClassVar[Mapping[str, Scope]] = {}
     application: Api
 
     def initialize(self) -> None:
@@ -82,13 +97,19 @@ class Handler(RequestHandler):
         #: Bytes of the body that count against ``server.max_inflight_bytes``.
         self._held = 0
         self._is_whole = False
+        #: The name of the token that the client has shown, where one is needed.
+        self.token = ""
 
     def prepare(self) -> None:
         log.request_id.set(self.request_id)
+        if self._answers_preflight():
+            return
         self.application.requests.add(self)
         limit = self.application.max_body_bytes
         length = _content_length(self.request.headers) or 0
         try:
+            scope = self.method_scopes.get(self.request.method or "", self.scope)
+            self.token = self.application.access.admit(self.request, scope)
             if length > PATIENCE * limit:
                 raise TooLarge(limit)
             if self.takes_body and length <= limit:
@@ -96,6 +117,32 @@ class Handler(RequestHandler):
         except Refused:
             self._answers_early()
             raise
+
+    def _answers_preflight(self) -> bool:
+        """Whether this was a browser's question what a page of a trusted origin may send."""
+        headers = self.request.headers
+        asked = headers.get("Access-Control-Request-Method")
+        if self.request.method != "OPTIONS" or asked is None or not self._allow_origin():
+            return False
+        self.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE")
+        self.set_header("Access-Control-Allow-Headers", _CORS_REQUEST)
+        self.set_header("Access-Control-Max-Age", "600")
+        self.set_status(204)
+        self.finish()
+        return True
+
+    def _allow_origin(self) -> bool:
+        """Let a page of a trusted origin read the answer; whether the request is from one."""
+        origin = self.request.headers.get("Origin")
+        if origin is None or not self.application.access.trusts(origin):
+            return False
+        self.set_header("Access-Control-Allow-Origin", origin)
+        self.set_header("Access-Control-Expose-Headers", _CORS_ANSWER)
+        return True
+
+    def check_trusted_origin(self, origin: str) -> bool:
+        """Tornado asks this for a request that another origin's page sends."""
+        return self.application.access.trusts(origin)
 
     def data_received(self, chunk: bytes) -> None:
         limit = self.application.max_body_bytes
@@ -146,7 +193,8 @@ class Handler(RequestHandler):
         """The JSON text of the request, decompressed.
 
         Raises:
-            Unsupported: by its headers it is not JSON, or is compressed in an unknown way.
+            Unsupported: by its headers it is not JSON, or is compressed in an unknown way. A body that a web page
+                sends must say that it is JSON: no form can, and a browser asks before it sends that elsewhere.
             TooLarge: it is over ``server.max_body_bytes``, as sent or decompressed.
             NotCompressed: it is not compressed as its header says.
         """
@@ -157,6 +205,8 @@ class Handler(RequestHandler):
         content_type = headers.get("Content-Type", "")
         if content_type:
             require_json(content_type)
+        elif "Origin" in headers:
+            raise Unsupported("The content type of a request with an Origin must be application/json")
         body = bytes(self._body)
         self._body.clear()
         return await decompress(body, headers, limit)
@@ -175,6 +225,11 @@ class Handler(RequestHandler):
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.set_header("Server", SERVER)
         self.set_header("X-Request-ID", self.request_id)
+        for name, value in SECURITY_HEADERS.items():
+            self.set_header(name, value)
+        if self.application.access.origins:
+            self.add_header("Vary", "Origin")
+            self._allow_origin()
 
     def compute_etag(self) -> str | None:
         """None: answers change from one request to the next."""
@@ -186,12 +241,33 @@ class Handler(RequestHandler):
         exc = exc_info[1] if exc_info else None
         status, why, detail, errors = _explain(status_code, exc)
         self._count_refusal(status, why, detail, exc)
+        if why in DENIED:
+            self._deny(why, detail, exc)
+        if self.request.connection.context.answered_early:  # type: ignore[union-attr]
+            self.set_header("Connection", "close")
         if status == 503:
             self.set_header("Retry-After", str(RETRY_AFTER))
         if status == 405:
             allowed = [m for m in self.SUPPORTED_METHODS if getattr(type(self), m.lower()) is not _UNIMPLEMENTED]
             self.set_header("Allow", ", ".join(allowed))
         self.reply(self.error_payload(detail, errors), status)
+
+    def _deny(self, why: str, detail: str, exc: BaseException | None) -> None:
+        """Count and log what this client may not do, and say how it could."""
+        self._answers_early()
+        request = self.request
+        token, challenges = (exc.token, exc.challenges) if isinstance(exc, Denied) else ("", ())
+        for challenge in challenges:
+            self.add_header("WWW-Authenticate", challenge)
+        self.application.metrics.denials.add(
+            why,
+            detail=detail,
+            client=request.remote_ip or "",
+            token=token,
+            method=request.method or "",
+            path=request.path,
+            request_id=self.request_id,
+        )
 
     def _count_refusal(self, status: int, why: str, detail: str, exc: BaseException | None) -> None:
         """Count and log the error if it refuses a batch, or a request that was meant to be one."""
@@ -221,6 +297,7 @@ class Handler(RequestHandler):
             rows=rows,
             loc=tuple(errors[0]["loc"]) if errors else (),
             msg=errors[0]["msg"] if errors else "",
+            token=self.token,
         )
 
     def error_payload(self, detail: str, errors: list[FieldError]) -> Mapping[str, Any]:
@@ -267,6 +344,8 @@ class GetHandler(Handler):
 
 class NotFound(Handler):
     """Any path that is not in the API."""
+
+    scope = None
 
     def not_found(self) -> None:
         raise HTTPError(404)
@@ -318,6 +397,7 @@ def _last(refusal: Refusal) -> schemas.LastRefused:
         "reason": refusal.reason,
         "detail": printable(refusal.detail),
         "client": refusal.client,
+        "token": refusal.token,
         "user_agent": printable(refusal.user_agent),
         "request_id": refusal.request_id,
     }
@@ -363,6 +443,8 @@ def _explain(status: int, exc: BaseException | None) -> tuple[int, str, str, lis
         case PersistError() if found := next((code for kind, code in _STATUSES.items() if isinstance(exc, kind)), None):
             return found, "", str(exc), []
     match status:
+        case 403:  # of Tornado's protection
+            return status, "origin", "A web page of another origin may not do this; see server.trusted_origins", []
         case 404:
             return status, "path", "There is nothing at this path", []
         case 405:

@@ -20,19 +20,30 @@ from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accountin
 class Root(GetHandler):
     """``GET /``: that the service runs."""
 
+    scope = None
+
     async def get(self) -> None:
         running: schemas.Running = {"service": "Persistence Service", "status": "running", "version": __version__}
         self.reply(running)
 
 
 class Health(GetHandler):
-    """``GET /health``: whether the service and its database are healthy."""
+    """``GET /health``: whether the service and its database are healthy; figures only for who may read."""
+
+    scope = None
 
     async def get(self) -> None:
         snapshot = await self.application.health.ping()
-        health: schemas.Health = {
+        status = 200 if snapshot.healthy else 503
+        brief: schemas.BriefHealth = {
             "status": "healthy" if snapshot.healthy else "unhealthy",
             "database": "healthy" if snapshot.sink.up else "unhealthy",
+        }
+        if not self.application.access.may(self.request.headers, "read"):
+            self.reply(brief, status)
+            return
+        health: schemas.Health = {
+            **brief,
             "buffer": {
                 "sessions_count": snapshot.waiting.sessions,
                 "tasks_count": snapshot.waiting.tasks,
@@ -49,11 +60,13 @@ class Health(GetHandler):
             "caution": snapshot.caution,
             "instance": instance(snapshot),
         }
-        self.reply(health, 200 if snapshot.healthy else 503)
+        self.reply(health, status)
 
 
 class Live(GetHandler):
     """``GET /health/live``: that the process answers."""
+
+    scope = None
 
     async def get(self) -> None:
         alive: schemas.Alive = {"status": "alive"}
@@ -62,6 +75,8 @@ class Live(GetHandler):
 
 class Ready(GetHandler):
     """``GET /health/ready``: whether a batch would be accepted, whether or not the database is up."""
+
+    scope = None
 
     async def get(self) -> None:
         problem = self.application.health.snapshot().problem
@@ -78,6 +93,7 @@ class BatchHandler(Handler):
     """Accepts a batch of one kind."""
 
     kind: ClassVar[Kind]
+    scope = "write"
 
     def prepare(self) -> None:
         # Asked once, before the body arrives: the shutdown finishes requests that have begun, and refuses later ones.
@@ -127,6 +143,8 @@ class TasksBatch(BatchHandler):
 class Flush(Handler):
     """``POST …/flush``: when it answers ``flushed``, all rows accepted before it are in the sink or rejected."""
 
+    scope = "flush"
+
     async def post(self) -> None:
         flushed = await self.application.flusher.flush(self.application.flush_timeout)
         if flushed.error is None:
@@ -155,6 +173,8 @@ def _flush_error(flushed: Flushed, detail: str) -> schemas.FlushError:
 
 class Stats(GetHandler):
     """``GET …/stats``: what waits and what was done."""
+
+    scope = "read"
 
     async def get(self) -> None:
         self.reply(self._stats(await self.application.health.look()))

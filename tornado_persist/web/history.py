@@ -165,8 +165,9 @@ def _bound_ms(answers: Reading, q: float) -> float | None:
 class History(GetHandler):
     """``GET …/history``: the last 15 minutes, and the state now. Never waits for the sink."""
 
+    scope = "read"
+
     async def get(self) -> None:
-        self.set_header("Cache-Control", "no-store")
         self.reply(self._history())
 
     def _history(self) -> schemas.History:

@@ -97,6 +97,8 @@ class Limits:
 class OpenAPI(GetHandler):
     """``GET /openapi.json``: the description, with the limits as they are now."""
 
+    scope = "read"
+
     async def get(self) -> None:
         self.finish(await asyncio.to_thread(_described, self.application.limits))
 

@@ -41,6 +41,8 @@ class _File(NamedTuple):
 class Asset(GetHandler):
     """``GET /dashboard/…`` and ``GET /docs/…``: what a page loads. A browser that has it gets 304."""
 
+    scope = "read"
+
     async def get(self) -> None:
         page, slash, name = self.request.path.removeprefix("/").partition("/")
         file = await asyncio.to_thread(_find, f"{page}/{name}" if slash else f"{page}/index.html")
@@ -49,12 +51,11 @@ class Asset(GetHandler):
         self._etag = file.etag
         self.set_header("Content-Type", file.content_type)
         self.set_header("Content-Security-Policy", _POLICY.format(**_ALLOWED[page]))
-        self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("Cache-Control", "no-cache")  # ask each time, so that an upgrade shows at once
         content = file.content
         if file.packed is not None:
-            self.set_header("Vary", "Accept-Encoding")
+            self.add_header("Vary", "Accept-Encoding")
             if "gzip" in self.request.headers.get("Accept-Encoding", ""):
                 self.set_header("Content-Encoding", "gzip")
                 content = file.packed

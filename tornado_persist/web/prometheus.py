@@ -114,6 +114,11 @@ class Exporter:
         for (kind, status, reason), count in refusals.by_reason.items():
             batches.add_metric([kind, str(status), reason], count)
         yield batches
+        text = "Requests denied because of who asks, by why."
+        denied = CounterMetricFamily("persistd_auth_failures", text, labels=["reason"])
+        for reason, count in self._metrics.denials.by_reason.items():
+            denied.add_metric([reason], count)
+        yield denied
         text = "Rows of refused batches whose rows could be counted."
         yield _by_kind("persistd_rows_refused", text, refusals.rows.__getitem__)
         text = "Rows that clients say they dropped before they got here."
@@ -170,6 +175,8 @@ def _by_kind(name: str, text: str, rows: Callable[[Kind], int]) -> Metric:
 
 class Metrics(GetHandler):
     """``GET /metrics``: what Prometheus scrapes. Never waits for the sink."""
+
+    scope = "read"
 
     async def get(self) -> None:
         content_type, text = await self.application.prometheus.render(self.request.headers.get("Accept", ""))

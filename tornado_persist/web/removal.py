@@ -21,6 +21,8 @@ from tornado_persist.web.base import Handler
 class DeletesSession(Handler):
     """``DELETE …/sessions/{session_id}``: the session with its tasks and its rejected rows."""
 
+    scope = "admin"
+
     async def delete(self, session_id: str) -> None:
         queries.read(self.request, {})
         _refuse_no_key(session_id)
@@ -31,6 +33,8 @@ class DeletesSession(Handler):
 class DeletesTask(Handler):
     """``DELETE …/sessions/{session_id}/tasks/{task_id}``: the task and its rejected rows."""
 
+    scope = "admin"
+
     async def delete(self, session_id: str, task_id: str) -> None:
         queries.read(self.request, {})
         _refuse_no_key(session_id, task_id)
@@ -40,6 +44,8 @@ class DeletesTask(Handler):
 
 class Cleanup(Handler):
     """``POST …/sessions/cleanup``: delete old sessions now, by the ages given, or else by those of ``[retention]``."""
+
+    scope = "admin"
 
     async def post(self) -> None:
         given = queries.read(self.request, _CLEANUP)

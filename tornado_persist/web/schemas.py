@@ -121,6 +121,7 @@ class LastRefused(TypedDict):
     reason: Annotated[str, Field(description="why, in a word, as in the metrics")]
     detail: Annotated[str, Field(description="the sentence that the client got")]
     client: Annotated[str, Field(description="its address")]
+    token: Annotated[str, Field(description="the name of its token, if it has shown one")]
     user_agent: str
     request_id: str
 
@@ -164,11 +165,17 @@ class Reloads(TypedDict):
 
 
 @_closed
-class Health(TypedDict):
-    """Health of the service and its sink."""
+class BriefHealth(TypedDict):
+    """Health of the service and its sink, without a figure."""
 
     status: Condition
     database: Annotated[Condition, Field(description="whether the sink can be written to, as far as is known")]
+
+
+@_closed
+class Health(BriefHealth):
+    """Health of the service and its sink."""
+
     buffer: Waiting
     reason: Reason
     accepting: Annotated[bool, Field(description="whether a batch that comes now is accepted")]

@@ -34,7 +34,7 @@ from tornado.log import gen_log
 
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.refusals import Refusal
-from tornado_persist.web.base import SERVER, choose_request_id
+from tornado_persist.web.base import SECURITY_HEADERS, SERVER, choose_request_id
 
 if TYPE_CHECKING:
     from tornado_persist.web.app import Api
@@ -452,6 +452,7 @@ class _Stream:
             "Content-Type: application/json; charset=utf-8",
             f"Content-Length: {len(content)}",
             f"X-Request-ID: {request_id}",
+            *(f"{name}: {value}" for name, value in SECURITY_HEADERS.items()),
             "Connection: close",
         )
         return "\r\n".join([*head, "", ""]).encode() + content
