@@ -425,13 +425,8 @@ class Service:
             changed = sorted([*changed, "auth.tokens_file"])  # the file's content is in no setting
         applied = [key for key in changed if key.startswith(LIVE)]
         needs_restart = [key for key in changed if not key.startswith(LIVE)]
-        live = {
-            "sink": new.sink,
-            "sinks": new.sinks,
-            "auth": new.auth,
-            "buffer": new.buffer,
-            "retention": new.retention,
-        }
+        names = ("sink", "sinks", "auth", "buffer", "retention")
+        live = {name: getattr(new, name) for name in names}
         level = old.log.model_copy(update={"level": new.log.level})
         settings = old.model_copy(update={**live, "tls": new.tls, "log": level})
         tls = await asyncio.to_thread(make_tls, settings)

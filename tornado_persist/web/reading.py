@@ -131,6 +131,8 @@ def _conditions(query: Query) -> str:
 class ReadHandler(GetHandler):
     """A handler of reads."""
 
+    scope = "read"
+
     def parameters(self, *known: str) -> Parameters:
         return Parameters(self.request.query_arguments, known)
 
@@ -261,6 +263,8 @@ class IncompleteSessions(ListHandler):
 
 class Restore(Handler):
     """``POST …/recovery/restore/{session_id}``: a session and its unfinished tasks, to go on with. Changes nothing."""
+
+    scope = "read"
 
     async def post(self, *path: str) -> None:
         reads = self.application.reads

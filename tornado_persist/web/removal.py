@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import unicodedata
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from tornado_persist.errors import NotDeleted, NothingThere
 from tornado_persist.pipeline.removal import Deleted
@@ -21,7 +22,7 @@ from tornado_persist.web.base import Handler
 class DeletesSession(Handler):
     """``DELETE …/sessions/{session_id}``: the session with its tasks and its rejected rows."""
 
-    scope = "admin"
+    method_scopes: ClassVar = {"DELETE": "admin"}
 
     async def delete(self, session_id: str) -> None:
         queries.read(self.request, {})
@@ -33,7 +34,7 @@ class DeletesSession(Handler):
 class DeletesTask(Handler):
     """``DELETE …/sessions/{session_id}/tasks/{task_id}``: the task and its rejected rows."""
 
-    scope = "admin"
+    method_scopes: ClassVar = {"DELETE": "admin"}
 
     async def delete(self, session_id: str, task_id: str) -> None:
         queries.read(self.request, {})
