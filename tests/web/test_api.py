@@ -487,3 +487,25 @@ async def test_dropped_fields_are_named_in_the_answer_and_counted(fetch: Fetch) 
     assert 'persistd_unknown_fields_total{kind="task"} 4.0' in (await fetch("GET", "/metrics")).body.decode()
     plain = json.loads((await fetch("POST", f"{PREFIX}/tasks/batch", body("task", task("a")))).body)
     assert "ignored" not in plain
+
+
+@pytest.mark.gen_test
+async def test_a_batch_is_accepted_later_than_the_answer_that_its_client_names(fetch: Fetch) -> None:
+    path = f"{PREFIX}/tasks/batch"
+    sent = body("task", task("t"))
+
+    async def post(after: str) -> HTTPResponse:
+        return await fetch("POST", path, sent, headers={"X-Persist-After": after})
+
+    ahead = datetime.now(UTC) + timedelta(seconds=30)  # of an instance whose clock is ahead
+    answer = await post(ahead.isoformat())
+    assert datetime.fromisoformat(json.loads(answer.body)["timestamp"]) > ahead
+    later = await fetch("POST", path, sent)
+    assert json.loads(later.body)["timestamp"] > json.loads(answer.body)["timestamp"], "it never goes back"
+    for after in ((datetime.now(UTC) + timedelta(hours=1)).isoformat(), "soon", "2025-13-01T00:00:00Z"):
+        refused = await post(after)
+        assert refused.code == 422
+        assert "X-Persist-After" in json.loads(refused.body)["detail"]
+    old = await post("2025-01-01T00:00:00Z")
+    assert old.code == 200
+    assert datetime.fromisoformat(json.loads(old.body)["timestamp"]) < ahead + timedelta(seconds=10)

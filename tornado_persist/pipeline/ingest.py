@@ -16,7 +16,7 @@ from tornado_persist.pipeline.deadletters import InvalidRow
 from tornado_persist.records.models import Kind
 from tornado_persist.records.parser import HUGE, Parser
 from tornado_persist.records.rules import Parsed
-from tornado_persist.records.times import stamp
+from tornado_persist.records.times import in_utc, stamp
 
 SetAside = Callable[[Sequence[InvalidRow]], AbstractAsyncContextManager[None]]
 FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
@@ -24,6 +24,8 @@ FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 #: A body of so many bytes is large: parsing it takes a millisecond or more.
 LARGE = 1 << 16
 MICROSECOND = timedelta(microseconds=1)
+#: How far ahead of the machine's clock a client may move the accept times.
+MOST_AHEAD = timedelta(seconds=60)
 #: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
 KNOWN_SESSIONS = 100_000
 
@@ -91,6 +93,25 @@ class Ingest:
         is finished, and a journal that is full, failing or closed refuses by itself.
         """
         return self._closed_because or self._journal.problem
+
+    def advance(self, after: str) -> None:
+        """Accept later than ``after``, the timestamp of an answer of this or another instance.
+
+        So a client's updates stay in order where it is sent from one instance to another whose clock is behind.
+        A bound keeps a client from setting the clock far ahead: that is refused, since to pass it over would lose the
+        order in silence.
+
+        Raises:
+            InvalidBatch: it is no time, or more than ``MOST_AHEAD`` ahead of this machine's clock.
+        """
+        try:
+            time = datetime.fromisoformat(in_utc(after))
+        except ValueError:
+            raise InvalidBatch("X-Persist-After is not the timestamp of an answer") from None
+        if time - datetime.now(UTC) > MOST_AHEAD:
+            seconds = f"{MOST_AHEAD.total_seconds():g}"
+            raise InvalidBatch(f"X-Persist-After is more than {seconds} seconds ahead of this instance's clock")
+        self._latest = max(self._latest, time)
 
     async def accept(self, kind: Kind, body: bytes) -> Accepted:
         """Take the batch in a request body; it is durable when this returns.

@@ -104,6 +104,8 @@ class BatchHandler(Handler):
     async def post(self) -> None:
         if self._problem:
             raise NotAccepting(self._problem)
+        if after := self.request.headers.get("X-Persist-After"):
+            self.application.ingest.advance(after)
         batch = await self.application.ingest.accept(self.kind, await self.body())
         if dropped := self.request.headers.get(HEADER):
             self._note_dropped(dropped)

@@ -152,7 +152,14 @@ def describe(limits: Limits) -> dict[str, Any]:
                     "in": "header",
                     "description": "At most 128 letters, digits and `-._:/+=@~`; anything else is passed over.",
                     "schema": {"type": "string"},
-                }
+                },
+                "After": {
+                    "name": "X-Persist-After",
+                    "in": "header",
+                    "description": "The `timestamp` of an earlier answer, of any instance: this batch counts as later."
+                    " At most 60 seconds ahead of the service's clock.",
+                    "schema": {"type": "string"},
+                },
             },
         },
     }
@@ -390,7 +397,10 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
                     "The headers name another content type than JSON, or an unknown compression.",
                     rejected,
                 ),
-                422: (f"A field is missing or wrong, or there are more than {limits.max_batch} rows.", rejected),
+                422: (
+                    f"A field or header is wrong or missing, or there are more than {limits.max_batch} rows.",
+                    rejected,
+                ),
                 503: ("Shutting down, the journal is full or fails, or too many bodies are at work.", rejected),
             },
             retry=True,
@@ -399,6 +409,7 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
         f" or deflate (`Content-Encoding`). Fields that are not listed are {unknown}{named}."
         " An empty batch is accepted.",
     )
+    described["parameters"].append({"$ref": "#/components/parameters/After"})
     content = {"schema": schemas.body(kind), "example": {plural: [_EXAMPLES[kind]]}}
     return {**described, "requestBody": {"required": True, "content": {"application/json": content}}}
 
