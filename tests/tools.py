@@ -94,6 +94,12 @@ TOOLS: tuple[Tool, ...] = (
         ("nginx.service",),
     ),
     Tool(
+        "HAProxy",
+        ("haproxy",),
+        dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("haproxy",),)),
+        ("haproxy.service",),
+    ),
+    Tool(
         "logrotate",
         ("logrotate",),
         dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("logrotate",),)),

@@ -1,0 +1,92 @@
+"""Three instances behind HAProxy, with the example of conf/: a session stays on one of them, and one may die."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from tests import tools
+from tests.process import Persistd, wait_until
+from tests.rows import task
+from tests.servers import free_port
+from tests.sinks.readers import read_postgres
+
+CONF = Path(__file__).parent.parent / "conf"
+TASKS = "/api/v1/persistence/tasks/batch"
+
+
+@contextlib.contextmanager
+def haproxy(directory: Path, instances: list[Persistd]) -> Iterator[httpx.Client]:
+    text, port = (CONF / "haproxy.cfg").read_text(), free_port()
+    changes = {"127.0.0.1:8080": f"127.0.0.1:{port}"}
+    changes |= {f"127.0.0.1:{8001 + n}": one.url.removeprefix("http://") for n, one in enumerate(instances)}
+    for example, real in changes.items():
+        assert text.count(example) == 1
+        text = text.replace(example, real)
+    file = directory / "haproxy.cfg"
+    file.write_text(text)
+    process = subprocess.Popen([tools.require("haproxy"), "-db", "-q", "-f", str(file)])
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+
+            def serves() -> bool:
+                assert process.poll() is None, "haproxy has ended"
+                with contextlib.suppress(httpx.TransportError):
+                    return client.get("/health/ready").status_code == 200
+                return False
+
+            wait_until(serves)
+            yield client
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_session_stays_on_one_instance_and_the_death_of_one_stops_no_batch(tmp_path: Path, postgres_url: str) -> None:
+    config = (
+        "sink = 'postgres'\n[buffer]\nflush_interval = 3600\n"
+        f"[sinks.postgres]\nurl = '{postgres_url}'\nwriters = 'several'\n"
+    )
+    with contextlib.ExitStack() as stack:
+        for number in range(3):
+            (tmp_path / f"{number}").mkdir()
+        instances = [stack.enter_context(Persistd(tmp_path / f"{n}", config)) for n in range(3)]
+        client = stack.enter_context(haproxy(tmp_path, instances))
+
+        def post(session: int, status: str) -> str:
+            rows = {"tasks": [task(session_id=f"s{session}", status=status)]}
+            answer = client.post(TASKS, json=rows, headers={"X-Session-ID": f"s{session}"})
+            assert answer.status_code == 200, answer.text
+            return str(answer.json()["timestamp"])
+
+        def taken() -> list[int]:
+            return [one.stats()["accounting"]["accepted"] for one in instances if one not in dead]
+
+        dead: list[Persistd] = []
+        for session in range(60):
+            post(session, "pending")
+        before = taken()
+        assert sum(before) == 60
+        assert min(before) > 5, before
+        for session in range(60):
+            post(session, "processing")
+        assert taken() == [2 * count for count in before], "each session where it was"
+        instances[0].kill()
+        dead.append(instances[0])
+        latest = {session: post(session, "completed") for session in range(60)}
+        assert sum(taken()) == 2 * sum(before[1:]) + 60
+        for one in instances[1:]:
+            one.flush()
+        # The dead one comes back and writes what it has kept: older than what others have written.
+        instances[0].start()
+        instances[0].flush()
+        stored = read_postgres(postgres_url)["task"]
+        assert Counter(row["status"] for row in stored.values()) == {"completed": 60}
+        assert {key[0]: row["updated_at"] for key, row in stored.items()} == {
+            f"s{session}": at for session, at in latest.items()
+        }
