@@ -1,8 +1,9 @@
-"""Random batches, flushes, failures, deletes and restarts, against a dict."""
+"""Random batches, flushes, failures, deletes, fresh reads and restarts, against a dict."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rig import Rig
-from tornado_persist.errors import NothingThere, SinkUnavailable
+from tornado_persist.errors import NothingThere, ReadFailed, SinkUnavailable
 from tornado_persist.pipeline.removal import Deleted
 from tornado_persist.testing import FlakySink
 
@@ -33,6 +34,7 @@ STEPS = st.one_of(
     st.tuples(st.just("fail")),
     st.tuples(st.just("delete"), st.sampled_from(IDS)),
     st.tuples(st.just("delete task"), st.sampled_from(IDS), st.sampled_from(KEYS)),
+    st.tuples(st.just("read"), st.sampled_from(IDS), st.sampled_from(KEYS)),
     st.tuples(st.just("crash")),
 )
 
@@ -68,6 +70,13 @@ async def _follow(directory: Path, steps: list[Step]) -> None:
             case ("delete task", id, key):
                 await _delete(partial(it.remover.delete_task, id, key, 5), int((id, key) in model))
                 model.pop((id, key), None)
+            case ("read", id, key):
+                with contextlib.suppress(ReadFailed):  # for a failure that was ordered
+                    await it.reads.freshen(5)
+                    row = await it.reads.row("task", (id, key))
+                    expected = model.get((id, key))
+                    assert (row is None) == (expected is None)
+                    assert {name: (row or {})[name] for name in expected or {}} == (expected or {})
             case ("crash",):
                 # What is on the disk now, with the same database.
                 shutil.copytree(it.data_dir, directory / str(number))
