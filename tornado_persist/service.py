@@ -428,7 +428,7 @@ class Service:
         names = ("sink", "sinks", "auth", "buffer", "retention")
         live = {name: getattr(new, name) for name in names}
         level = old.log.model_copy(update={"level": new.log.level})
-        settings = old.model_copy(update={**live, "tls": new.tls, "log": level})
+        settings = old.with_sinks(new, {**live, "tls": new.tls, "log": level})
         tls = await asyncio.to_thread(make_tls, settings)
         if (tls is None) != (self._tls is None):  # http would become https, or the other way round
             needs_restart += [key for key in applied if key.startswith("tls.")]
@@ -437,6 +437,8 @@ class Service:
         elif tls and self._tls and tls.certificate != self._tls.certificate and "tls.cert" not in applied:
             applied.append("tls.cert")
         same = (old.sink, old.sink_settings()) == (new.sink, new.sink_settings())
+        if not same and not any(key.startswith("sink") for key in applied):
+            applied.append(f"sinks.{new.sink}.url_file")
         # First, because only this may fail from here on.
         runner = None if same else await self._open_sink(settings)
         self._apply_numbers(settings)

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -47,6 +47,18 @@ _SERVICE_LINKS = [
 ]
 
 
+class _Environment(EnvSettingsSource):
+    """The variables, with the contents of the files that ``PERSISTD_..._FILE`` name."""
+
+    def _load_env_vars(self) -> dict[str, str | None]:
+        found = dict(super()._load_env_vars())
+        for variable, target, file in _file_variables():
+            found.pop(variable.lower(), None)
+            with suppress(OSError, UnicodeDecodeError):
+                found[_variable(target).lower()] = _content(file)
+        return found
+
+
 class Settings(BaseSettings):
     """All settings; :func:`load` reads them."""
 
@@ -74,6 +86,15 @@ class Settings(BaseSettings):
     log: Log = Log()
     sinks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="a table for each sink")
 
+    #: The sinks' tables once they are read, with what stood in their files then.
+    _sinks: dict[str, SinkSettings] = PrivateAttr(default_factory=dict)
+
+    def with_sinks(self, other: Settings, update: dict[str, Any]) -> Settings:
+        """A copy with these values, and the sinks' tables of ``other`` as they were read."""
+        copy = self.model_copy(update=update)
+        copy._sinks = other._sinks
+        return copy
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
@@ -93,7 +114,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment variables override the file, whose content comes as keyword arguments."""
-        return env_settings, init_settings
+        return _Environment(settings_cls), init_settings
 
     def sink_settings(self, name: str | None = None) -> SinkSettings:
         """The table of one sink (by default the selected one) as its own model.
@@ -103,7 +124,9 @@ class Settings(BaseSettings):
         """
         name = name or self.sink
         try:
-            return _sink_model(name, self.sink).model_validate(self.sinks.get(name, {}))
+            if name not in self._sinks:
+                self._sinks[name] = _sink_model(name, self.sink).model_validate(self.sinks.get(name, {}))
+            return self._sinks[name]
         except ValidationError as exc:
             raise ConfigError.of([mistake.error() for mistake in _mistakes(exc, ("sinks", name))]) from None
 
@@ -177,7 +200,7 @@ def load(file: Path | None, *, sinks: bool = True) -> Settings:
         ConfigError: something in them is wrong. It has a line for each mistake, with file and line or the variable,
             the key, and for an unknown key the one that was perhaps meant.
     """
-    content = _read(file) if file else {}
+    content = _without_overridden(_read(file) if file else {})
     wrong = list(_unknown_variables())
     settings, found = _validate(content)
     wrong += found
@@ -208,6 +231,8 @@ def load(file: Path | None, *, sinks: bool = True) -> Settings:
         text = file.read_text(encoding="utf-8", errors="replace") if file else ""
         wrong.sort(key=lambda mistake: _line_of(mistake.path, text) or 0)
         raise ConfigError.of([mistake.error(file, text) for mistake in wrong])
+    if sinks:
+        settings.sink_settings()
     return settings
 
 
@@ -235,8 +260,45 @@ def find_data_dir(file: Path | None) -> Path:
 
 
 def _environ(key: str) -> str | None:
-    variable = _variable_of((key,))
-    return os.environ[variable] if variable else None
+    return _Environment(Settings).env_vars.get(_variable((key,)).lower())
+
+
+def _file_variables() -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Variables that name a file with a value, as Docker's secrets do: the variable, the key, the file."""
+    known = set(_known_keys())
+    for variable, file in os.environ.items():
+        name = variable.upper().removeprefix(ENV_PREFIX).lower()
+        if name == variable.lower() or not name.endswith("_file"):
+            continue
+        path = tuple(name.split("__"))
+        target = (*path[:-1], path[-1].removesuffix("_file"))
+        if target[:1] == ("sinks",) and len(target) == 3:
+            with suppress(ConfigError):
+                fields = registry.find(target[1]).Settings.model_fields
+                if path[-1] not in fields and target[-1] in fields:
+                    yield variable, target, file
+        elif path not in known and target in known:
+            yield variable, target, file
+
+
+def _content(file: str) -> str:
+    return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+
+
+def _without_overridden(content: dict[str, Any]) -> dict[str, Any]:
+    """A variable for ``url`` or ``url_file`` of a sink overrides both in the file."""
+    tables = content.get("sinks")
+    try:
+        over = _Environment(Settings)().get("sinks")
+    except SettingsError:
+        return content
+    if not isinstance(tables, dict) or not isinstance(over, dict):
+        return content
+    kept = dict(tables)
+    for name, table in over.items():
+        if isinstance(table, dict) and isinstance(kept.get(name), dict) and {"url", "url_file"} & table.keys():
+            kept[name] = {key: value for key, value in kept[name].items() if key not in ("url", "url_file")}
+    return {**content, "sinks": kept}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -312,7 +374,7 @@ def _sink_model(name: str, selected: str) -> type[SinkSettings]:
 def _merged(content: dict[str, Any]) -> dict[str, Any]:
     """What the file and the environment say, unchecked."""
     try:
-        return _over(content, EnvSettingsSource(Settings)())
+        return _over(content, _Environment(Settings)())
     except SettingsError:
         return content
 
@@ -327,7 +389,18 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _unknown_variables() -> Iterator[_Mistake]:
     """pydantic-settings looks only for the variables it knows, so that a misspelt one would go unnoticed."""
+    files = {variable: (target, file) for variable, target, file in _file_variables()}
     for variable, value in sorted(os.environ.items()):
+        if variable in files:
+            target, file = files[variable]
+            if any(name.upper() == _variable(target) for name in os.environ):
+                yield _Mistake(target, f"{_variable(target)} is set, too; remove one of them", variable=variable)
+            try:
+                _content(file)
+            except (OSError, UnicodeDecodeError) as exc:
+                problem = getattr(exc, "strerror", "") or "it is no text"
+                yield _Mistake(target, f"{file} cannot be read: {problem}", variable=variable)
+            continue
         known = not variable.upper().startswith(ENV_PREFIX) or variable in (ENV_CONFIG, ENV_TOKEN, ENV_TOKEN_FILE)
         if known or _is_service_link(variable, value):
             continue
@@ -397,6 +470,6 @@ def _variable(path: tuple[str, ...]) -> str:
 
 def _variable_of(path: tuple[str, ...]) -> str:
     """The environment variable that sets a key, as it was written; empty if none does."""
-    wanted = _variable(path)
-    found = (variable for variable in os.environ if variable.upper() == wanted)
+    wanted = (_variable(path), f"{_variable(path)}_FILE")
+    found = (variable for variable in os.environ if path and variable.upper() in wanted)
     return next((variable for variable in found if not _is_service_link(variable, os.environ[variable])), "")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from msgspec import Raw
-from pydantic import ConfigDict, Field, SecretStr, field_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 from sqlalchemy import (
     URL,
     Column,
@@ -47,6 +47,7 @@ from tornado_persist.sinks.encoders import batched
 from tornado_persist.sinks.sqlreader import SQLReader
 from tornado_persist.sinks.tables import METADATA, TABLES, TimeType
 from tornado_persist.sinks.urls import parse_url
+from tornado_persist.telemetry.redaction import hide
 
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
@@ -78,8 +79,32 @@ class URLSettings(SQLSettings):
     needs_database: ClassVar[bool] = False
 
     url: SecretStr
+    #: A file with the URL, instead of ``url``: the one line in it. Read at the start, and again at a reload.
+    url_file: str = ""
     #: Seconds for the server's answer to one statement. Then the write fails, and is tried again with fewer rows.
     answer_timeout: Seconds = Field(default=60.0, gt=0, le=86_400)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_url(cls, given: Any) -> Any:
+        file = given.get("url_file") if isinstance(given, dict) else None
+        if not file or not isinstance(file, str):
+            return given
+        default = cls.model_fields["url"].default
+        url = given.get("url")
+        if url and (not isinstance(default, SecretStr) or url != default.get_secret_value()):
+            raise ValueError("url and url_file are both given; remove one of them")
+        try:
+            text = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+            hide([text])
+            cls._check_url(SecretStr(text))
+        except OSError as exc:
+            raise ValueError(f"url_file: {file} cannot be read: {exc.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"url_file: {file} is no text") from None
+        except ValueError as exc:
+            raise ValueError(f"url_file: {file}: {exc}") from None
+        return {**given, "url": text}
 
     @field_validator("url")
     @classmethod
