@@ -20,6 +20,7 @@ import httpx
 
 from tornado_persist.client.connection import Address
 from tornado_persist.client.queue import Queue, Reason, Stats
+from tornado_persist.client.reading import Reader
 from tornado_persist.client.sender import Sender, Settings
 from tornado_persist.client.tables import rows_of
 from tornado_persist.client.values import Kind, Row, Session, Task, prepare
@@ -33,8 +34,8 @@ AT_EXIT = 5.0
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-class Client:
-    """Sends sessions and tasks to the service, in the background.
+class Client(Reader):
+    """Sends sessions and tasks to the service, in the background; reads them back while the caller waits.
 
     :meth:`session` and :meth:`task` return at once and raise nothing because of the network. One object serves any
     number of threads and event loops. After a ``fork`` the child has an empty queue and a thread of its own.
@@ -101,6 +102,7 @@ class Client:
         self._putting = False
         self._sender = Sender(self._address, self._settings, self._queue, self._changed)
         self._thread: threading.Thread | None = None
+        self._begin_reading()
 
     # Writing
 
@@ -225,6 +227,7 @@ class Client:
         if thread is not None and thread is not threading.current_thread():
             thread.join(max(0.0, timeout))
         self._sender.abandon()
+        self._end_reading()
 
     async def aclose(self, timeout: float = AT_EXIT) -> None:
         """:meth:`close` for asyncio."""
@@ -270,6 +273,8 @@ def _begin_again() -> None:
         closed = client._queue.closed
         client._begin()
         client._queue.closed = closed
+        if closed:
+            client._end_reading()
 
 
 atexit.register(_close_all)

@@ -44,6 +44,10 @@ class Unavailable(Exception):
         self.after = after
 
 
+class Broken(Unavailable):
+    """The connection broke before the answer was there."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the service said to a batch."""
@@ -165,18 +169,36 @@ class Connection:
             again, self._used = self._used, False
             try:
                 options = {} if timeout is None else {"timeout": timeout}
-                response = self._http.post(path, content=body, headers=headers, **options)  # type: ignore[arg-type]
-            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as exc:
+                response = request(self._http, "POST", path, content=body, headers=headers, **options)
+            except Broken:
                 # A kept connection that the other side has closed, at a restart perhaps. Sending twice does no harm.
                 if again:
                     continue
-                raise Unavailable(f"{self._http.base_url}: the connection broke ({exc or type(exc).__name__})") from exc
-            except httpx.TimeoutException as exc:
-                raise Unavailable(f"{self._http.base_url}: no answer in time ({type(exc).__name__})") from exc
-            except httpx.HTTPError as exc:
-                raise Unavailable(f"{self._http.base_url}: {exc or type(exc).__name__}") from exc
+                raise
             self._used = True
             return response
+
+
+def request(http: httpx.Client, method: str, path: str, **options: Any) -> httpx.Response:
+    """Ask, and wait for the answer.
+
+    Raises:
+        Unavailable: there is none.
+    """
+    try:
+        return http.request(method, path, **options)
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as exc:
+        raise Broken(f"{http.base_url}: the connection broke ({exc or type(exc).__name__})") from exc
+    except httpx.TimeoutException as exc:
+        raise Unavailable(f"{http.base_url}: no answer in time ({type(exc).__name__})") from exc
+    except httpx.HTTPError as exc:
+        raise Unavailable(f"{http.base_url}: {exc or type(exc).__name__}") from exc
+
+
+def checked(response: httpx.Response) -> tuple[dict[str, Any], str, float]:
+    """The object in an answer, what the problem is if it is one, and the seconds that it asks to wait."""
+    data = _object(response)
+    return data, _sentence(response, data), _seconds(response.headers.get("Retry-After", ""))
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
