@@ -63,6 +63,7 @@ def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
         width: int = 1280,
         scheme: str = "light",
         locale: str = "en-GB",
+        view: str = "",
         before: Callable[[Page], None] = lambda page: None,
     ) -> Page:
         page = browser.new_page(
@@ -75,7 +76,7 @@ def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.append((service.url, request.url)))
         before(page)
-        page.goto(f"{service.url}/dashboard")
+        page.goto(f"{service.url}/dashboard{view}")
         return page
 
     yield visit
@@ -318,6 +319,115 @@ def test_rows_set_aside_at_the_door_are_open_rejected_rows_too(tmp_path: Path, v
         expect(page.locator("#open")).to_contain_text("s1 / bad")
         expect(page.locator("#refused")).to_be_hidden()
         page.close()
+
+
+HOSTILE = '<img src="/x" onerror="document.body.remove()">'
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Persistd]:
+    """A service with sixty sessions; the first has three failed tasks of four, and hostile texts."""
+    with Persistd(tmp_path_factory.mktemp("stored")) as service:
+        rows = [session(f"s{number:02}", status="processing" if number % 2 else "completed") for number in range(60)]
+        rows[0]["filename"] = HOSTILE
+        service.post("session", *rows)
+        failed = {"session_id": "s00", "status": "failed", "error_message": HOSTILE, "sheet_name": HOSTILE}
+        service.post("task", *(task(f"t{number}", **failed) for number in range(3)), task("t3", session_id="s00"))
+        service.flush()
+        yield service
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_sessions_are_shown_with_progress_and_failed_tasks(
+    stored: Persistd, visit: Open, width: int, scheme: str
+) -> None:
+    page = visit(stored, width=width, scheme=scheme, view="#sessions")
+    rows = page.locator("#stored-sessions tr:not(.below)")
+    expect(rows).to_have_count(25)
+    expect(page.locator("#view-overview")).to_be_hidden()
+    expect(rows.first).to_contain_text(HOSTILE)
+    expect(rows.first).to_contain_text("75% · 3 of 4 · 3 failed")
+    expect(rows.first.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "75")
+    page.get_by_role("button", name="s00").click()
+    expect(page.locator(".failures li")).to_have_count(3)
+    expect(page.locator(".failures p").first).to_have_text(HOSTILE)
+    page.get_by_role("button", name="s01").click()
+    expect(page.locator(".below:visible").nth(1)).to_contain_text("No stored task has failed")
+    assert page.locator("#view-sessions img").count() == 0
+    assert sideways(page) == 0
+    page.reload()
+    expect(rows).to_have_count(25)
+
+
+def test_sessions_are_filtered_and_paged_by_keyboard_alone(stored: Persistd, visit: Open) -> None:
+    page = visit(stored)
+    expect(page.locator("#headline")).to_have_text("All is well")
+    page.get_by_role("link", name="Overview").focus()
+    for key in ("Tab", "Enter"):
+        page.keyboard.press(key)
+    first, shown = page.locator(".opener").first, page.locator("#sessions-page")
+    expect(first).to_have_text("s00")
+    page.locator("#sessions-next").focus()
+    for number, expected in ((2, "s25"), (3, "s50")):
+        page.keyboard.press("Enter")
+        expect(shown).to_have_text(f"Page {number}")
+        expect(first).to_have_text(expected)
+        expect(page.locator("#sessions-next")).to_be_focused()
+    expect(page.locator("#sessions-next")).to_have_attribute("aria-disabled", "true")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(first).to_have_text("s25")
+    page.locator("#sessions-status").focus()
+    page.keyboard.press("P")
+    page.keyboard.press("P")
+    expect(page.locator("#sessions-status")).to_have_value("processing")
+    expect(first).to_have_text("s01")
+    expect(shown).to_have_text("Page 1")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(first).to_have_attribute("aria-expanded", "true")
+    with page.expect_response("**/sessions?*"):  # the next reading changes neither what is open nor the focus
+        pass
+    expect(first).to_be_focused()
+    expect(page.locator(".below:visible")).to_have_count(1)
+
+
+def test_sessions_are_read_only_while_they_are_shown(stored: Persistd, visit: Open) -> None:
+    asked: list[str] = []
+    page = visit(stored, before=lambda page: page.on("request", lambda request: asked.append(request.url)))
+    expect(page.locator("#headline")).to_have_text("All is well")
+    page.get_by_role("link", name="Sessions").click()
+    expect(page.locator(".opener").first).to_be_visible()
+    page.get_by_role("link", name="Overview").click()
+    expect(page.locator("#view-sessions")).to_be_hidden()
+    seen = len([url for url in asked if "/sessions?" in url])
+    page.wait_for_timeout(6000)
+    assert seen == len([url for url in asked if "/sessions?" in url]) > 0
+
+
+@pytest.mark.parametrize(
+    ("locale", "sink", "status", "sentence"),
+    [
+        ("en-GB", "jsonl", 501, "This sink cannot be read"),
+        ("zh-CN", "jsonl", 501, "此写入目标不能读取"),
+        ("en-GB", "postgres", 503, "The database cannot be read now"),
+        ("zh-CN", "postgres", 503, "目前无法读取数据库"),
+    ],
+)
+def test_a_sink_that_cannot_be_read_is_told_in_a_sentence(
+    tmp_path: Path, visit: Open, complaints: list[str], locale: str, sink: str, status: int, sentence: str
+) -> None:
+    url = f'[sinks.postgres]\nurl = "postgresql://persist@127.0.0.1:{free_port()}/persist"' if status == 503 else ""
+    with Persistd(tmp_path, f'sink = "{sink}"\n{url}') as service:
+        page = visit(service, width=400, locale=locale, view="#sessions")
+        expect(page.locator("#sessions-sentence")).to_contain_text(sentence)
+        expect(page.locator("#sessions-reason")).not_to_be_empty()
+        expect(page.locator(".sessions")).to_be_hidden()
+        assert sideways(page) == 0
+        page.close()
+    assert all(f"status of {status}" in complaint for complaint in complaints)
+    complaints.clear()
 
 
 @pytest.mark.parametrize("width", [1280, 400])

@@ -2,6 +2,7 @@
 
 import { makeCharts } from "./charts.js";
 import { NONE, bounded, bytes, duration, milliseconds, moment, number, percent } from "./format.js";
+import { makeSessions } from "./sessions.js";
 import { language, text } from "./text.js";
 
 const EVERY = 3000;
@@ -252,7 +253,7 @@ function show(now) {
   fresh(true, text.live(moment(now.now * 1000)));
   state(...judge(now));
   write("caution", now.caution);
-  byId("open").hidden = !now.caution;
+  byId("open-to-all").hidden = !now.caution;
   instance(now);
   tiles(now);
   limits(now);
@@ -288,5 +289,18 @@ async function watch() {
 document.documentElement.lang = language;
 for (const node of document.querySelectorAll("[data-text]")) node.textContent = text[node.dataset.text];
 charts = makeCharts(byId("charts"));
+const sessions = makeSessions();
+// The address says which view is shown, so that a reload shows it again.
+function select() {
+  const view = location.hash === "#sessions" ? "sessions" : "overview";
+  byId("view-overview").hidden = view !== "overview";
+  for (const name of ["overview", "sessions"]) {
+    if (name === view) byId(`to-${name}`).setAttribute("aria-current", "page");
+    else byId(`to-${name}`).removeAttribute("aria-current");
+  }
+  sessions.select(view === "sessions");
+}
+addEventListener("hashchange", select);
+select();
 document.addEventListener("visibilitychange", () => document.hidden || look());
 watch();
