@@ -333,6 +333,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Persistd]:
         service.post("session", *rows)
         failed = {"session_id": "s00", "status": "failed", "error_message": HOSTILE, "sheet_name": HOSTILE}
         service.post("task", *(task(f"t{number}", **failed) for number in range(3)), task("t3", session_id="s00"))
+        many = {"session_id": "s02", "status": "failed"}
+        service.post("task", *(task(f"t{number:03}", **many) for number in range(130)))
         service.flush()
         yield service
 
@@ -391,6 +393,19 @@ def test_sessions_are_filtered_and_paged_by_keyboard_alone(stored: Persistd, vis
         pass
     expect(first).to_be_focused()
     expect(page.locator(".below:visible")).to_have_count(1)
+
+
+def test_many_failed_tasks_are_shown_piece_by_piece(stored: Persistd, visit: Open) -> None:
+    page = visit(stored, view="#sessions")
+    opener = page.get_by_role("button", name="s02")
+    opener.click()
+    expect(page.locator(".failures li")).to_have_count(20)
+    page.get_by_role("button", name="Show more").focus()
+    for count in (120, 130):
+        page.keyboard.press("Enter")
+        expect(page.locator(".failures li")).to_have_count(count)
+    expect(page.get_by_role("button", name="Show more")).to_be_hidden()
+    expect(opener).to_be_focused()
 
 
 def test_sessions_are_read_only_while_they_are_shown(stored: Persistd, visit: Open) -> None:
@@ -489,6 +504,28 @@ def test_without_a_database_it_answers_at_once_and_says_so(tmp_path: Path, datab
                 database.start()
             expect(page.locator("#headline")).to_have_text("All is well")
             expect(page.locator("#sink")).to_contain_text("✓ Up")
+
+
+@pytest.mark.alone
+def test_shown_sessions_stay_while_the_database_is_away(
+    tmp_path: Path, database: Postgres, visit: Open, complaints: list[str]
+) -> None:
+    with Persistd(tmp_path, f'sink = "postgres"\n[sinks.postgres]\nurl = "{database.fresh_database()}"') as service:
+        service.post("session", session())
+        service.flush()
+        page = visit(service, view="#sessions")
+        expect(page.locator(".opener")).to_have_text("s1")
+        database.kill()
+        try:
+            expect(page.locator("#sessions-sentence")).to_contain_text("cannot be read now")
+            expect(page.locator(".sessions")).to_have_attribute("data-stale", "yes")
+            expect(page.locator(".opener")).to_be_visible()
+        finally:
+            database.start()
+        expect(page.locator("#sessions-failed")).to_be_hidden()
+        page.close()
+    assert all("status of 503" in complaint for complaint in complaints)
+    complaints.clear()
 
 
 @pytest.mark.alone

@@ -132,6 +132,16 @@ class Entry {
   }
 
   showTasks(tasks, isMore) {
+    const shown = JSON.stringify(tasks);
+    if (shown !== this.shown) this.fill(tasks); // else a message that is being marked to be copied stays so
+    this.shown = shown;
+    const most = this.tasks >= MOST_TASKS;
+    set(this.said, tasks.length ? (isMore && most ? text.mostTasks : "") : text.noFailures);
+    if (document.activeElement === this.more && (!isMore || most)) this.button.focus();
+    this.more.hidden = !isMore || most;
+  }
+
+  fill(tasks) {
     this.list.replaceChildren();
     for (const task of tasks) {
       const item = element("li", "", this.list);
@@ -139,9 +149,6 @@ class Entry {
       element("small", "", item, [task.sheet_name, number(task.row_index), task.column_name].join(" · "));
       element("p", "", item, task.error_message || text.noMessage);
     }
-    const most = this.tasks >= MOST_TASKS;
-    set(this.said, tasks.length ? (isMore && most ? text.mostTasks : "") : text.noFailures);
-    this.more.hidden = !isMore || most;
   }
 }
 
