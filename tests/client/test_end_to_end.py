@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+import httpx
 
 from tests.process import Persistd
 from tests.rows import task
@@ -29,3 +32,15 @@ def test_the_service_shows_what_a_client_dropped_once_also_after_a_restart(tmp_p
             persist.task(**task(str(number)))
         assert persist.flush()
         assert service.stats()["client_drops"]["rows"] == 1
+
+
+def test_the_description_of_the_interface_names_the_header_with_an_example_that_counts(tmp_path: Path) -> None:
+    with Persistd(tmp_path) as service:
+        described = service.http.get("/openapi.json").json()
+        batch = described["paths"]["/api/v1/persistence/tasks/batch"]["post"]
+        assert {"$ref": "#/components/parameters/Dropped"} in batch["parameters"]
+        header = described["components"]["parameters"]["Dropped"]
+        (example,) = re.findall("`([0-9].*?)`", header["description"])
+        with httpx.Client(base_url=service.url, headers={header["name"]: example}) as http:
+            assert http.post("/api/v1/persistence/tasks/batch", json={"tasks": [task()]}).status_code == 200
+        assert service.stats()["client_drops"]["rows"] == 12

@@ -160,6 +160,14 @@ def describe(limits: Limits) -> dict[str, Any]:
                     " At most 60 seconds ahead of the service's clock.",
                     "schema": {"type": "string"},
                 },
+                "Dropped": {
+                    "name": "X-Persist-Dropped",
+                    "in": "header",
+                    "description": "Rows that this client has dropped in all, how many of them an accepted batch has"
+                    " reported before, and an id of the client's process: `17; since=5; client=3f2a9c0d11aa22bb`."
+                    " `client_drops` in `/stats` adds them up. Anything else is passed over.",
+                    "schema": {"type": "string"},
+                },
             },
         },
     }
@@ -409,7 +417,7 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
         f" or deflate (`Content-Encoding`). Fields that are not listed are {unknown}{named}."
         " An empty batch is accepted.",
     )
-    described["parameters"].append({"$ref": "#/components/parameters/After"})
+    described["parameters"] += [{"$ref": f"#/components/parameters/{name}"} for name in ("After", "Dropped")]
     content = {"schema": schemas.body(kind), "example": {plural: [_EXAMPLES[kind]]}}
     return {**described, "requestBody": {"required": True, "content": {"application/json": content}}}
 
