@@ -42,7 +42,7 @@ LIBRARIES = {
     "pydantic_settings": {"config"},
     "pytest": {"testing.comparison"},
     "msgspec": {"records", "sinks", "pipeline.reads", "testing.reading"},
-    "rich": {"cli.importing", "cli.output", "cli.stats"},
+    "rich": {"cli.exporting", "cli.importing", "cli.output", "cli.stats"},
     "shtab": {"cli.program"},
 }
 MOST_LINES = 600

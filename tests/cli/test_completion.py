@@ -38,6 +38,7 @@ def test_bash_offers_commands_their_commands_and_options(script: Path) -> None:
     assert offered(script, "persistd", "st") == {"start", "stop", "status", "stats"}
     assert {"ls", "show", "verify", "export"} <= offered(script, "persistd", "journal", "")
     assert {"--kind", "--code", "--edit", "--overwrite"} <= offered(script, "persistd", "rejected", "retry", "--")
+    assert {"--kind", "--session", "--since", "--output"} <= offered(script, "persistd", "export", "--")
     assert "persistd.bash" in offered(script, "persistd", "import", "pers")
 
 

@@ -10,11 +10,11 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from tornado_persist.errors import ConfigError, FieldError, NoAnswer, PersistError, RequestRefused
 from tornado_persist.files import DataDir
@@ -148,6 +148,21 @@ class Client:
 
         return self._ask("POST", f"{_PREFIX}/{PLURALS[kind]}/batch", body, good=("accepted",))
 
+    def row(self, *path: str) -> dict[str, Any]:
+        """``GET`` one row, and what waits is written first. Raises as :meth:`_ask` does."""
+        return self._ask("GET", f"{_PREFIX}/{_join(path)}")
+
+    def pages(self, *path: str, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """``GET`` a list, answer by answer; ``fresh`` and ``count`` are of the first. Raises as :meth:`_ask` does."""
+        query = {name: value for name, value in query.items() if value}
+        while True:
+            page = self._ask("GET", f"{_PREFIX}/{_join(path)}?{urlencode(query, errors='surrogateescape')}")
+            yield page
+            if page["next"] is None:
+                return
+            kept = {name: value for name, value in query.items() if name not in ("fresh", "count")}
+            query = {**kept, "after": page["next"]}
+
     def _ask(self, method: str, path: str, body: bytes | None = None, good: tuple[str, ...] = ()) -> dict[str, Any]:
         """The JSON of an answer.
 
@@ -200,6 +215,10 @@ class Client:
             case OSError():
                 return exc.strerror or str(exc)
         return str(exc)
+
+
+def _join(path: Sequence[str]) -> str:
+    return "/".join(quote(part, safe="", errors="surrogateescape") for part in path)
 
 
 def add_url(parser: argparse.ArgumentParser) -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tornado_persist.cli import output
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
-from tornado_persist.errors import InputError
-from tornado_persist.files import DataDir, fsync_directory, reason
+from tornado_persist.files import DataDir
 from tornado_persist.journal import Begin, Damage, DamagedDirectory, Entry, Gap, Inspection, Item, Tail
 from tornado_persist.records.models import KINDS, PLURALS, Kind
 
@@ -185,7 +182,7 @@ def _export(configuration: Configuration, options: argparse.Namespace) -> int:
     journal = Inspection(configuration.data_dir / "journal")
     problems = _Problems(configuration.data_dir, journal)
     records = rows = 0
-    with _output(options.output) as out:
+    with output.new_file(options.output) as out:
         for item in journal.items():
             if not isinstance(item, Entry):
                 problems.look(item)
@@ -201,30 +198,6 @@ def _export(configuration: Configuration, options: argparse.Namespace) -> int:
         out.flush()
     print(f"{output.count(rows, 'row')} of {output.count(records, 'record')} exported", file=sys.stderr)
     return problems.end()
-
-
-@contextlib.contextmanager
-def _output(path: Path | None) -> Iterator[IO[str]]:
-    """Standard output, or a new file that is there once it is whole."""
-    if path is None:
-        yield sys.stdout
-        return
-    aside = path.with_name(path.name + ".unfinished")
-    try:
-        if path.exists():
-            raise InputError(path, "is there already; it is not written over")
-        try:
-            with aside.open("w", encoding="utf-8") as out:
-                yield out
-                out.flush()
-                os.fsync(out.fileno())
-            aside.rename(path)
-            fsync_directory(path.parent)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-    except OSError as exc:
-        raise InputError(path, f"cannot be written: {reason(exc)}") from None
 
 
 class _Problems:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from tornado_persist.errors import InputError
+from tornado_persist.files import fsync_directory, reason
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,3 +88,33 @@ def clock(at: datetime) -> str:
 def count(number: int, one: str, many: str | None = None) -> str:
     """``1 row``, ``2,000 rows``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+@contextlib.contextmanager
+def new_file(path: Path | None) -> Iterator[IO[str]]:
+    """A new file that is there once it is whole, or standard output; in UTF-8, since JSON is.
+
+    Raises:
+        InputError: it is there already, or cannot be written.
+    """
+    if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
+        yield sys.stdout
+        return
+    aside = path.with_name(path.name + ".unfinished")
+    try:
+        if path.exists():
+            raise InputError(path, "is there already; it is not written over")
+        try:
+            with aside.open("w", encoding="utf-8") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            aside.rename(path)
+            fsync_directory(path.parent)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as exc:
+        raise InputError(path, f"cannot be written: {reason(exc)}") from None
