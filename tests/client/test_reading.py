@@ -13,6 +13,7 @@ import pytest
 from tests.process import Persistd
 from tests.rows import session, task
 from tornado_persist.client import Client, NotFound, ReadFailed
+from tornado_persist.client.testing import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,22 @@ def test_a_service_that_is_away_comes_back_or_cannot_read(tmp_path: Path) -> Non
         persist.close()
     with pytest.raises(ReadFailed, match="the client is closed"):
         persist.get_session("s")
+
+
+def test_a_recorder_gives_back_what_it_was_sent() -> None:
+    with Client(transport=Recorder()) as persist:
+        for name, status in (("done", "completed"), ("a/b", "pending")):
+            persist.session(**session(name, status=status))
+            for number, state in enumerate(("completed", "failed", "processing")):
+                persist.task(**task(f"{number}/", session_id=name, status=state))
+        assert persist.flush()
+        assert persist.get_session("a/b")["status"] == "pending"
+        assert persist.get_task("a/b", "1/")["status"] == "failed"
+        assert [row["task_id"] for row in persist.iter_tasks("a/b", status=["failed", "completed"])] == ["0/", "1/"]
+        assert len(list(persist.iter_tasks(None, batch_id="b1", limit=2))) == 6
+        assert [row["session_id"] for row in persist.iter_sessions()] == ["a/b", "done"]
+        assert [row["session_id"] for row in persist.incomplete_sessions()] == ["a/b"]
+        assert [row["task_id"] for row in persist.restore("a/b")["tasks"]] == ["2/"]
+        for missing in (lambda: persist.get_session("x"), lambda: persist.get_task("a/b", "x")):
+            with pytest.raises(NotFound):
+                missing()

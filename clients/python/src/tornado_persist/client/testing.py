@@ -15,10 +15,15 @@ import json
 import threading
 from collections import deque
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 
+from tornado_persist.client.connection import PREFIX
 from tornado_persist.client.values import Row
+
+_FINISHED = ("completed", "failed")
+_EXACT = frozenset({"llm_provider", "batch_id", "sheet_name", "column_name"})
 
 
 class Recorder(httpx.BaseTransport):
@@ -47,6 +52,8 @@ class Recorder(httpx.BaseTransport):
             self.requests.append(request)
             if self._answers:
                 return self._answers.popleft()
+            if not request.url.path.endswith(("/batch", "/flush")):
+                return self._read(request)
             if request.url.path.endswith("/flush"):
                 return httpx.Response(200, json={"status": "flushed"})
             if request.headers.get("Content-Encoding") == "gzip":
@@ -57,3 +64,27 @@ class Recorder(httpx.BaseTransport):
             for row in data.get("tasks", ()):
                 self.tasks.setdefault((row["session_id"], row["task_id"]), {}).update(row)
             return httpx.Response(200, json={"status": "accepted", "count": sum(map(len, data.values()))})
+
+    def _read(self, request: httpx.Request) -> httpx.Response:
+        """A row, or all rows on one page: filters by a field's value are heeded, other parameters are not."""
+        _, what, *keys = map(unquote, request.url.raw_path.decode().partition("?")[0].partition(PREFIX)[2].split("/"))
+        if what == "recovery":
+            what, *keys = keys
+        if keys and what != "incomplete-sessions" and not (len(keys) == 2 and keys[1] == "tasks"):
+            task = len(keys) == 3
+            row = self.tasks.get((keys[0], keys[2])) if task else self.sessions.get(keys[0])
+            if row is None:
+                return httpx.Response(404, json={"detail": f"There is no such {'task' if task else 'session'}"})
+            if what != "restore":
+                return httpx.Response(200, json=row)
+            left = [it for key, it in sorted(self.tasks.items()) if key[0] == keys[0] and it["status"] not in _FINISHED]
+            return httpx.Response(200, json={"session": row, "tasks": left, "truncated": False})
+        rows = [row for _, row in sorted((self.tasks if what == "tasks" or keys else self.sessions).items())]
+        rows = [row for row in rows if not keys or row["session_id"] == keys[0]]
+        if what == "incomplete-sessions":
+            rows = [row for row in rows if row["status"] not in _FINISHED]
+        for name, value in request.url.params.items():
+            if name == "status" or name in _EXACT:
+                wanted = value.split(",") if name == "status" else [value]
+                rows = [row for row in rows if row[name] in wanted]
+        return httpx.Response(200, json={"items": rows, "next": None})
