@@ -39,6 +39,7 @@ def test_bash_offers_commands_their_commands_and_options(script: Path) -> None:
     assert {"ls", "show", "verify", "export"} <= offered(script, "persistd", "journal", "")
     assert {"--kind", "--code", "--edit", "--overwrite"} <= offered(script, "persistd", "rejected", "retry", "--")
     assert {"--kind", "--session", "--since", "--output"} <= offered(script, "persistd", "export", "--")
+    assert offered(script, "persistd", "get", "") >= {"session", "task"}
     assert "persistd.bash" in offered(script, "persistd", "import", "pers")
 
 

@@ -35,6 +35,7 @@ _MODULES = {
     "journal": ("journal",),
     "rejected": ("rejected",),
     "importing": ("import",),
+    "showing": ("get", "ls"),
     "exporting": ("export",),
     "cleanup": ("cleanup",),
     "configuration": ("config",),

@@ -1,0 +1,48 @@
+"""``persistd get`` and ``persistd ls`` against a running service."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli.conftest import Command
+from tests.process import Persistd
+from tests.rows import session, task
+
+
+def test_one_row_for_people_and_as_json(service: Persistd, command: Command) -> None:
+    service.post("session", session("会话/1", metadata={"a": [1]}))
+    service.post("task", task("t/1", session_id="会话/1", status="failed", error_message="坏\x1b[31m"))
+    code, said, _ = command("get", "session", "会话/1", "--url", service.url)
+    shown = dict(line.split(maxsplit=1) for line in said.splitlines())
+    assert code == 0
+    assert shown.items() >= {"session_id": "会话/1", "metadata": '{"a": [1]}', "tasks": "1 failed"}.items()
+    assert shown["progress"] == "100.0 %"
+    code, said, _ = command("get", "task", "会话/1", "t/1", "--json", "--url", service.url)
+    assert (code, json.loads(said)["error_message"]) == (0, "坏\x1b[31m")
+    said = command("get", "task", "会话/1", "t/1", "--url", service.url).out
+    assert "\x1b" not in said
+    missing = command("get", "task", "会话/1", "x", "--url", service.url)
+    assert missing == (1, "", "persistd: There is no such task\n")
+    assert command("get", "session", "s", "--url", "http://127.0.0.1:9").code == 3
+
+
+def test_lists(service: Persistd, command: Command) -> None:
+    service.post("session", session("a"), session("b", status="completed"))
+    service.post("task", *(task(f"t{n:04}", session_id="a") for n in range(1000)))
+    service.post("task", task("u", session_id="b", status="failed", error_message="too long"))
+    code, said, _ = command("ls", "sessions", "--url", service.url)
+    head, first, second = said.splitlines()
+    assert (code, head.split()[:4]) == (0, ["session", "status", "progress", "tasks"])
+    assert "1,000 pending" in first
+    assert second.split()[:4] == ["b", "completed", "100.0", "%"]
+    code, said, _ = command("ls", "tasks", "--status", "failed", "--url", service.url)
+    assert [line.split()[:3] for line in said.splitlines()[1:]] == [["b", "u", "failed"]]
+    assert said.splitlines()[1].endswith("too long")
+    code, said, complaint = command("ls", "tasks", "--session", "a", "--limit", "2", "--json", "--url", service.url)
+    assert [json.loads(line)["task_id"] for line in said.splitlines()] == ["t0000", "t0001"]
+    assert complaint == "persistd: there are more than 2 tasks; --limit shows them\n"
+    code, said, complaint = command("ls", "tasks", "--limit", "2000", "--json", "--url", service.url)
+    assert (code, len(said.splitlines()), complaint) == (0, 1001, "")
+    code, _, complaint = command("ls", "tasks", "--status", "lost", "--url", service.url)
+    assert (code, complaint.startswith("persistd: status: 'lost' is none of ")) == (1, True)
+    assert command("ls", "tasks", "--limit", "0").code == 2
