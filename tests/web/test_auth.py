@@ -272,6 +272,7 @@ def test_the_token_comes_in_with_any_user_name(scheme: str, user: str) -> None:
         ("ops:write:" + "0" * 63, "the last part of ops"),
         (f"ops:write:{SECRET}", "this is a token itself"),
     ],
+    ids=["nothing", "name", "scope", "no scope", "short", "token"],  # the token is another one in each process
 )
 def test_a_wrong_line_is_named_and_shows_no_token(line: str, told: str) -> None:
     with pytest.raises(ValueError, match=told) as caught:
