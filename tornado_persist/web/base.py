@@ -242,6 +242,7 @@ class Handler(RequestHandler):
         status, why, detail, errors = _explain(status_code, exc)
         self._count_refusal(status, why, detail, exc)
         if why in DENIED:
+            self._answers_early()  # Tornado itself refuses a page of another origin, before prepare()
             self._deny(why, detail, exc)
         if self.request.connection.context.answered_early:  # type: ignore[union-attr]
             self.set_header("Connection", "close")
