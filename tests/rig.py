@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests import rows
 from tornado_persist.journal import Journal
@@ -168,6 +168,20 @@ def answers(metrics: Metrics) -> dict[tuple[str, str, int], int]:
         for sample in metric.samples
         if sample.value  # some series exist before their first answer
     }
+
+
+T = TypeVar("T")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run``, but the thread's own event loop, if it has one, stays: without it nobody would close that."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:

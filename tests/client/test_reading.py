@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.process import Persistd
+from tests.rig import run
 from tests.rows import session, task
 from tornado_persist.client import Client, NotFound, ReadFailed
 from tornado_persist.client.testing import Recorder
@@ -94,7 +94,7 @@ def test_what_is_not_there_and_what_is_wrong(persist: Client) -> None:
 
 
 def test_in_asyncio(persist: Client) -> None:
-    async def run() -> None:
+    async def use() -> None:
         assert (await persist.aget_session("done"))["status"] == "completed"
         assert (await persist.aget_task("open", "0002"))["row_index"] == 2
         assert (await persist.arestore("open"))["tasks"] == []
@@ -104,7 +104,7 @@ def test_in_asyncio(persist: Client) -> None:
         with pytest.raises(NotFound):
             await persist.aget_session("x")
 
-    asyncio.run(run())
+    run(use())
 
 
 def test_a_service_that_is_away_comes_back_or_cannot_read(tmp_path: Path) -> None:

@@ -90,9 +90,11 @@ def test_a_service_that_is_busy_is_asked_again_when_it_says(tmp_path: Path, retr
             with socket.create_connection(address, 10) as other:
                 # It takes the room for its body, whose end it holds back.
                 head = (
-                    "POST /api/v1/persistence/tasks/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2001\r\n\r\n"
+                    "POST /api/v1/persistence/tasks/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2001\r\n"
+                    "Expect: 100-continue\r\n\r\n"
                 )
-                other.sendall(head.encode() + b" " * 2000)
+                other.sendall(head.encode())
+                assert other.recv(1000).startswith(b"HTTP/1.1 100 "), "now it has the room"
                 wait_until(lambda: service.post("task", task("t", source_text="x" * 500)).status_code == 503)
                 for number in range(3):
                     persist.task(**task(str(number)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.process import Persistd, wait_until
+from tests.rig import run
 from tests.rows import session, task
 from tornado_persist.client import Client
 from tornado_persist.client.sender import pause
@@ -323,12 +323,12 @@ def test_a_full_queue_drops_new_keys_and_takes_updates() -> None:
 def test_several_threads_and_one_order_for_each_key(service: Persistd) -> None:
     with Client(service.url, interval=0.01, max_batch=50) as persist:
 
-        def run(name: int) -> None:
+        def call(name: int) -> None:
             for number in range(1000):
                 last = number >= 900
                 persist.task(**task(f"{name}-{number % 100}", status="completed" if last else "pending"))
 
-        threads = [threading.Thread(target=run, args=(name,)) for name in range(8)]
+        threads = [threading.Thread(target=call, args=(name,)) for name in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -339,14 +339,14 @@ def test_several_threads_and_one_order_for_each_key(service: Persistd) -> None:
 
 
 def test_in_asyncio(service: Persistd) -> None:
-    async def run() -> None:
+    async def use() -> None:
         async with Client(service.url) as persist:
             persist.session(**session())
             assert await persist.aflush(10)
             persist.task(**task())
         assert persist.stats.sent == 2
 
-    asyncio.run(run())
+    run(use())
 
 
 def test_a_flush_ends_in_time_and_so_does_the_close() -> None:
@@ -355,7 +355,7 @@ def test_a_flush_ends_in_time_and_so_does_the_close() -> None:
         persist.task(**task("a"))
         began = time.monotonic()
         assert not persist.flush(0.2)
-        assert not asyncio.run(persist.aflush(0.2))
+        assert not run(persist.aflush(0.2))
         persist.task(**task("b"))
         persist.close(0.3)
         assert time.monotonic() - began < 3

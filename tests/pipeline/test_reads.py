@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rig import rig
+from tests.rig import rig, run
 
 _KEY = st.sampled_from(["a", "b", "c"])
 _STEP = st.one_of(
@@ -45,4 +44,4 @@ async def follow(steps: list[tuple[str, str, int]], directory: Path) -> None:
 @settings(max_examples=40)
 def test_a_fresh_read_shows_all_that_was_accepted(steps: list[tuple[str, str, int]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(follow(steps, Path(directory)))
+        run(follow(steps, Path(directory)))

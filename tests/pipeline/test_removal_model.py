@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ from typing import Any, TypeAlias
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rig import Rig
+from tests.rig import Rig, run
 from tornado_persist.errors import NothingThere, ReadFailed, SinkUnavailable
 from tornado_persist.pipeline.removal import Deleted
 from tornado_persist.testing import FlakySink
@@ -42,7 +41,7 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=25))
 def test_any_sequence_leaves_what_a_dict_would_hold(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(_follow(Path(directory), steps))
+        run(_follow(Path(directory), steps))
 
 
 async def _follow(directory: Path, steps: list[Step]) -> None:

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -38,6 +39,10 @@ def add(commands: Commands) -> None:
     commands.add("reload", _reload, "have the service read its configuration again, and say what it did")
 
 
+#: Bytes of a thread's stack. The usual 8 MiB would count against a limit of memory, for each thread that there is.
+THREAD_STACK = 2 << 20
+
+
 def run(configuration: Configuration, options: argparse.Namespace) -> int:
     """Serve in the foreground."""
     import asyncio
@@ -49,6 +54,7 @@ def run(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir = DataDir(settings.data_dir)
     data_dir.make()
     _raise_open_files()
+    threading.stack_size(THREAD_STACK)
     # In the background standard output and error are a file as well, which is rotated and reopened as any other.
     streams = data_dir.log_file if options.daemon else None
     named = settings.path(settings.log.file) if settings.log.file else streams
