@@ -128,6 +128,8 @@ class Handler(RequestHandler):
         self.set_header("Access-Control-Allow-Headers", _CORS_REQUEST)
         self.set_header("Access-Control-Max-Age", "600")
         self.set_status(204)
+        self._answers_early()
+        self.set_header("Connection", "close")  # Tornado ends it after an answer before the request's end
         self.finish()
         return True
 
