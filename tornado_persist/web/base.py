@@ -244,7 +244,6 @@ class Handler(RequestHandler):
         status, why, detail, errors = _explain(status_code, exc)
         self._count_refusal(status, why, detail, exc)
         if why in DENIED:
-            self._answers_early()  # Tornado itself refuses a page of another origin, before prepare()
             self._deny(why, detail, exc)
         if self.request.connection.context.answered_early:  # type: ignore[union-attr]
             self.set_header("Connection", "close")
@@ -257,7 +256,7 @@ class Handler(RequestHandler):
 
     def _deny(self, why: str, detail: str, exc: BaseException | None) -> None:
         """Count and log what this client may not do, and say how it could."""
-        self._answers_early()
+        self._answers_early()  # Tornado itself refuses a page of another origin, before prepare()
         request = self.request
         token, challenges = (exc.token, exc.challenges) if isinstance(exc, Denied) else ("", ())
         for challenge in challenges:
