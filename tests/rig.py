@@ -83,7 +83,6 @@ class Rig:
         self.remover = Remover(
             self.ingest,
             self.backlog,
-            self.buffer,
             self.flusher,
             checkpointer,
             self.metrics,

@@ -12,7 +12,7 @@
      +-- FlushFailed          a flush left rows in the buffer
      +-- NotDeleted           rows that were to be deleted are still there
      |    +-- NothingThere    ... because there are none
-     |    +-- RowsWait        ... because newer ones wait for a flush
+     |    +-- RowsWait        ... because newer ones came, or another is at work
      |    +-- CannotDelete    ... because this sink cannot delete
      |    +-- ClockInDoubt    ... because their age depends on a clock that may be wrong
      +-- QueryRefused         a request for rows cannot be answered
@@ -127,7 +127,7 @@ class NothingThere(NotDeleted):
 
 
 class RowsWait(NotDeleted):
-    """Newer rows of it wait for a flush."""
+    """Newer rows of it were accepted, or another command is at work on them."""
 
 
 class CannotDelete(NotDeleted):

@@ -230,7 +230,6 @@ class Service:
         self._remover = Remover(
             self._ingest,
             self._backlog,
-            self._buffer,
             self._flusher,
             checkpointer,
             self._metrics,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from tornado_persist.errors import (
     SinkUnavailable,
 )
 from tornado_persist.pipeline import removal
+from tornado_persist.records.models import Batch
 from tornado_persist.sinks.base import Removed
 from tornado_persist.testing import AppendSink, FlakySink
+from tornado_persist.testing.samples import task as sample
 
 
 @pytest.mark.gen_test
@@ -102,14 +105,73 @@ async def test_a_session_that_is_still_written_to_is_not_deleted(tmp_path: Path)
 
 
 @pytest.mark.gen_test
-async def test_rows_in_the_journal_alone_may_be_of_any_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with rig(tmp_path) as it:
-        await it.add("a", "b")
-        await it.flusher.flush(5)
-        monkeypatch.setattr(it.backlog, "left_out", lambda: True)
-        with pytest.raises(RowsWait, match="in the journal alone"):
+async def test_rows_in_the_journal_alone_are_written_first(tmp_path: Path) -> None:
+    async with rig(tmp_path, max_rows=2) as it:
+        it.sink.hold()
+        for key in "abcdef":
+            await it.add(key)
+        await it.add("a", session_id="other")
+        assert it.backlog.left_out()
+        asyncio.get_running_loop().call_later(0.05, it.sink.release)
+        assert (await it.remover.delete_session("s1", 5)).tasks == 6
+        assert it.stored() == ["a"]
+
+
+class Between(FlakySink):
+    """Calls ``then`` after the first piece, in the sink's thread."""
+
+    then: Callable[[], object]
+
+    def delete_sessions(self, *args: Any, **options: Any) -> Removed:
+        removed = super().delete_sessions(*args, **options)
+        if self.calls.count("delete_sessions") == 1:
+            self.then()
+        return removed
+
+
+@pytest.mark.gen_test
+async def test_a_row_that_a_flush_between_two_pieces_has_written_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cursor may not be durable past that row, so a replay could bring it back."""
+    monkeypatch.setattr(removal, "PIECE", 10)
+    async with rig(tmp_path, Between()) as it:
+        await it.add(*(f"t{i:02}" for i in range(35)))
+        loop = asyncio.get_running_loop()
+
+        async def add_and_flush() -> None:
+            await it.add("u")
+            flushing = asyncio.create_task(it.flusher.flush_once())
+            await asyncio.sleep(0)  # it waits for its turn
+            flushed.append(flushing)
+
+        flushed: list[asyncio.Task[Any]] = []
+        it.sink.then = lambda: asyncio.run_coroutine_threadsafe(add_and_flush(), loop).result(5)  # type: ignore[attr-defined]
+        with pytest.raises(RowsWait, match="Newer rows of session s1 were accepted"):
             await it.remover.delete_session("s1", 5)
-        assert it.stored() == ["a", "b"]
+        assert (await flushed[0]).tasks == 1
+        assert it.stored() == [*(f"t{i:02}" for i in range(10, 35)), "u"]
+        assert (await it.remover.delete_session("s1", 5)).tasks == 26
+
+
+@pytest.mark.gen_test
+async def test_a_delete_does_not_go_on_in_another_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "PIECE", 10)
+    other = FlakySink()
+    async with rig(tmp_path, Between()) as it:
+        loop = asyncio.get_running_loop()
+        await it.add(*(f"t{i:02}" for i in range(35)))
+        await it.flusher.flush(5)
+        other.open()
+        other.write(Batch([], [sample(f"t{i:02}", session_id="s1") for i in range(35)]))
+        switching: list[asyncio.Task[None]] = []
+        it.sink.then = lambda: loop.call_soon_threadsafe(  # type: ignore[attr-defined]
+            lambda: switching.append(asyncio.create_task(it.switch(other)))
+        )
+        with pytest.raises(SinkUnavailable, match="changed meanwhile"):
+            await it.remover.delete_session("s1", 5)
+        await switching[0]
+        assert len(other.stored["task"]) == 35
 
 
 @pytest.mark.gen_test

@@ -73,17 +73,17 @@ async def test_any_id_works_in_a_path(app: Api, fetch: Fetch, key: str) -> None:
     ("query", "said"),
     [
         ("stauts=failed", "status"),
-        ("qqqqq=1", "known: status"),
-        ("status=done", "none of pending"),
-        ("limit=0", "from 1 to 1000"),
-        ("limit=1001", "from 1 to 1000"),
-        ("limit=x", "from 1 to 1000"),
-        ("limit=1&limit=2", "more than once"),
-        ("fields=stats", "status"),
+        ("qqqqq=1", "(status, llm_provider, "),
+        ("status=done", "status should be some of pending, processing, completed, failed, not 'done'"),
+        ("limit=0", "between 1 and 1000, not 0 (did you mean 1?)"),
+        ("limit=1001", "(did you mean 1000?)"),
+        ("limit=x", "limit should be a whole number"),
+        ("limit=1&limit=2", "2 times"),
+        ("fields=stats", "(did you mean status?)"),
         ("updated_since=yesterday", "ISO 8601"),
         ("after=x", "after is not"),
         ("after=W10", "after is not"),
-        ("fresh=maybe", "true or false"),
+        ("fresh=maybe", "fresh should be true or false"),
         ("llm_provider=%00", "NUL"),
         ("llm_provider=%FF", "UTF-8"),
     ],
@@ -105,7 +105,7 @@ async def test_a_token_is_good_for_its_query_alone(app: Api, fetch: Fetch) -> No
 @pytest.mark.gen_test
 async def test_what_does_not_exist_is_a_404(app: Api, fetch: Fetch) -> None:  # noqa: F811
     await app.flusher.runner.open()
-    for path in ("sessions/x", "sessions/x/tasks/y", "sessions/%00"):
+    for path in ("sessions/x", "sessions/x/tasks/y", "sessions/%00", "sessions/%00/tasks", f"sessions/{'x' * 65}"):
         assert "no such" in answer(await fetch("GET", f"{PREFIX}/{path}"), 404)["detail"]
     assert "no such" in answer(await fetch("POST", f"{PREFIX}/recovery/restore/x"), 404)["detail"]
     assert not app.metrics.refusals.batches

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from tornado_persist.errors import BatchRefused
@@ -32,6 +33,24 @@ REQUEST_IDS_KEPT = 1000
 REQUEST_IDS_NAMED = 20
 
 
+class Watch:
+    """Of which of some sessions rows were accepted since it was made."""
+
+    def __init__(self, session_ids: Iterable[str], task_id: str | None = None) -> None:
+        """``task_id``: only rows of this task count."""
+        self._session_ids = frozenset(session_ids)
+        self._task_id = task_id
+        self.seen: set[str] = set()
+
+    def look(self, kind: Kind, rows: Iterable[Row]) -> None:
+        """Rows that were accepted just now."""
+        for row in rows:
+            if row["session_id"] in self._session_ids and (
+                self._task_id is None or (kind == "task" and row["task_id"] == self._task_id)
+            ):
+                self.seen.add(row["session_id"])
+
+
 class Backlog:
     """Fills the buffer, from requests while there is room, else from the journal."""
 
@@ -49,6 +68,7 @@ class Backlog:
         self._read: list[Record] = []
         # The requests whose batches wait, with the sequence numbers of their records, in that order.
         self._pending_request_ids: deque[tuple[int, str]] = deque(maxlen=REQUEST_IDS_KEPT)
+        self._watches: list[Watch] = []
         #: The last record that was accepted, and the last whose rows are in the buffer, or past it.
         self.accepted_through = 0
         self.merged_through = 0
@@ -77,8 +97,20 @@ class Backlog:
         if request_id := log.request_id.get():
             self._pending_request_ids.append((seq, request_id))
         self._metrics.totals.accepted[kind] += len(rows)
+        for watch in self._watches:
+            watch.look(kind, rows)
         if in_turn and self._room(len(rows), size):
             self._merge(seq, kind, rows, at, size)
+
+    @contextmanager
+    def watching(self, session_ids: Iterable[str], task_id: str | None = None) -> Iterator[Watch]:
+        """Watch these sessions, or one task, from now on: every record past ``accepted_through``."""
+        watch = Watch(session_ids, task_id)
+        self._watches.append(watch)
+        try:
+            yield watch
+        finally:
+            self._watches.remove(watch)
 
     def pop_request_ids(self, through: int) -> list[str]:
         """Forget the requests of records up to ``through``; returns the first :data:`REQUEST_IDS_NAMED` of them."""

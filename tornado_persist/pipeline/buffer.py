@@ -145,15 +145,6 @@ class Buffer:
         """Whether this session waits or is on its way."""
         return session_id in self._waiting["session"] or session_id in self._taken["session"]
 
-    def has_task(self, session_id: str, task_id: str) -> bool:
-        """Whether this task waits or is on its way."""
-        key = f"{session_id}\0{task_id}"
-        return key in self._waiting["task"] or key in self._taken["task"]
-
-    def session_ids(self) -> set[str]:
-        """The sessions of which a row waits or is on its way. Looks at every row."""
-        return {key.partition("\0")[0] for rows in (self._waiting, self._taken) for kind in KINDS for key in rows[kind]}
-
     def __len__(self) -> int:
         return sum(map(self.count, KINDS))
 

@@ -4,7 +4,9 @@ First a flush, and a durable cursor: what a replay could bring back is then no l
 pieces, each in the writer's turn and in a transaction of its own, so flushes go between. The session's own row is the
 last, so that a delete which was interrupted can be repeated.
 
-Rows that are accepted while a delete is at work stop it (:class:`RowsWait`): somebody still writes to the session.
+Rows that are accepted while a delete is at work stop it (:class:`RowsWait`): somebody still writes to the session. That
+holds for those which a flush between two pieces has written, too: the cursor may not be durable past them, so a replay
+could bring them back.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from tornado_persist.errors import (
     NothingThere,
     PersistError,
     RowsWait,
+    SinkUnavailable,
 )
 from tornado_persist.files import reason
-from tornado_persist.pipeline.backlog import Backlog
-from tornado_persist.pipeline.buffer import Buffer
+from tornado_persist.pipeline.backlog import Backlog, Watch
 from tornado_persist.pipeline.checkpoint import Checkpointer
 from tornado_persist.pipeline.chunks import ChunkSize
 from tornado_persist.pipeline.flusher import Flusher
@@ -54,7 +56,7 @@ class Deleted:
     sessions: int = 0
     tasks: int = 0
     rejected: int = 0
-    #: Sessions that were left out, because rows of theirs wait for a flush.
+    #: Sessions that were left out, because rows of theirs were accepted meanwhile.
     waiting: int = 0
     duration_ms: int = 0
 
@@ -71,7 +73,6 @@ class Remover:
         self,
         ingest: Ingest,
         backlog: Backlog,
-        buffer: Buffer,
         flusher: Flusher,
         checkpointer: Checkpointer,
         metrics: Metrics,
@@ -81,7 +82,6 @@ class Remover:
         """``rejected``: the path of ``rejected.jsonl``."""
         self._ingest = ingest
         self._backlog = backlog
-        self._buffer = buffer
         self._flusher = flusher
         self._checkpointer = checkpointer
         self._metrics = metrics
@@ -97,20 +97,21 @@ class Remover:
 
         Raises:
             NothingThere: there is neither a row of it nor a rejected one.
-            RowsWait: newer rows of it were accepted; it may be partly deleted.
+            RowsWait: newer rows of it were accepted meanwhile; it may be partly deleted.
             CannotDelete: this sink cannot delete.
             BatchRejected: the sink refuses it (a foreign key, for instance); it may be partly deleted.
             SinkUnavailable, FlushFailed, NotAccepting: it cannot be done now; it may be partly deleted.
         """
 
-        async def delete(runner: SinkRunner, rows: int) -> Removed:
-            self._refuse_waiting(session_id in self._buffer.session_ids(), f"session {session_id}")
-            if not work.deleted.tasks:
-                work.deleted.rejected += await self._drop_rejected(session_id)
-            return await runner.delete_sessions([session_id], rows)
+        with self._backlog.watching([session_id]) as watch, self._work("request", session_id=session_id) as work:
+            await self._flush(timeout)
+            _refuse_newer(watch, f"session {session_id}")
+            work.deleted.rejected = await self._drop_rejected(session_id)
 
-        await self._flush(timeout)
-        with self._work("request", session_id=session_id) as work:
+            async def delete(rows: int) -> Removed:
+                _refuse_newer(watch, f"session {session_id}")
+                return await work.runner.delete_sessions([session_id], rows)
+
             while not (await self._piece(work, delete)).done:
                 pass
         self._ingest.forget([session_id])
@@ -120,43 +121,48 @@ class Remover:
 
     async def delete_task(self, session_id: str, task_id: str, timeout: float) -> Deleted:
         """Delete one task and its rejected rows. Raises as :meth:`delete_session` does."""
+        with (
+            self._backlog.watching([session_id], task_id) as watch,
+            self._work("request", session_id=session_id, task_id=task_id) as work,
+        ):
+            await self._flush(timeout)
+            _refuse_newer(watch, f"task {task_id}")
+            work.deleted.rejected = await self._drop_rejected(session_id, task_id)
 
-        async def delete(runner: SinkRunner, rows: int) -> Removed:
-            self._refuse_waiting(self._buffer.has_task(session_id, task_id), f"task {task_id}")
-            work.deleted.rejected += await self._drop_rejected(session_id, task_id)
-            return Removed(0, int(await runner.delete_task(session_id, task_id)), 1)
+            async def delete(rows: int) -> Removed:
+                _refuse_newer(watch, f"task {task_id}")
+                return Removed(0, int(await work.runner.delete_task(session_id, task_id)), 1)
 
-        await self._flush(timeout)
-        with self._work("request", session_id=session_id, task_id=task_id) as work:
             await self._piece(work, delete)
         if work.deleted.nothing:
             raise NothingThere(f"There is no task {task_id} in session {session_id}")
         return work.deleted
 
     async def clean(self, expiry: Expiry, by: DeletedBy, timeout: float, *, dry_run: bool = False) -> Deleted:
-        """Delete the sessions that have expired, but none of which a row waits; ``dry_run``: only count them.
+        """Delete the sessions that have expired, but none that got rows meanwhile; ``dry_run``: only count them.
 
         Raises:
-            RowsWait: batches wait in the journal alone, and it is not known of which sessions.
             CannotDelete, BatchRejected, SinkUnavailable, FlushFailed, NotAccepting: see :meth:`delete_session`.
         """
-        await self._flush(timeout)
         after: str | None = None
         with self._work(by, dry_run=dry_run) as work:
+            await self._flush(timeout)
             while True:
-                found, after = await self._flusher.runner.find_expired(expiry, after, LOOK)
-                for start in range(0, len(found), SESSIONS):
-                    await self._delete_expired(work, found[start : start + SESSIONS], expiry)
+                found, after = await work.runner.find_expired(expiry, after, LOOK)
+                if found:
+                    with self._backlog.watching(found) as watch:
+                        await self._flush(timeout)  # what came since the last one
+                        for start in range(0, len(found), SESSIONS):
+                            await self._delete_expired(work, found[start : start + SESSIONS], expiry, watch)
                 if after is None:
                     return work.deleted
 
-    async def _delete_expired(self, work: _Work, session_ids: list[str], expiry: Expiry) -> None:
-        async def delete(runner: SinkRunner, rows: int) -> Removed:
-            self._refuse_waiting(False, "")
-            waiting = self._buffer.session_ids().intersection(left)
-            left[:] = [id for id in left if id not in waiting]
-            work.deleted.waiting += len(waiting)
-            return await runner.delete_sessions(left, rows, expiry, dry_run=work.dry_run)
+    async def _delete_expired(self, work: _Work, session_ids: list[str], expiry: Expiry, watch: Watch) -> None:
+        async def delete(rows: int) -> Removed:
+            quiet = [id for id in left if id not in watch.seen]
+            work.deleted.waiting += len(left) - len(quiet)
+            left[:] = quiet
+            return await work.runner.delete_sessions(left, rows, expiry, dry_run=work.dry_run)
 
         left = session_ids[:]
         while left:
@@ -174,13 +180,6 @@ class Remover:
         if not await self._checkpointer.make_durable(through):
             raise FlushFailed("The journal's cursor cannot be written, so a crash might bring deleted rows back")
 
-    def _refuse_waiting(self, waits: bool, what: str) -> None:
-        """Called in the writer's turn: nothing is on its way to the sink."""
-        if self._backlog.left_out():
-            raise RowsWait("Accepted batches wait in the journal alone, and it is not known of which sessions")
-        if waits:
-            raise RowsWait(f"Newer rows of {what} were accepted, and wait for a flush")
-
     async def _drop_rejected(self, session_id: str, task_id: str | None = None) -> int:
         try:
             return await asyncio.to_thread(drop_rejected, self._rejected, session_id, task_id)
@@ -190,7 +189,7 @@ class Remover:
     @contextlib.contextmanager
     def _work(self, by: DeletedBy, *, dry_run: bool = False, **what: str) -> Iterator[_Work]:
         """One request or run: its sums, and its line in the log, also if it did not come to its end."""
-        work = _Work(by, dry_run, Deleted(), ChunkSize(PIECE))
+        work = _Work(by, dry_run, Deleted(), ChunkSize(PIECE), self._flusher.runner)
         began = time.monotonic()
         problem = ""
         try:
@@ -206,11 +205,16 @@ class Remover:
                 end = {"stopped": problem} if problem else {}
                 logger.info("deleted", by=by, **what, **figures, ms=deleted.duration_ms, **end)
 
-    async def _piece(self, work: _Work, delete: Callable[[SinkRunner, int], Awaitable[Removed]]) -> Removed:
-        if self._closed:
-            raise NotAccepting("The service is shutting down")
+    async def _piece(self, work: _Work, delete: Callable[[int], Awaitable[Removed]]) -> Removed:
+        async def in_turn(runner: SinkRunner) -> Removed:
+            if self._closed:
+                raise NotAccepting("The service is shutting down")
+            if runner is not work.runner:
+                raise SinkUnavailable("the sink was changed meanwhile; send the request again")
+            return await delete(work.size.rows)
+
         began = time.monotonic()  # a turn that was long in coming makes the next piece smaller, which is right too
-        removed = await self._flusher.in_turn(lambda runner: delete(runner, work.size.rows))
+        removed = await self._flusher.in_turn(in_turn)
         work.size.succeeded(work.size.rows, time.monotonic() - began)
         work.deleted.sessions += removed.sessions
         work.deleted.tasks += removed.tasks
@@ -225,3 +229,11 @@ class _Work:
     dry_run: bool
     deleted: Deleted
     size: ChunkSize
+    #: The sink at its beginning; a reload may switch to another.
+    runner: SinkRunner
+
+
+def _refuse_newer(watch: Watch, what: str) -> None:
+    """Rows that were accepted since the flush are in the journal, and a replay would bring them back."""
+    if watch.seen:
+        raise RowsWait(f"Newer rows of {what} were accepted meanwhile")

@@ -153,7 +153,7 @@ class ReadPool:
                 error = ReadFailed(f"A bug in the reader of sink {self._name}: {type(exc).__name__}")
             del call, function
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(_settle, future, result, error)
+                self._loop.call_soon_threadsafe(settle, future, result, error)
             del result, error
         reader.close()
 
@@ -173,7 +173,8 @@ class ReadPool:
                 is_open = False
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+def settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Give a call's result, or its error, to the caller, who may have given up by now. On the event loop."""
     if future.done():
         return
     if error is None:

@@ -17,6 +17,7 @@ from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkU
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks.availability import Availability
 from tornado_persist.sinks.base import Expiry, Removed, Sink
+from tornado_persist.sinks.reader import settle
 from tornado_persist.telemetry import log, redaction
 
 T = TypeVar("T")
@@ -245,7 +246,7 @@ class SinkRunner:
             self._busy_since = None
             del call, function, args  # do not hold written rows until the next call
             try:
-                self._loop.call_soon_threadsafe(_settle, future, result, error)
+                self._loop.call_soon_threadsafe(settle, future, result, error)
             except RuntimeError:  # the loop is closed
                 return
 
@@ -282,12 +283,3 @@ class SinkRunner:
     def _close_sink(self) -> None:
         self._opened = False
         self.sink.close()
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)

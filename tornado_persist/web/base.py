@@ -44,7 +44,6 @@ from tornado_persist.telemetry.refusals import DENIED, Refusal, Refusals, Refuse
 from tornado_persist.web import schemas
 from tornado_persist.web.auth import Denied
 from tornado_persist.web.bodies import Refused, TooLarge, Unsupported, decompress, require_json
-from tornado_persist.web.queries import BadQuery
 
 if TYPE_CHECKING:
     from tornado_persist.web.app import Api
@@ -440,8 +439,6 @@ def _explain(status: int, exc: BaseException | None) -> tuple[int, str, str, lis
             return 503, "unreadable", str(exc), []
         case Refused():
             return exc.status_code, exc.why, exc.detail, []
-        case BadQuery():
-            return exc.status_code, "query", exc.detail, []
         case PersistError() if found := next((code for kind, code in _STATUSES.items() if isinstance(exc, kind)), None):
             return found, "", str(exc), []
     match status:

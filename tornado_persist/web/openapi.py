@@ -315,7 +315,7 @@ def _removal(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
     statuses: Statuses = {
         200: ("It is gone.", schemas.ref(answers.Deleted)),
         404: ("There is nothing of that key.", error),
-        409: ("Newer rows of it wait for a flush, or the database refuses it. It may be partly deleted.", error),
+        409: ("Newer rows of it were accepted meanwhile, or the database refuses it. It may be partly deleted.", error),
         422: ("A parameter is unknown.", error),
         501: ("The sink cannot delete.", error),
         503: ("The sink or the disk is unavailable. It may be partly deleted.", error),

@@ -6,14 +6,12 @@ Tornado matches a path as it was sent: the path of a session called ``batch`` is
 from __future__ import annotations
 
 import time
-import unicodedata
 from datetime import UTC, datetime
 from typing import ClassVar
 
-from tornado_persist.errors import NotDeleted, NothingThere
+from tornado_persist.errors import InvalidQuery, NotDeleted
 from tornado_persist.pipeline.removal import Deleted
 from tornado_persist.pipeline.retention import Ages
-from tornado_persist.records.models import MAX_KEY
 from tornado_persist.records.times import stamp
 from tornado_persist.web import queries, schemas
 from tornado_persist.web.base import Handler
@@ -26,7 +24,7 @@ class DeletesSession(Handler):
 
     async def delete(self, session_id: str) -> None:
         queries.read(self.request, {})
-        _refuse_no_key(session_id)
+        queries.require_key(session_id)
         application = self.application
         self.reply(_deleted(await application.remover.delete_session(session_id, application.flush_timeout)))
 
@@ -38,7 +36,7 @@ class DeletesTask(Handler):
 
     async def delete(self, session_id: str, task_id: str) -> None:
         queries.read(self.request, {})
-        _refuse_no_key(session_id, task_id)
+        queries.require_key(session_id, task_id)
         application = self.application
         self.reply(_deleted(await application.remover.delete_task(session_id, task_id, application.flush_timeout)))
 
@@ -51,7 +49,7 @@ class Cleanup(Handler):
     async def post(self) -> None:
         given = queries.read(self.request, _CLEANUP)
         if self._received:
-            raise queries.BadQuery("Parameters go into the query (?completed_days=90), not into a body")
+            raise InvalidQuery("Parameters go into the query (?completed_days=90), not into a body")
         retention = self.application.retention
         days = {name: given[f"{name}_days"] * DAY for name in Ages._fields if f"{name}_days" in given}
         ages = Ages(**days) if days else retention.ages
@@ -84,13 +82,6 @@ _CLEANUP: dict[str, queries.Reader] = {
     "dry_run": queries.flag,
     "trust_clock": queries.flag,
 }
-
-
-def _refuse_no_key(*parts: str) -> None:
-    """No sink is asked for what cannot be a key: some refuse a NUL character, say."""
-    for part in parts:
-        if len(part) > MAX_KEY or any(unicodedata.category(character) == "Cc" for character in part):
-            raise NothingThere(f"There is no such key: it has control characters, or more than {MAX_KEY} characters")
 
 
 def _deleted(deleted: Deleted) -> schemas.Deleted:
