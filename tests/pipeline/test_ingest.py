@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.rig import rig
 from tests.rows import body, session, task
-from tornado_persist.errors import InvalidBatch, NotAccepting, NotJSON, SinkUnavailable
+from tornado_persist.errors import InvalidBatch, NotAccepting, NotJSON, PersistError, SinkUnavailable
 from tornado_persist.pipeline import ingest as ingest_module
 from tornado_persist.records.models import Kind
 from tornado_persist.records.rules import Parsed
@@ -52,6 +52,31 @@ async def test_a_refused_batch_leaves_nothing_behind(tmp_path: Path) -> None:
             with pytest.raises(error):
                 await it.ingest.accept("task", raw)
         assert (len(it.buffer), it.metrics.totals.accepted["task"], it.journal.last) == (0, 0, 0)
+
+
+@pytest.mark.gen_test
+async def test_a_refused_batch_does_not_move_the_clock(tmp_path: Path) -> None:
+    ahead = datetime.now(UTC) + timedelta(seconds=50)
+    async with rig(tmp_path, find_sessions=Finder("s1"), max_bytes=100_000) as it:
+
+        async def fails(kind: Kind, raw: bytes) -> None:
+            with pytest.raises(PersistError):
+                await it.ingest.accept(kind, raw, after=stamp(ahead))
+
+        wrong = [b"[", body("task", task(status="x")), body("task", task(session_id="who"))]
+        for raw in wrong:
+            await fails("task", raw)
+        await fails("task", body("task", task("large", source_text="x" * 200_000)))  # more than the journal may be
+        # Two at a time, of which the later one has a later time.
+        full = body("task", task("full", source_text="x" * 90_000))
+        await it.ingest.accept("task", full)
+        await asyncio.gather(fails("task", full), fails("task", full))
+        await it.flusher.flush(5)
+        accepted = await it.ingest.accept("task", body("task", task("a")))
+        assert datetime.fromisoformat(accepted.at) < ahead - timedelta(seconds=20)
+        for raw in (body("task"), body("task", task("b"))):  # an empty batch is accepted, too
+            accepted = await it.ingest.accept("task", raw, after=stamp(ahead))
+            assert datetime.fromisoformat(accepted.at) > ahead
 
 
 @pytest.mark.gen_test

@@ -24,6 +24,7 @@ FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 #: A body of so many bytes is large: parsing it takes a millisecond or more.
 LARGE = 1 << 16
 MICROSECOND = timedelta(microseconds=1)
+LONG_AGO = datetime.fromtimestamp(0, UTC)
 #: How far ahead of the machine's clock a client may move the accept times.
 MOST_AHEAD = timedelta(seconds=60)
 #: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
@@ -69,7 +70,10 @@ class Ingest:
         self.find_sessions = find_sessions
         self._known_sessions: dict[str, None] = {}
         self._closed_because = ""
-        self._latest = journal.latest
+        #: The last accept time given, and the last of a batch that was accepted.
+        self._latest = self._accepted = journal.latest
+        #: Batches that the journal has neither taken nor refused yet.
+        self._undecided = 0
         # asyncio runs all that is ready before it polls again. Without this lock eight large bodies are parsed in one
         # round of the loop, and all other requests wait for them: the 99th percentile at 20,000 rows/s was 15 ms
         # instead of 11.
@@ -94,42 +98,30 @@ class Ingest:
         """
         return self._closed_because or self._journal.problem
 
-    def advance(self, after: str) -> None:
-        """Accept later than ``after``, the timestamp of an answer of this or another instance.
-
-        So a client's updates stay in order where it is sent from one instance to another whose clock is behind.
-        A bound keeps a client from setting the clock far ahead: that is refused, since to pass it over would lose the
-        order in silence.
-
-        Raises:
-            InvalidBatch: it is no time, or more than ``MOST_AHEAD`` ahead of this machine's clock.
-        """
-        try:
-            time = datetime.fromisoformat(in_utc(after))
-        except ValueError:
-            raise InvalidBatch("X-Persist-After is not the timestamp of an answer") from None
-        if time - datetime.now(UTC) > MOST_AHEAD:
-            seconds = f"{MOST_AHEAD.total_seconds():g}"
-            raise InvalidBatch(f"X-Persist-After is more than {seconds} seconds ahead of this instance's clock")
-        self._latest = max(self._latest, time)
-
-    async def accept(self, kind: Kind, body: bytes) -> Accepted:
+    async def accept(self, kind: Kind, body: bytes, *, after: str = "") -> Accepted:
         """Take the batch in a request body; it is durable when this returns.
 
+        It counts as later than ``after``, the timestamp of an answer of this or another instance. So a client's updates
+        stay in order where it is sent from one instance to another whose clock is behind. A batch that is refused moves
+        no later one.
+
         Raises:
-            NotJSON, InvalidBatch: see :meth:`Parser.parse`; also an unknown session, when that has to be known.
+            NotJSON, InvalidBatch: see :meth:`Parser.parse`; also an unknown session, when that has to be known, and an
+                ``after`` that is no time, or more than ``MOST_AHEAD`` ahead of this machine's clock: to pass it over
+                would lose the order in silence.
             NotAccepting: the journal is full, failing or closed, or a session cannot be looked up.
         """
+        earlier = _read_after(after) if after else LONG_AGO
         parsed = await self._parse(kind, body)
         rows = parsed.rows
         if self.find_sessions is not None:
             await self._require_sessions(kind, parsed, self.find_sessions)
         if not parsed.wrong:
-            return Accepted(len(rows), await self._append(kind, parsed), parsed.ignored, parsed.ignored_rows)
+            return Accepted(len(rows), await self._append(kind, parsed, earlier), parsed.ignored, parsed.ignored_rows)
         found = stamp(datetime.now(UTC))
         try:
             async with self._set_aside([InvalidRow(kind, row.text, row.errors, found) for row in parsed.wrong]):
-                at = await self._append(kind, parsed)
+                at = await self._append(kind, parsed, earlier)
         except FlushFailed as exc:
             raise NotAccepting(f"Rows cannot be set aside: {exc}") from exc
         errors = [error for row in parsed.wrong for error in row.errors][: InvalidBatch.MAX_ERRORS]
@@ -144,20 +136,29 @@ class Ingest:
             asyncio.get_running_loop().call_soon(self._large_body.release)  # in the next round: one of them in each
         return self._parser.parse(kind, body)
 
-    async def _append(self, kind: Kind, parsed: Parsed) -> str:
-        """Make the rows durable and merge them; the time of their acceptance, as rows hold times."""
-        # Later than all earlier ones, even if the clock was set back: accept times follow the journal's order.
-        now = self._latest = max(datetime.now(UTC), self._latest + MICROSECOND)
+    async def _append(self, kind: Kind, parsed: Parsed, earlier: datetime) -> str:
+        """Make the rows durable and merge them; the time of their acceptance, as rows hold times.
+
+        It is later than ``earlier`` and than all before, even if the clock was set back: accept times follow the
+        journal's order.
+        """
+        now = self._latest = max(datetime.now(UTC), self._latest + MICROSECOND, earlier + MICROSECOND)
         at = stamp(now)
         if parsed.rows:
+            self._undecided += 1
             # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
             try:
                 seq = await self._journal.append(kind, now, len(parsed.rows), parsed.body)
             except NotAccepting:
+                if self._undecided == 1:  # else one of the others may have a later time already
+                    self._latest = self._accepted
                 self._added()  # the journal may be full: a flush makes room
                 raise
+            finally:
+                self._undecided -= 1
             self._backlog.admit(seq, kind, parsed.rows, at, HEADER_SIZE + len(parsed.body))
             self._added()
+        self._accepted = max(self._accepted, now)
         return at
 
     async def _require_sessions(self, kind: Kind, parsed: Parsed, find_sessions: FindSessions) -> None:
@@ -186,3 +187,15 @@ class Ingest:
             self._known_sessions[session_id] = None
         while len(self._known_sessions) > KNOWN_SESSIONS:
             del self._known_sessions[next(iter(self._known_sessions))]
+
+
+def _read_after(after: str) -> datetime:
+    """Raises InvalidBatch: it is no time, or too far ahead."""
+    try:
+        time = datetime.fromisoformat(in_utc(after))
+    except ValueError:
+        raise InvalidBatch("X-Persist-After is not the timestamp of an answer") from None
+    if time - datetime.now(UTC) > MOST_AHEAD:
+        seconds = f"{MOST_AHEAD.total_seconds():g}"
+        raise InvalidBatch(f"X-Persist-After is more than {seconds} seconds ahead of this instance's clock")
+    return time

@@ -104,9 +104,8 @@ class BatchHandler(Handler):
     async def post(self) -> None:
         if self._problem:
             raise NotAccepting(self._problem)
-        if after := self.request.headers.get("X-Persist-After"):
-            self.application.ingest.advance(after)
-        batch = await self.application.ingest.accept(self.kind, await self.body())
+        after = self.request.headers.get("X-Persist-After", "")
+        batch = await self.application.ingest.accept(self.kind, await self.body(), after=after)
         if dropped := self.request.headers.get(HEADER):
             self._note_dropped(dropped)
         accepted: schemas.Accepted = {"status": "accepted", "count": batch.count, "timestamp": batch.at}
