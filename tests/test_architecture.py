@@ -41,7 +41,7 @@ LIBRARIES = {
     "systemd_watchdog": {"telemetry.systemd"},
     "pydantic_settings": {"config"},
     "pytest": {"testing.comparison"},
-    "msgspec": {"records", "sinks", "pipeline.reads", "testing.reading"},
+    "msgspec": {"cli.lines", "records", "sinks", "pipeline.reads", "testing.reading"},
     "rich": {"cli.exporting", "cli.importing", "cli.output", "cli.stats"},
     "shtab": {"cli.program"},
 }

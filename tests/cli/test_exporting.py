@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,28 @@ def test_a_bar_on_a_terminal(service: Persistd, tmp_path: Path) -> None:
         assert terminal.process.wait(30) == 0
     assert b"3/3" in terminal.said
     assert b"0 sessions and 3 tasks exported" in terminal.said
+
+
+def test_rows_that_cannot_be_read_are_named_and_the_others_exported(service: Persistd, command: Command) -> None:
+    service.post("session", *(session(name, metadata={"n": 1}) for name in "abcd"))
+    service.flush()
+    with closing(sqlite3.connect(service.data_dir / "persist.db")) as database, database:
+        for name, text in (("a", "1" * 5000), ("c", "1e999"), ("d", '"\\ud83d"')):
+            database.execute(
+                "UPDATE translation_sessions SET metadata = ? WHERE session_id = ?", (f'{{"n": {text}}}', name)
+            )
+    code, said, complaint = command("export", "--url", service.url)
+    assert code == 1
+    assert [json.loads(line)["row"]["session_id"] for line in said.splitlines()] == ["b", "d"]
+    assert complaint.splitlines() == [
+        "persistd: the session a cannot be read: it has an integer of too many digits; passed over",
+        "persistd: the session c cannot be read: it has a number beyond the range of a double; passed over",
+        "2 sessions and 0 tasks exported; 2 rows passed over, which could not be read",
+    ]
+    code, said, complaint = command("export", "--session", "a", "--url", service.url)
+    assert (code, said) == (1, "")
+    assert "cannot be read: it has an integer of too many digits; passed over" in complaint
+    assert command("ls", "sessions", "--url", service.url).code == 1
+    code, _, complaint = command("get", "session", "a", "--url", service.url)
+    assert code == 1
+    assert complaint.endswith("cannot be read: it has an integer of too many digits\n")

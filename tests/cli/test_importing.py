@@ -91,22 +91,40 @@ def test_from_jsonl_to_postgres_killed_half_way_nothing_is_lost_or_doubled(
     assert postgres.stats()["accounting"] == accounting
 
 
-def test_a_broken_line_stops_it_and_the_next_run_goes_on_there(
+def test_lines_that_cannot_be_read_are_named_and_passed_over(
     service: Persistd, command: Command, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "rows.jsonl", task("a"), session("s"), task("b"), task("c"))
-    good = file.read_bytes()
-    file.write_bytes(good.replace(b'{"task_id": "b"', b'{"task_id": "b'))
+    good = [json.dumps(row) for row in (task("a"), session("s"), task("b"))]
+    bad = [
+        json.dumps(task("x")).replace('"x"', '"x'),
+        json.dumps(task("x")).replace('"pending"', "1" * 5000),
+        json.dumps(task("x")).replace('"pending"', "1e999"),
+        json.dumps(task("x")).replace('"pending"', '"\\ud83d"'),
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([good[0], bad[0], "", *bad[1:3], good[1], bad[3], good[2], ""]))
     code, said, complaint = command("import", file, "--url", service.url)
-    assert (code, said) == (1, "")
-    first, second = complaint.splitlines()
-    assert first == f"persistd: {file}: 2 rows sent; the same command goes on from there"
-    assert second.startswith(f"persistd: {file}, line 3: it is no JSON (")
-    assert service.stats()["accounting"]["accepted"] == 2
+    assert code == 1
+    assert said == f"{file}: 3 rows sent; 4 lines passed over, which could not be read\n"
+    assert [line.split(": ")[1] for line in complaint.splitlines()] == [f"{file}, line {n}" for n in (2, 4, 5, 7)]
+    assert all(line.endswith("; passed over") for line in complaint.splitlines())
+    assert service.stats()["accounting"]["accepted"] == 3
+    # The next run sends nothing again, and does not forget them.
+    code, said, complaint = command("import", file, "--url", service.url)
+    assert (code, complaint) == (1, "")
+    assert said == f"{file}: 0 rows sent, and 3 before; 4 lines passed over, which could not be read\n"
+    assert (state(file)["unread"], state(file)["bytes"]) == (4, file.stat().st_size)
 
-    file.write_bytes(good)
-    assert command("import", file, "--url", service.url) == (0, f"{file}: 2 rows sent, and 2 before\n", "")
-    assert service.stats()["accounting"]["accepted"] == 4
+
+def test_of_very_many_lines_that_cannot_be_read_some_are_named(
+    service: Persistd, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{\n" * 3000 + json.dumps(task("a")) + "\n")
+    code, said, complaint = command("import", file, "--url", service.url)
+    assert (code, complaint.count("\n")) == (1, 21)
+    assert complaint.endswith(f"{file}: further lines that cannot be read are only counted\n")
+    assert said == f"{file}: 1 row sent; 3,000 lines passed over, which could not be read\n"
 
 
 def test_a_file_that_was_cut_is_named_and_goes_on_when_it_is_whole(

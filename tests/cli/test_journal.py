@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
-from tests.journal.tools import flip
+from tests.journal.tools import Driver, flip
 from tests.process import Persistd
-from tests.rows import session, task
+from tests.rows import body, session, task
 from tornado_persist.journal.record import HEADER_SIZE
 
 
@@ -157,3 +157,29 @@ def test_it_needs_the_data_directory_alone(service: Persistd, command: Command, 
     (tmp_path / "persistd.toml").write_text(f'data_dir = "{service.data_dir}"\nsink = "oracle"\n[server]\nprot = 1\n')
     for words in (("ls",), ("show", "1"), ("verify",), ("export",)):
         assert command("journal", *words).code == 0, words
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "1e999", '"\\ud83d"'], ids=["digits", "range", "surrogate"])
+def test_what_cannot_be_read_is_named_and_the_rest_is_shown_and_exported(
+    command: Command, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    whole = body("task", task("a"), task("b", context="?"), task("c"))
+    with Driver(tmp_path / "data") as journal:
+        journal.append(whole.replace(b'"?"', text.encode()), b"{", body("task", task("d")), rows=3)
+    code, said, complaint = command("journal", "show")
+    assert code == 1
+    assert said.count("accepted ") == 3
+    assert '"task_id": "d"' in said
+    assert [n for n in (1, 2, 3) if f": record {n} cannot be shown: " in complaint] == [1, 2]
+    shown = [json.loads(line)["body"] for line in command("journal", "show", "--json").out.splitlines()]
+    assert shown == [None, None, {"tasks": [task("d")]}]
+
+    code, said, complaint = command("journal", "export")
+    assert code == 1
+    assert [json.loads(line)["row"]["task_id"] for line in said.splitlines()] == ["a", "c", "d"]
+    first, second, sums = complaint.splitlines()
+    assert ": record 1: the task s1 b cannot be read: " in first
+    assert ": record 2 cannot be read: it is no JSON (" in second
+    assert sums == "3 rows of 3 records exported; 4 rows passed over, which could not be read"
+    assert command("journal", "verify").code == 0

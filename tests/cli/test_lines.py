@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.rows import session, task
-from tornado_persist.cli.lines import Line, parse, read
+from tornado_persist.cli.lines import MAX_LINE, Line, Unread, load, parse, read, rows_of
 from tornado_persist.errors import InputError
 
 TIMES = {"created_at": "2026-01-01T00:00:00+00:00", "updated_at": "2026-01-01T00:00:00+00:00"}
@@ -53,7 +53,7 @@ def test_lines_give_back_the_file_and_a_broken_one_is_numbered(tmp_path: Path) -
     path = tmp_path / "x.jsonl"
     rows = [json.dumps(task("a")).encode(), b"", b"  ", json.dumps(session("s")).encode()]
     path.write_bytes(b"\n".join([*rows, b'{"task_id"']))
-    found: list[Line] = []
+    found: list[Line | Unread] = []
     with path.open("rb") as file, pytest.raises(InputError) as caught:
         found.extend(read(file, path, path.stat().st_size))
     assert [line.number for line in found] == [1, 4]
@@ -66,4 +66,46 @@ def test_a_last_line_that_is_whole_needs_no_line_end(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(json.dumps(task("a")).encode())
     with path.open("rb") as file:
-        assert [line.row for line in read(file, path, path.stat().st_size)] == [task("a")]
+        assert [line.row for line in read(file, path, path.stat().st_size) if isinstance(line, Line)] == [task("a")]
+
+
+#: JSON texts that some programs write and others cannot read, and what is said of them.
+UNREADABLE = {
+    "1" * 5000: "it has an integer of too many digits",
+    "1e999": "it has a number beyond the range of a double",
+    "-Infinity": "it has -Infinity, which is no JSON",
+    "NaN": "it has NaN, which is no JSON",
+    '"\\uD83d"': "it has half of a surrogate pair",
+    "[1,": "it is no JSON (Expecting value at character 4)",
+    '"': "it is no JSON (Unterminated string starting at character 1)",
+}
+
+
+@pytest.mark.parametrize("text", UNREADABLE, ids=list(UNREADABLE.values()))
+def test_what_could_not_be_written_again_is_not_read(text: str) -> None:
+    for content in (text, text.encode()):
+        with pytest.raises(ValueError, match=r".") as caught:
+            load(content)
+        assert str(caught.value) == UNREADABLE[text]
+    assert load('{"a": ["\\ud83d\\ude00", 1.5, -0.0, 1e308]}') == {"a": ["\N{GRINNING FACE}", 1.5, -0.0, 1e308]}
+
+
+@pytest.mark.parametrize("text", list(UNREADABLE)[:5], ids=list(UNREADABLE.values())[:5])
+def test_a_row_that_cannot_be_read_costs_itself_alone(text: str) -> None:
+    wrong = f'{{"task_id": "b", "session_id": "s", "x": {text}}}'
+    found = list(rows_of(f"[{json.dumps(task('a'))}, {wrong}, {json.dumps(task('c'))}]".encode()))
+    assert found == [task("a"), f"the task s b cannot be read: {UNREADABLE[text]}", task("c")]
+    assert list(rows_of(b'[{"x": 1e999}]')) == ["a row cannot be read: it has a number beyond the range of a double"]
+
+
+def test_a_line_that_is_too_long_is_not_held_in_memory_and_the_next_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    with path.open("wb") as file:
+        file.write(b"[" + b" " * (2 * MAX_LINE) + b"]\n" + json.dumps(task("a")).encode() + b"\n")
+    with path.open("rb") as file:
+        found = list(read(file, path, path.stat().st_size))
+    assert [(line.number, len(line.content) <= MAX_LINE) for line in found] == [(1, True)] * 3 + [(2, True)]
+    assert [line.problem for line in found if isinstance(line, Unread)] == ["it is longer than 64 MiB", "", ""]
+    assert isinstance(found[3], Line)
+    assert found[3].row == task("a")
+    assert sum(len(line.content) for line in found) == path.stat().st_size

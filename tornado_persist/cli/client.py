@@ -150,25 +150,38 @@ class Client:
 
     def row(self, *path: str) -> dict[str, Any]:
         """``GET`` one row, and what waits is written first. Raises as :meth:`_ask` does."""
-        return self._ask("GET", f"{_PREFIX}/{_join(path)}")
+        from tornado_persist.cli import lines
+
+        return self._ask("GET", f"{_PREFIX}/{_join(path)}", read=lines.load)
 
     def pages(self, *path: str, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """``GET`` a list, answer by answer; ``fresh`` and ``count`` are of the first. Raises as :meth:`_ask` does."""
+        """``GET`` a list, answer by answer; ``fresh`` and ``count`` are of the first.
+
+        Of rows that cannot be read a sentence is in ``unread``. Raises as :meth:`_ask` does.
+        """
         query = {name: value for name, value in query.items() if value}
         while True:
-            page = self._ask("GET", f"{_PREFIX}/{_join(path)}?{urlencode(query, errors='surrogateescape')}")
+            page = self._ask("GET", f"{_PREFIX}/{_join(path)}?{urlencode(query, errors='surrogateescape')}", read=_page)
             yield page
             if page["next"] is None:
                 return
             kept = {name: value for name, value in query.items() if name not in ("fresh", "count")}
             query = {**kept, "after": page["next"]}
 
-    def _ask(self, method: str, path: str, body: bytes | None = None, good: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The JSON of an answer.
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        good: tuple[str, ...] = (),
+        read: Callable[[bytes], Any] = json.loads,
+    ) -> dict[str, Any]:
+        """The JSON of an answer, by ``read``.
 
         Raises:
             NoAnswer: there was none, or none of persistd; whether the request was taken is not known.
             RequestRefused: it was not 200, and its ``status`` is not in ``good`` either.
+            Unreadable: a row has what ``read`` refuses.
         """
         headers = {**self._authorization, **({"Content-Type": "application/json"} if body else {})}
         fresh = self._connection.sock is None
@@ -185,8 +198,10 @@ class Client:
                     continue
                 raise NoAnswer(f"no answer from {self.url}: {self._reason(exc)}") from exc
         try:
-            found = json.loads(content)
-        except ValueError:
+            found = read(content)
+        except ValueError as exc:
+            if response.status == 200 and read is not json.loads:
+                raise Unreadable(f"what {self.url} sends cannot be read: {exc}") from None
             found = None
         if not isinstance(found, dict):
             raise NoAnswer(f"{self.url} answers {response.status} {response.reason}, but not as persistd does")
@@ -215,6 +230,17 @@ class Client:
             case OSError():
                 return exc.strerror or str(exc)
         return str(exc)
+
+
+def _page(content: bytes) -> dict[str, Any]:
+    """An answer whose ``items`` are read one by one. Raises ValueError: it is no JSON object."""
+    from tornado_persist.cli import lines
+
+    found = lines.members(content)
+    rows = list(lines.rows_of(found.pop("items", b"[]")))
+    good = [row for row in rows if not isinstance(row, str)]
+    bad = [row for row in rows if isinstance(row, str)]
+    return {**{name: lines.load(text) for name, text in found.items()}, "items": good, "unread": bad}
 
 
 def _join(path: Sequence[str]) -> str:
@@ -290,6 +316,10 @@ def _configured(settings: Settings) -> Place:
     cert = settings.path(tls.cert)
     identity = (str(cert), str(settings.path(tls.key or tls.cert))) if tls.client_ca else ()
     return Place(f"https://{address}", read_certificate(cert), identity)
+
+
+class Unreadable(PersistError):
+    """A stored row has what programs cannot read, such as an integer of 5,000 digits."""
 
 
 class RowRefused(PersistError):

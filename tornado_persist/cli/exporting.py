@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from tornado_persist.cli import output
-from tornado_persist.cli.client import Client, add_url, connect
-from tornado_persist.cli.command import OK, Commands, Configuration, completes_files
+from tornado_persist.cli.client import Client, Unreadable, add_url, connect
+from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
 from tornado_persist.cli.lines import encode
 from tornado_persist.errors import PersistError, RequestRefused
 from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind
@@ -24,7 +24,8 @@ from tornado_persist.records.times import in_utc
 #: Rows that are asked for at a time, the most that the service gives; an answer has at most some 8 MiB of them.
 PAGE = 1000
 _MORE = """What waits for the database is written first. Sessions come before tasks, each in the order of their keys. A
-FILE is there once it is whole; the same command begins anew after it was killed."""
+FILE is there once it is whole; the same command begins anew after it was killed. A row that cannot be read is named and
+passed over, and the exit code is then 1."""
 
 
 def add(commands: Commands) -> None:
@@ -54,6 +55,7 @@ def _time(text: str) -> str:
 def _export(configuration: Configuration, options: argparse.Namespace) -> int:
     kinds: tuple[Kind, ...] = (options.kind,) if options.kind else KINDS
     counts = dict.fromkeys(kinds, 0)
+    unread = 0
     bar = _progress(options.output)
     with connect(configuration, options) as client, output.new_file(options.output) as out, bar:
         for kind in kinds:
@@ -61,13 +63,17 @@ def _export(configuration: Configuration, options: argparse.Namespace) -> int:
             for page in _pages(client, kind, options, count=not bar.disable):
                 out.writelines(encode({"kind": kind, "row": row}) + "\n" for row in page["items"])
                 counts[kind] += len(page["items"])
+                unread += len(page["unread"])
+                for problem in page["unread"]:
+                    complain(f"{problem}; passed over")
                 bar.update(task, total=page.get("total"), completed=counts[kind])
         out.flush()
-        if options.session is not None and options.since is None and not any(counts.values()):
+        if options.session is not None and options.since is None and not any(counts.values()) and not unread:
             raise PersistError(f"nothing exported: there is no session {options.session}, and no task of it")
     sums = " and ".join(output.count(counts[kind], kind) for kind in kinds)
-    print(f"{sums} exported", file=sys.stderr)
-    return OK
+    passed = f"; {output.count(unread, 'row')} passed over, which could not be read" if unread else ""
+    print(f"{sums} exported{passed}", file=sys.stderr)
+    return FAILED if unread else OK
 
 
 def _pages(client: Client, kind: Kind, options: argparse.Namespace, *, count: bool) -> Iterator[dict[str, Any]]:
@@ -76,7 +82,10 @@ def _pages(client: Client, kind: Kind, options: argparse.Namespace, *, count: bo
         return client.pages(PLURALS[kind], query=query)
     if kind == "task":
         return client.pages("sessions", options.session, "tasks", query=query)
-    return iter([{"items": list(_session(client, options.session, options.since))}])
+    try:
+        return iter([{"items": list(_session(client, options.session, options.since)), "unread": []}])
+    except Unreadable as exc:
+        return iter([{"items": [], "unread": [str(exc)]}])
 
 
 def _session(client: Client, id: str, since: str | None) -> Iterator[Fields]:

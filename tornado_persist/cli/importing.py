@@ -19,16 +19,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from tornado_persist.cli import output
 from tornado_persist.cli.client import RowRefused, Sender, add_patience, add_url, connect
-from tornado_persist.cli.command import OK, Commands, Configuration, complain, completes_files
-from tornado_persist.cli.lines import Line, read
+from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
+from tornado_persist.cli.lines import Line, Unread, read
 from tornado_persist.config.loading import Settings
 from tornado_persist.errors import InputError
 from tornado_persist.files import fsync_directory, reason
 
 _BLOCK = 1 << 20  # bytes
+#: Unreadable lines that are named, of one file in one run; the others are counted.
+_NAMED = 20
 _MORE = """Lines may come from the jsonl sink, from rejected.jsonl or from a journal export. Rows are sent in the order
 of the file, as new updates: created_at and updated_at are left out, the service sets its own. The progress is kept in
-FILE.import-state: after an interruption the same command continues from there."""
+FILE.import-state: after an interruption the same command continues from there. A line that cannot be read is named
+and passed over, and the exit code is then 1; a row that the service refuses ends the import."""
 
 
 def add(commands: Commands) -> None:
@@ -52,6 +55,8 @@ class Place(BaseModel):
     bytes: int = Field(0, ge=0)
     lines: int = Field(0, ge=0)
     rows: int = Field(0, ge=0)
+    #: Lines among them that could not be read.
+    unread: int = Field(0, ge=0)
     sha256: str = hashlib.sha256().hexdigest()
     at: datetime | None = None
 
@@ -75,6 +80,7 @@ class Importer:
         self._window = window
         #: Rows that this run has sent.
         self.rows = 0
+        self._named = 0
         self._set_aside_before = sender.set_aside
         self.place = Place()
         self.size = 0
@@ -88,7 +94,8 @@ class Importer:
         """Send what has not been sent yet, or all of it ``again``. ``progress`` is called at first and after each step.
 
         Raises:
-            InputError: a line is wrong, and all rows before it are sent; or the state does not fit the file.
+            InputError: the file ends within a line, or the service refuses a row, and all rows before it are sent; or
+                the state does not fit the file.
             NoAnswer, RequestRefused: see :meth:`Sender.send`; the next run continues after the last step.
         """
         try:
@@ -108,20 +115,23 @@ class Importer:
         lines = read(file, self._path, self.size, self.place.lines)
         while True:
             broken: InputError | None = None
-            some: list[Line] = []
+            some: list[Line | Unread] = []
             try:
                 for line in lines:
                     some.append(line)
+                    if isinstance(line, Unread):
+                        self._say_unread(line)
                     if len(some) == self._window:
                         break
             except InputError as exc:
                 broken = exc
             good = len(some)
+            rows = [(at, line) for at, line in enumerate(some) if isinstance(line, Line)]
             try:
-                self._sender.send([(line.kind, line.row) for line in some])
+                self._sender.send([(line.kind, line.row) for _, line in rows])
             except RowRefused as exc:
-                good = exc.index
-                broken = InputError(self._path, str(exc), line=some[good].number)
+                good, refused = rows[exc.index]
+                broken = InputError(self._path, str(exc), line=refused.number)
             self._note(some[:good], digest)
             self._save(state)
             progress(self)
@@ -130,16 +140,26 @@ class Importer:
             if good < self._window:
                 return
 
-    def _note(self, sent: list[Line], digest: Any) -> None:
-        """Record that these lines are durable."""
-        for line in sent:
+    def _note(self, done: list[Line | Unread], digest: Any) -> None:
+        """Record that these lines are durable, or passed over."""
+        for line in done:
             digest.update(line.content)
             self.place.bytes += len(line.content)
             self.place.lines = line.number
-        self.place.rows += len(sent)
-        self.rows += len(sent)
+            self.place.unread += isinstance(line, Unread) and bool(line.problem)
+        sent = sum(isinstance(line, Line) for line in done)
+        self.place.rows += sent
+        self.rows += sent
         self.place.sha256 = digest.hexdigest()
         self.place.at = datetime.now(UTC)
+
+    def _say_unread(self, line: Unread) -> None:
+        if line.problem:
+            self._named += 1
+            if self._named <= _NAMED:
+                complain(InputError(self._path, f"{line.problem}; passed over", line=line.number))
+            elif self._named == _NAMED + 1:
+                complain(f"{self._path}: further lines that cannot be read are only counted")
 
     def _only_one(self, file: BinaryIO) -> None:
         try:
@@ -202,10 +222,14 @@ def _import(configuration: Configuration, options: argparse.Namespace) -> int:
             patience=options.patience,
             say=complain,
         )
+        code = OK
         for path in options.files:
             state = _state_file(path, options.state)
-            _one(Importer(path, state, client.url, sender, window=settings.server.max_batch), path, options, bar)
-    return OK
+            importer = Importer(path, state, client.url, sender, window=settings.server.max_batch)
+            _one(importer, path, options, bar)
+            if importer.place.unread:
+                code = FAILED
+    return code
 
 
 def _state_file(path: Path, directory: Path | None) -> Path:
@@ -254,7 +278,9 @@ def _sums(importer: Importer) -> str:
     if importer.set_aside:
         sums += f", {importer.set_aside:,} of them set aside (see persistd rejected ls)"
     before = importer.place.rows - importer.rows
-    return f"{sums}, and {before:,} before" if before else sums
+    sums += f", and {before:,} before" if before else ""
+    unread = importer.place.unread
+    return f"{sums}; {output.count(unread, 'line')} passed over, which could not be read" if unread else sums
 
 
 def _refuse_own(settings: Settings, path: Path) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tornado_persist.cli import output
+from tornado_persist.cli import lines, output
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
 from tornado_persist.files import DataDir
 from tornado_persist.journal import Begin, Damage, DamagedDirectory, Entry, Gap, Inspection, Item, Tail
@@ -138,28 +138,36 @@ def _show(configuration: Configuration, options: argparse.Namespace) -> int:
             problems.look(item)
         elif first <= item.seq <= last:
             shown += 1
-            _print_record(problems.segment, item, released=item.seq <= journal.released, as_json=options.json)
+            released = item.seq <= journal.released
+            if problem := _print_record(problems.segment, item, released=released, as_json=options.json):
+                problems.unreadable(item, problem)
     if options.seq is not None and not shown:
         complain(f"{journal.path}: there is no record {options.seq}")
         return FAILED
     return problems.end()
 
 
-def _print_record(segment: str, entry: Entry, *, released: bool, as_json: bool) -> None:
+def _print_record(segment: str, entry: Entry, *, released: bool, as_json: bool) -> str:
+    """Why its body cannot be shown; empty if it was."""
     record = entry.record()
-    body = json.loads(record.body)
+    problem, body = "", None
+    try:
+        body = lines.load(record.body)
+    except ValueError as exc:
+        problem = f"record {record.seq} cannot be shown: {exc}"
     if as_json:
         facts = {"seq": record.seq, "kind": record.kind, "at": record.at.isoformat(), "rows": record.rows}
         where = {"segment": segment, "offset": entry.offset, "bytes": entry.size, "released": released}
         print(json.dumps({**facts, **where, "body": body}, ensure_ascii=False))
-        return
+        return problem
     rows = output.count(record.rows, record.kind)
     state = "released" if released else "waits"
     print(f"record {record.seq}: {rows}, accepted {output.moment(record.at)}, {state}")
     print(f"  {segment}, offset {entry.offset}, {entry.size:,} bytes")
-    for line in json.dumps(body, ensure_ascii=False, indent=2).splitlines():
+    for line in json.dumps(body, ensure_ascii=False, indent=2).splitlines() if not problem else ():
         print(f"  {output.printable(line)}")
     print()
+    return problem
 
 
 def _verify(configuration: Configuration, options: argparse.Namespace) -> int:
@@ -181,7 +189,7 @@ def _verify(configuration: Configuration, options: argparse.Namespace) -> int:
 def _export(configuration: Configuration, options: argparse.Namespace) -> int:
     journal = Inspection(configuration.data_dir / "journal")
     problems = _Problems(configuration.data_dir, journal)
-    records = rows = 0
+    records = rows = unread = 0
     with output.new_file(options.output) as out:
         for item in journal.items():
             if not isinstance(item, Entry):
@@ -191,12 +199,23 @@ def _export(configuration: Configuration, options: argparse.Namespace) -> int:
                 continue
             record = item.record()
             head = {"seq": record.seq, "at": record.at.isoformat(), "kind": record.kind}
-            for row in json.loads(record.body)[PLURALS[record.kind]]:
-                out.write(json.dumps({**head, "row": row}, ensure_ascii=False) + "\n")
-                rows += 1
             records += 1
+            try:
+                found = list(lines.rows_of(lines.members(record.body)[PLURALS[record.kind]]))
+            except (ValueError, KeyError) as exc:
+                problems.unreadable(item, f"record {record.seq} cannot be read: {exc}")
+                unread += record.rows
+                continue
+            for row in found:
+                if isinstance(row, str):
+                    problems.unreadable(item, f"record {record.seq}: {row}")
+                    unread += 1
+                else:
+                    out.write(lines.encode({**head, "row": row}) + "\n")
+                    rows += 1
         out.flush()
-    print(f"{output.count(rows, 'row')} of {output.count(records, 'record')} exported", file=sys.stderr)
+    passed = f"; {output.count(unread, 'row')} passed over, which could not be read" if unread else ""
+    print(f"{output.count(rows, 'row')} of {output.count(records, 'record')} exported{passed}", file=sys.stderr)
     return problems.end()
 
 
@@ -234,6 +253,10 @@ class _Problems:
                 self._note(item, f"the last {output.size(item.size)} are {words}")
             case Tail(torn=False) if not self.pid:
                 self._note(item, f"the last {output.size(item.size)} were refused; a start cuts them off")
+
+    def unreadable(self, entry: Entry, problem: str) -> None:
+        """The record is whole, but not all of it can be read."""
+        self._say(self.segment, entry.offset, problem)
 
     def end(self) -> int:
         """The command's exit code."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from tornado_persist.cli import output
 from tornado_persist.cli.client import add_url, connect
-from tornado_persist.cli.command import OK, Commands, Configuration, complain
+from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain
 from tornado_persist.cli.lines import encode
 from tornado_persist.records.models import PLURALS, Kind
 
@@ -101,10 +101,13 @@ def _ls(configuration: Configuration, options: argparse.Namespace) -> int:
     elif not options.json:
         query["fields"] = ",".join(_COLUMNS[kind])
     rows: list[dict[str, Any]] = []
-    shown, more = 0, False
+    shown, more, code = 0, False, OK
     with connect(configuration, options) as client:
         for page in client.pages(*path, query=query):
             some = page["items"][: options.limit - shown]
+            for problem in page["unread"]:
+                complain(problem)
+                code = FAILED
             shown += len(some)
             more = page["next"] is not None or len(some) < len(page["items"])
             if options.json:
@@ -119,7 +122,7 @@ def _ls(configuration: Configuration, options: argparse.Namespace) -> int:
     if shown == options.limit and more:
         sys.stdout.flush()
         complain(f"there are more than {output.count(options.limit, kind)}; --limit shows them")
-    return OK
+    return code
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
