@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "web": {"web", "pipeline", "telemetry", "records", "config.tokens"},
     "config": {"config", "sinks.base", "sinks.registry", "telemetry.redaction", "records.models"},
     "service": {
-        *("web", "pipeline", "journal", "sinks.base", "sinks.registry", "sinks.runner"),
+        *("service", "web", "pipeline", "journal", "sinks.base", "sinks.registry", "sinks.runner"),
         *("telemetry", "records", "files", "config", "listening"),
     },
     "cli": {

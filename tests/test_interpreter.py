@@ -8,7 +8,7 @@ import sys
 
 def test_threads_take_turns_sooner_and_the_collector_comes_later() -> None:
     program = (
-        "import gc, sys; from tornado_persist import service as i; i._tune_interpreter();"
+        "import gc, sys; from tornado_persist.service import service as i; i._tune_interpreter();"
         "print(sys.getswitchinterval() == i.SWITCH_INTERVAL, gc.get_threshold()[0] == i.COLLECT_AFTER,"
         " gc.get_freeze_count() > 1000)"
     )

@@ -23,15 +23,8 @@ from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.reader import READ_TIMEOUT
-from tornado_persist.sinks.sql import (
-    CONNECT_TIMEOUT,
-    LOCK_TIMEOUT,
-    Blame,
-    Fault,
-    SQLSink,
-    URLSettings,
-    make_engine,
-)
+from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
+from tornado_persist.sinks.sqlsettings import URLSettings
 from tornado_persist.sinks.tables import TABLES
 
 #: Bytes of a statement at most, so that no second copy of many long rows has to be held.

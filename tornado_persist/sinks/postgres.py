@@ -25,17 +25,9 @@ from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.reader import READ_TIMEOUT
-from tornado_persist.sinks.sql import (
-    CONNECT_TIMEOUT,
-    LOCK_TIMEOUT,
-    Blame,
-    Fault,
-    SQLSink,
-    URLSettings,
-    make_engine,
-    on_conflict,
-    quoted,
-)
+from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
+from tornado_persist.sinks.sqlsettings import URLSettings
+from tornado_persist.sinks.statements import on_conflict, quoted
 from tornado_persist.sinks.tables import TABLES
 
 Cursor: TypeAlias = psycopg.Cursor[Any]

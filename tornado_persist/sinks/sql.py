@@ -5,148 +5,39 @@ from __future__ import annotations
 import contextlib
 import errno
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from enum import Enum
 from functools import partial
-from itertools import zip_longest
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
-from msgspec import Raw
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
-from sqlalchemy import (
-    URL,
-    Column,
-    ColumnElement,
-    Connection,
-    Engine,
-    NullPool,
-    Table,
-    Text,
-    cast,
-    create_engine,
-    false,
-    func,
-    inspect,
-    null,
-    select,
-    tuple_,
-    type_coerce,
-    update,
-)
+from sqlalchemy import URL, Connection, Engine, NullPool, Table, create_engine, false, inspect, select, tuple_, update
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row, key_of, merge_extra_text
+from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row
 from tornado_persist.sinks import cautions, guard, removal
-from tornado_persist.sinks.base import Caution, Expiry, Removed, Seconds, Sink, SinkSettings
+from tornado_persist.sinks.base import Caution, Expiry, Removed, Sink
 from tornado_persist.sinks.encoders import batched
 from tornado_persist.sinks.sqlreader import SQLReader
-from tornado_persist.sinks.tables import METADATA, TABLES, TimeType
-from tornado_persist.sinks.urls import parse_url
-from tornado_persist.telemetry.redaction import hide
+from tornado_persist.sinks.sqlsettings import SQLSettingsT
+from tornado_persist.sinks.statements import (
+    LOOKUP,
+    group,
+    needed_columns,
+    on_conflict,
+    quoted,
+    updated,
+    with_stored_extra,
+)
+from tornado_persist.sinks.tables import METADATA, TABLES
 
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
 #: Seconds to wait for another writer's lock. Then the write fails and is tried again: a lock that is never released
 #: shows up in the log; an endless wait would not.
 LOCK_TIMEOUT = 5
-#: Keys in one lookup query.
-_LOOKUP = 500
-
-
-class SQLSettings(SinkSettings):
-    """Settings of every SQL sink."""
-
-    # A refused value must not be quoted: it may be a URL with a password in it.
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    #: Create missing tables.
-    create_tables: bool = True
-    #: Whether other instances write the same rows, see docs/scaling.rst.
-    writers: Literal["one", "several"] = "one"
-
-
-class URLSettings(SQLSettings):
-    """Settings of a sink for a database server."""
-
-    #: The schemes that a URL may have, and the driver for all of them.
-    schemes: ClassVar[tuple[str, ...]]
-    driver: ClassVar[str]
-    needs_database: ClassVar[bool] = False
-
-    url: SecretStr
-    #: A file with the URL, instead of ``url``: the one line in it. Read at the start, and again at a reload.
-    url_file: str = ""
-    #: Seconds for the server's answer to one statement. Then the write fails, and is tried again with fewer rows.
-    answer_timeout: Seconds = Field(default=60.0, gt=0, le=86_400)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_url(cls, given: Any) -> Any:
-        file = given.get("url_file") if isinstance(given, dict) else None
-        if not file or not isinstance(file, str):
-            return given
-        default = cls.model_fields["url"].default
-        url = given.get("url")
-        if url and (not isinstance(default, SecretStr) or url != default.get_secret_value()):
-            raise ValueError("url and url_file are both given; remove one of them")
-        try:
-            text = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
-            hide([text])
-            cls._check_url(SecretStr(text))
-        except OSError as exc:
-            raise ValueError(f"url_file: {file} cannot be read: {exc.strerror}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"url_file: {file} is no text") from None
-        except ValueError as exc:
-            raise ValueError(f"url_file: {file}: {exc}") from None
-        return {**given, "url": text}
-
-    @field_validator("url")
-    @classmethod
-    def _check_url(cls, value: SecretStr) -> SecretStr:
-        url = cls._check_parts(parse_url(value.get_secret_value(), cls.schemes).set(drivername=cls.driver))
-        if cls.needs_database and not url.database:
-            raise ValueError("the URL names no database")
-        try:
-            cls._check_options(url.get_dialect()().create_connect_args(url)[1])
-        except Exception:  # each driver has its own, whose text may quote the password
-            raise ValueError("the URL's query has a parameter that the driver does not know") from None
-        return value
-
-    @classmethod
-    def _check_parts(cls, url: URL) -> URL:
-        """The URL in the driver's form. Raises ValueError for a mistake; the message quotes nothing."""
-        return url
-
-    @classmethod
-    @abstractmethod
-    def _check_options(cls, options: Mapping[str, Any]) -> None:
-        """Raise any exception if the driver would not take ``options``."""
-
-    @property
-    def parsed(self) -> URL:
-        """The URL's parts."""
-        return self._check_parts(parse_url(self.url.get_secret_value(), self.schemes).set(drivername=self.driver))
-
-    @property
-    def address(self) -> str:
-        """Host or socket, port and database of the URL."""
-        url = self.parsed
-        hosts = str(url.host or url.query.get("host") or url.query.get("unix_socket") or "localhost").split(",")
-        ports = str(url.port or url.query.get("port") or "").split(",")
-        shown = [
-            (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-            for host, port in zip_longest(hosts, ports, fillvalue="")
-        ]
-        return f"{','.join(shown)}/{url.database or ''}"
-
-
-SQLSettingsT = TypeVar("SQLSettingsT", bound=SQLSettings)
 
 
 class Blame(Enum):
@@ -317,7 +208,7 @@ class SQLSink(Sink[SQLSettingsT]):
             for kind in KINDS:
                 for fields, rows in group(kind, batch.rows(kind)):
                     if EXTRA in fields:
-                        rows = _with_stored_extra(connection, kind, rows, guarded=self._guarded)
+                        rows = with_stored_extra(connection, kind, rows, guarded=self._guarded)
                     self._upsert(connection, kind, fields, rows)
 
     def ping(self) -> None:
@@ -353,7 +244,7 @@ class SQLSink(Sink[SQLSettingsT]):
         with self._faults():
             connection = self._connected()
             with self._transaction(connection, commit=False):
-                for some in batched(session_ids, _LOOKUP):
+                for some in batched(session_ids, LOOKUP):
                     # A tuple has no cast, which might not fit the column's type.
                     keys = [(id,) for id in some]
                     found.update(map(str, connection.scalars(select(key).where(tuple_(key).in_(keys)))))
@@ -366,7 +257,7 @@ class SQLSink(Sink[SQLSettingsT]):
         with self._faults():
             connection = self._connected()
             with self._transaction(connection, commit=False):
-                for some in batched(keys, _LOOKUP):
+                for some in batched(keys, LOOKUP):
                     rows = connection.execute(select(*key, columns.updated_at).where(tuple_(*key).in_(some)))
                     found.update((tuple(map(str, row[:-1])), row[-1]) for row in rows)
         return found
@@ -524,73 +415,6 @@ def _error(fault: Fault) -> SinkError:
             return SinkConflict(fault.message, code=fault.code)
         case _:
             return SinkUnavailable(fault.message, code=fault.code, unknown_code=fault.blame is Blame.UNKNOWN)
-
-
-def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list[Row]]]:
-    """The rows by the set of fields they carry, each group sorted by key; the fields in the order of its rows.
-
-    Writers that take their locks in one order do not deadlock. Those of rows with different fields still may: one
-    statement comes before the other.
-    """
-    shapes = [*dict.fromkeys(map(type, rows))]
-    groups: dict[type[Row], list[Row]] = {shape: [] for shape in shapes}
-    if len(shapes) == 1:  # the usual case
-        groups[shapes[0]] = [*rows]
-    else:
-        for row in rows:
-            groups[type(row)].append(row)
-    for shape, members in groups.items():
-        # By the last column first: two sorts of texts take a third of the time of one by pairs.
-        for name in reversed(KEYS[kind]):
-            members.sort(key=attrgetter(name))
-        yield shape.__struct_fields__, members
-
-
-def needed_columns(table: Table) -> list[Column[Any]]:
-    """The columns that a table must have; ``extra`` is needed by rows that have it alone."""
-    return [column for column in table.c if column.name != EXTRA]
-
-
-def _with_stored_extra(connection: Connection, kind: Kind, rows: Sequence[Row], *, guarded: bool) -> list[Row]:
-    """Copies of the rows, with the ``extra`` that the table must hold afterwards.
-
-    It merges name by name, which no statement can say for every database. The rows read stay locked until the commit,
-    so another writer cannot come between.
-    """
-    columns = guard.GUARDED[kind].c
-    key = [columns[name] for name in KEYS[kind]]
-    time: ColumnElement[Any] = func.coalesce(columns.extra_at, columns.updated_at) if guarded else null()
-    stored: dict[tuple[str, ...], tuple[str | None, datetime | None]] = {}
-    for some in batched([key_of(kind, row) for row in rows], _LOOKUP):
-        query = select(*key, cast(columns.extra, Text), type_coerce(time, TimeType))
-        query = query.where(tuple_(*key).in_(some)).with_for_update()
-        stored.update((tuple(map(str, found[:-2])), (found[-2], found[-1])) for found in connection.execute(query))
-    whole = []
-    for row in rows:
-        merged = copy(row)
-        before, since = stored.get(key_of(kind, row), (None, None))
-        sent: Raw = row.extra  # type: ignore[attr-defined]
-        if before and since and since > datetime.fromisoformat(row.get("extra_at") or row["updated_at"]):
-            before, sent = bytes(sent).decode(), Raw(before.encode())
-        merged.extra = merge_extra_text(before, sent)  # type: ignore[attr-defined]
-        whole.append(merged)
-    return whole
-
-
-def updated(kind: Kind, fields: Sequence[str]) -> list[str]:
-    """Those of ``fields`` that an update changes in a stored row."""
-    return [name for name in fields if name not in (*KEYS[kind], "created_at")]
-
-
-def quoted(name: str) -> str:
-    """A quoted name in standard SQL."""
-    return f'"{name}"'
-
-
-def on_conflict(kind: Kind, changes: Sequence[tuple[str, str]]) -> str:
-    """The clause that turns an INSERT into an upsert, in PostgreSQL and SQLite."""
-    assigned = ", ".join(f"{quoted(name)} = {value}" for name, value in changes)
-    return f"ON CONFLICT ({', '.join(map(quoted, KEYS[kind]))}) DO UPDATE SET {assigned}"
 
 
 def make_engine(url: URL, **options: Any) -> Engine:

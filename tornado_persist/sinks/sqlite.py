@@ -18,17 +18,9 @@ from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import Batch, Kind, Row
 from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.reader import READ_TIMEOUT
-from tornado_persist.sinks.sql import (
-    LOCK_TIMEOUT,
-    Blame,
-    Fault,
-    SQLSettings,
-    SQLSink,
-    make_engine,
-    needed_columns,
-    on_conflict,
-    quoted,
-)
+from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
+from tornado_persist.sinks.sqlsettings import SQLSettings
+from tornado_persist.sinks.statements import needed_columns, on_conflict, quoted
 from tornado_persist.sinks.tables import TABLES, dump_json
 from tornado_persist.sinks.walguard import WALGuard
 

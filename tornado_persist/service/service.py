@@ -36,6 +36,8 @@ from tornado_persist.pipeline.removal import Remover
 from tornado_persist.pipeline.retention import Ages, Retention
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.records.parser import Parser
+from tornado_persist.service.parts import bind, make_sink, make_tls, probe, several, warn_of_anybody
+from tornado_persist.service.reload import plan_reload
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.runner import SinkRunner
@@ -64,7 +66,7 @@ def _tune_interpreter() -> None:
     gc.set_threshold(COLLECT_AFTER, 20, 20)
 
 
-logger = log.get(__name__)
+logger = log.get(__package__)  # lines of the log have named tornado_persist.service since the first version
 
 #: Seconds between pings of an idle sink, so that the log reports an outage before a flush fails.
 WATCH_INTERVAL = 5.0
@@ -75,9 +77,6 @@ CLOSING_TIME = 0.5
 
 #: Watchdog interval when systemd asks for none, in seconds.
 NO_WATCHDOG = 86_400.0
-
-#: Keys that a reload applies; all others need a restart.
-LIVE = ("sink", "sinks", "auth", "tls", "buffer", "retention", "log.level")
 
 
 class MonotonicLoop(AsyncIOMainLoop):
@@ -137,17 +136,17 @@ class Service:
     async def _run(self, serving: Callable[[str], None]) -> None:
         sink = make_sink(self._settings)
         # A taken port is found before the recovery, which may take long; the port is bound after it.
-        _probe(self._settings)
+        probe(self._settings)
         self._tls = await asyncio.to_thread(make_tls, self._settings)
         try:
             checkpoint = await self._open_journal()
-            await self._recover(checkpoint, timed=_several(sink))
+            await self._recover(checkpoint, timed=several(sink))
         except Interrupted:
             self._stop.set()
         if self._stop.is_set():
             logger.info("stopped before it served; all that waits stays in the journal")
             return
-        sockets = _bind(self._settings)
+        sockets = bind(self._settings)
         self._url = listening.url(sockets, tls=self._tls is not None)
         self._port = sockets[0].getsockname()[1] if self._settings.server.tcp else 0
         self._start_pipeline(sink, checkpoint)
@@ -418,40 +417,23 @@ class Service:
             ConfigError: the new sink cannot be used now; nothing was changed.
         """
         old = self._settings
-        changed = _changed(old, new)
         tokens = await asyncio.to_thread(new.read_tokens)
-        if tokens != self._api.access.tokens and not any(key.startswith("auth.") for key in changed):
-            changed = sorted([*changed, "auth.tokens_file"])  # the file's content is in no setting
-        applied = [key for key in changed if key.startswith(LIVE)]
-        needs_restart = [key for key in changed if not key.startswith(LIVE)]
-        names = ("sink", "sinks", "auth", "buffer", "retention")
-        live = {name: getattr(new, name) for name in names}
-        level = old.log.model_copy(update={"level": new.log.level})
-        settings = old.with_sinks(new, {**live, "tls": new.tls, "log": level})
-        tls = await asyncio.to_thread(make_tls, settings)
-        if (tls is None) != (self._tls is None):  # http would become https, or the other way round
-            needs_restart += [key for key in applied if key.startswith("tls.")]
-            applied = [key for key in applied if not key.startswith("tls.")]
-            settings, tls = settings.model_copy(update={"tls": old.tls}), self._tls
-        elif tls and self._tls and tls.certificate != self._tls.certificate and "tls.cert" not in applied:
-            applied.append("tls.cert")
-        same = (old.sink, old.sink_settings()) == (new.sink, new.sink_settings())
-        if not same and not any(key.startswith("sink") for key in applied):
-            applied.append(f"sinks.{new.sink}.url_file")
+        plan = await asyncio.to_thread(plan_reload, old, new, self._tls, new_tokens=tokens != self._api.access.tokens)
+        settings = plan.settings
         # First, because only this may fail from here on.
-        runner = None if same else await self._open_sink(settings)
+        runner = await self._open_sink(settings) if plan.new_sink else None
         self._apply_numbers(settings)
         self._api.access.tokens = tokens
         self._settings = settings
-        if tls is not None:
-            self._tls, self._server.tls = tls, tls.context
+        if plan.tls is not None:
+            self._tls, self._server.tls = plan.tls, plan.tls.context
             await asyncio.to_thread(self._note)
         if runner is not None:
             await self._switch_to(runner, settings)
-        for key in needs_restart:
+        for key in plan.needs_restart:
             logger.warning("this setting changes only with a restart", key=key)
-        logger.info("configuration reloaded", applied=applied, sink=settings.sink)
-        return applied, needs_restart
+        logger.info("configuration reloaded", applied=plan.applied, sink=settings.sink)
+        return plan.applied, plan.needs_restart
 
     def _apply_numbers(self, new: Settings) -> None:
         log.set_level(new.log.level)
@@ -489,31 +471,11 @@ class Service:
         old = self._flusher.runner
         if settings.records.require_session:
             self._ingest.find_sessions = runner.find_sessions
-        self._buffer.timed = _several(runner.sink)
+        self._buffer.timed = several(runner.sink)
         self._flusher.write_to(runner)
         await self._reads.read_from(runner)
         await old.close(timeout)  # abandons a call that hangs: the rows it may still commit also go to the new sink
         logger.info("sink changed", sink=settings.sink)
-
-
-def _several(sink: Sink[Any]) -> bool:
-    """Whether other instances write the rows of this sink, too."""
-    return getattr(sink.settings, "writers", "one") == "several"
-
-
-def make_sink(settings: Settings) -> Sink[Any]:
-    """The configured sink, not opened yet.
-
-    Raises:
-        ConfigError: it cannot look sessions up, or not delete, and a setting asks for that.
-    """
-    sink_class = registry.find(settings.sink)
-    ages = settings.retention
-    if (ages.completed or ages.failed or ages.orphans) and sink_class.delete_sessions is Sink.delete_sessions:
-        raise ConfigError("retention", f"sink {settings.sink} cannot delete rows")
-    if settings.records.require_session and sink_class.find_sessions is Sink.find_sessions:
-        raise ConfigError("records.require_session", f"sink {settings.sink} cannot look sessions up")
-    return sink_class(settings.sink_settings(), settings.data_dir)
 
 
 def _open_dead_letters(dead_letters: DeadLetters, state: dict[str, Any], *, cut: bool) -> dict[Kind, int]:
@@ -532,68 +494,3 @@ def _open_dead_letters(dead_letters: DeadLetters, state: dict[str, Any], *, cut:
         logger.info("rejected rows that will be tried again cut off", file=str(dead_letters.path), bytes=surplus)
     before = state.get("set_aside", {})
     return {kind: int(before.get(kind, 0)) + new[kind] for kind in KINDS}
-
-
-def _probe(settings: Settings) -> None:
-    """Raises StartError: an address is taken."""
-    try:
-        if settings.unix_socket:
-            listening.look_at_unix(settings.unix_socket)
-        if settings.server.tcp:
-            for made in listening.listen(settings.server.host, settings.server.port):
-                made.close()
-    except OSError as exc:
-        raise _not_listening(settings, exc) from None
-
-
-def _bind(settings: Settings) -> list[socket.socket]:
-    server = settings.server
-    sockets: list[socket.socket] = []
-    try:
-        if server.tcp:
-            sockets += listening.listen(server.host, server.port)
-        if settings.unix_socket:
-            sockets.append(listening.listen_unix(settings.unix_socket, int(server.unix_socket_mode, 8)))
-    except OSError as exc:
-        for made in sockets:
-            made.close()
-        raise _not_listening(settings, exc) from None
-    return sockets
-
-
-def _not_listening(settings: Settings, exc: OSError) -> StartError:
-    place = exc.filename or listening.shown(settings.server.host, settings.server.port)
-    return StartError(f"cannot listen on {place}: {exc.strerror}")
-
-
-def warn_of_anybody(settings: Settings, port: int) -> str:
-    """A sentence, if other machines can connect and need neither a token nor a certificate; else empty."""
-    server = settings.server
-    exposed = listening.exposed(server.host, port) if server.tcp and _takes_anybody(settings) else []
-    return f"anybody who reaches {' or '.join(exposed)} can write and read" if exposed else ""
-
-
-def _takes_anybody(settings: Settings) -> bool:
-    return not (settings.tls.client_ca or settings.auth.tokens or settings.auth.tokens_file)
-
-
-def make_tls(settings: Settings) -> listening.TLS | None:
-    """What ``[tls]`` asks for; blocking. Raises ConfigError."""
-    tls = settings.tls
-    if not tls.cert:
-        return None
-    key, client_ca = (settings.path(name) if name else None for name in (tls.key, tls.client_ca))
-    return listening.TLS.load(settings.path(tls.cert), key, client_ca, tls.min_version)
-
-
-def _changed(old: Settings, new: Settings) -> list[str]:
-    """Dotted keys whose values differ."""
-    before, after = _flat(old.model_dump()), _flat(new.model_dump())
-    return [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
