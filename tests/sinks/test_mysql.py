@@ -417,17 +417,22 @@ def test_a_missing_table_is_noticed_by_ping(sink: MySQLSink, owner: Run) -> None
 
 
 @both_ways
-def test_missing_rights_are_an_outage_that_ping_notices(
+def test_missing_rights_are_an_outage_that_ping_or_open_notices(
     sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB
 ) -> None:
     pattern = database_of(mysql_url).replace("_", r"\_")
-    mariadb_server.admin(rf"REVOKE UPDATE, INSERT ON `{pattern}`.* FROM persist@'%'")
+    mariadb_server.admin(rf"REVOKE UPDATE ON `{pattern}`.* FROM persist@'%'")
     sink.close()
     sink.open()
     with pytest.raises(SinkUnavailable) as caught:
         sink.ping()
     assert caught.value.code == "1142"
     assert isinstance(failure(sink, Batch([session("s")])), SinkUnavailable)
+    mariadb_server.admin(rf"REVOKE INSERT ON `{pattern}`.* FROM persist@'%'")
+    sink.close()
+    with pytest.raises(SinkUnavailable, match="INSERT") as caught:
+        sink.open()
+    assert caught.value.code == "1142"
 
 
 @both_ways

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from tornado_persist import listening
 from tornado_persist.cli.client import Client, noted
@@ -44,18 +45,22 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     ("", r"timed? ?out|unreachable|no route", "see to the route and the firewall between here and there"),
     ("postgres", r"pg_hba", "let this host and user in: a line in the server's pg_hba.conf, then a reload of it"),
     ("postgres", r"password|^28", "correct user and password in the URL (special characters are percent-encoded)"),
-    ("postgres", r"database .* does not exist|^3D000", "make it: CREATE DATABASE name OWNER user"),
+    ("postgres", r"database .* does not exist|^3D000", "make it: CREATE DATABASE name"),
     ("postgres", r"role .* does not exist", "make it: CREATE ROLE user LOGIN PASSWORD '...'"),
     ("postgres", r"encoding", "make a database WITH ENCODING 'UTF8' TEMPLATE template0"),
     (
         "postgres",
         r"^42501|permission",
-        "grant the user CREATE, and SELECT, INSERT, UPDATE on the tables",
+        "grant the user CREATE on the schema, or make the tables and grant SELECT, INSERT, UPDATE: docs/sinks.rst",
     ),
     ("postgres", r"read-only|^25006", "name the primary in the URL, not a replica"),
     ("mysql", r"^1045\b|Access denied for user .*password", "correct user and password in the URL"),
     ("mysql", r"^1049\b|Unknown database", "make it: CREATE DATABASE name"),
-    ("mysql", r"^(1044|1142|1227)\b|denied", "grant the user its rights: GRANT ALL ON database.* TO user"),
+    (
+        "mysql",
+        r"^(1044|1142|1227)\b|denied",
+        "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE ON database.* TO user; docs/sinks.rst says what each is for",
+    ),
     ("mysql", r"read.only|^1290\b", "name the primary in the URL, not a replica"),
     ("sqlite", r"NOTADB|not a database", "move the file away, or name another one in sinks.sqlite.path"),
     ("sqlite", r"locked", "end the other program that has the database open for writing"),
@@ -323,10 +328,21 @@ def _sink(settings: Settings) -> Iterator[Finding]:
             yield Finding("tables", "there, and writable")
         for caution in sink.cautions():
             yield Finding("sink", caution.problem, "warning", caution.advice)
+        if settings.retention.on:
+            yield from _deletes(sink)
     except SinkError as exc:
         yield Finding("sink", f"{settings.sink}: unavailable: {exc}", "error", hint(settings.sink, exc))
     finally:
         sink.close()
+
+
+def _deletes(sink: Sink[Any]) -> Iterator[Finding]:
+    """Whether it can delete, which no ping asks. The session does not exist."""
+    try:
+        sink.delete_sessions([f"persistd-check-{uuid4().hex}"], 1)
+    except SinkError as exc:
+        advice = "grant the user DELETE on both tables, or turn [retention] off"
+        yield Finding("sink", f"[retention] is on, and rows cannot be deleted: {exc}", "warning", advice)
 
 
 def _to_be_created(sink: Sink[Any], missing: list[str]) -> Iterator[Finding]:

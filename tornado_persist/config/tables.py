@@ -247,6 +247,11 @@ class Retention(Table):
     orphans: Age = Field(0.0, description="the same for tasks whose session does not exist")
     every: Seconds = Field(3600.0, ge=60, le=86_400, description="seconds from one run to the next")
 
+    @property
+    def on(self) -> bool:
+        """Whether anything is deleted by its age."""
+        return bool(self.completed or self.failed or self.orphans)
+
 
 class Log(Table):
     """The log."""

@@ -25,6 +25,7 @@ from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
+from tornado_persist.sinks.statements import needed_columns
 from tornado_persist.sinks.tables import TABLES
 
 #: Bytes of a statement at most, so that no second copy of many long rows has to be held.
@@ -184,6 +185,12 @@ class MySQLSink(SQLSink[MySQLSettings]):
                     f"{TABLES[kind].name}.{column} has the collation {collation}, which takes different keys for"
                     " the same; it must be a binary one"
                 )
+        for table in TABLES.values():
+            # Of no rows: it fails without the right to insert, which the ping does not need.
+            columns = ", ".join(_quoted(column.name) for column in needed_columns(table))
+            connection.exec_driver_sql(
+                f"INSERT INTO {_quoted(table.name)} ({columns}) SELECT {columns} FROM {_quoted(table.name)} WHERE 1 = 0"
+            )
 
     def _cautions(self, connection: Connection) -> Iterator[Caution]:
         for kind in KINDS:
