@@ -96,7 +96,7 @@ class Rig:
             self.flusher,
             self.journal,
             open_rows=OpenRows(self.data_dir / "rejected.jsonl"),
-            instance=Instance("", socket.gethostname(), os.getpid(), self.data_dir, self.metrics.started),
+            instance=Instance("rig", "", socket.gethostname(), os.getpid(), self.data_dir, self.metrics.started),
         )
 
     async def switch(self, sink: FlakySink, timeout: float = 5) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.tools import require
 from tornado_persist.web.app import ROUTES
 
 ALERTS = Path(__file__).resolve().parent.parent / "conf" / "prometheus-alerts.yaml"
+BOARD = ALERTS.parent / "grafana-dashboard.json"
 RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 Series = dict[str, str]
 
@@ -40,6 +42,7 @@ for instance in ("a:8001", "b:8001"):
         f'persistd_journal_fsync_duration_seconds_bucket{{{place},le="0.5"}}': "0+100x30",
         f'persistd_journal_fsync_duration_seconds_bucket{{{place},le="+Inf"}}': "0+100x30",
         f'persistd_http_requests_total{{{place},handler="TasksBatch",method="POST",status="500"}}': "1x30",
+        f"persistd_clock_skew_seconds{{{place}}}": "0.01x30",
     }
 
 #: The fsyncs that took less than the bound of the alert.
@@ -60,6 +63,7 @@ TROUBLE: dict[str, Series] = {
     "PersistdFlushesFail": {"persistd_flush_failures_total": "0+1x30"},
     "PersistdSlowDisk": {FAST: "0+90x30"},
     "PersistdServerErrors": {"persistd_http_requests_total": "0x20 1x10"},
+    "PersistdClockOff": {"persistd_clock_skew_seconds": "0x5 -1.5x25"},
 }
 
 #: Trouble that ends by itself, or is too little: an alert that fires here cries wolf.
@@ -77,6 +81,7 @@ HARMLESS: dict[str, Series] = {
     "PersistdFlushesFail": {"persistd_flush_failures_total": "0x20 1x5 2x5"},
     "PersistdSlowDisk": {FAST: "0+99.5x30"},
     "PersistdServerErrors": {"persistd_http_requests_total": "5x20 0x10"},
+    "PersistdClockOff": {"persistd_clock_skew_seconds": "-0.9x10 _x10 5x3 0x7"},
 }
 
 
@@ -90,13 +95,18 @@ def changed(changes: Series, instance: str = "a:8001") -> Series:
     return found
 
 
+def input_series(series: Series) -> list[Series]:
+    """As a file of promtool has them."""
+    return [{"series": name, "values": values} for name, values in series.items()]
+
+
 def case(series: Series, alert: str, *firing: str) -> dict[str, Any]:
     """A test of promtool: after 29 minutes the alert fires for these instances; the empty name is no instance."""
     samples = [{"labels": f'{{instance="{instance}"}}' if instance else "{}", "value": 1} for instance in firing]
     expression = f'sum by (instance) (ALERTS{{alertname="{alert}",alertstate="firing"}})'
     return {
         "interval": "1m",
-        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "input_series": input_series(series),
         "promql_expr_test": [{"expr": expression, "eval_time": "29m", "exp_samples": samples}],
     }
 
@@ -106,6 +116,30 @@ def check(directory: Path, *cases: dict[str, Any]) -> None:
     file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": list(cases)}))
     done = subprocess.run([require("promtool"), "test", "rules", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_understands_every_query_of_the_board_and_the_names_are_joined_on(tmp_path: Path) -> None:
+    panels = json.loads(BOARD.read_text())["panels"]
+    queries = [target for panel in panels for target in panel["targets"]]
+    asked, named = [], 0
+    series = {}
+    for instance in ("a:8001", "b:8001"):
+        place = f'instance="{instance}",job="some"'
+        series[f'persistd_instance_info{{{place},name="{instance[0]}"}}'] = "1x30"
+        series[f'persistd_build_info{{{place},version="1"}}'] = "1x30"
+        for name in ("rows_accepted_total", "rows_pending"):
+            series[f'persistd_{name}{{{place},kind="task"}}'] = "0+60x30"
+        series[f"persistd_clock_skew_seconds{{{place}}}"] = "0x30"
+    for query in queries:
+        expression = query["expr"].replace("$__rate_interval", "5m").replace("$instance", ".*")
+        joined = "{{name}}" in query["legendFormat"]
+        named += joined
+        samples = [{"labels": f'{{name="{name}"}}', "value": 1} for name in "ab"]
+        # Without its names an expression only has to be one.
+        test = f"count by (name) ({expression})" if joined else f"count({expression}) * 0 == 1"
+        asked.append({"expr": test, "eval_time": "29m", "exp_samples": samples if joined else []})
+    assert named == 4
+    check(tmp_path, {"interval": "1m", "input_series": input_series(series), "promql_expr_test": asked})
 
 
 def test_every_alert_is_tested_here_and_says_what_to_do() -> None:

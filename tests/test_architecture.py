@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "sinks": {"sinks", "telemetry.log", "telemetry.redaction", "records", "files"},
     "pipeline": {"pipeline", "journal", "sinks.base", "sinks.runner", "sinks.reader", "telemetry", "records", "files"},
     "web": {"web", "pipeline", "telemetry", "records", "config.tokens"},
-    "config": {"config", "sinks.base", "sinks.registry", "telemetry.redaction", "records.models"},
+    "config": {"config", "files", "sinks.base", "sinks.registry", "telemetry.redaction", "records.models"},
     "service": {
         *("service", "web", "pipeline", "journal", "sinks.base", "sinks.registry", "sinks.runner"),
         *("telemetry", "records", "files", "config", "listening"),

@@ -107,6 +107,7 @@ def test_the_environment_goes_over_the_file(tmp_path: Path, monkeypatch: pytest.
         ("[records]\nunknown_fields = 'maybe'", "records.unknown_fields"),
         ("server = 5", "server"),
         ("sink = 'oracle'", "sink"),
+        ("instance = 'two words'", "instance"),
         ("[sinks.oracle]\nurl = 'x'", "sinks.oracle"),
         ("[sinks.sqlite]\npaht = 'x'", "sinks.sqlite.paht"),
         ("[sinks.postgres]\nurl = 'not a url'", "sinks.postgres.url"),

@@ -8,6 +8,8 @@ import fcntl
 import json
 import os
 import re
+import secrets
+import socket
 import stat
 import tempfile
 import time
@@ -18,6 +20,11 @@ from tornado_persist.errors import ConfigError, StartError
 
 #: The most buffers that one ``writev`` takes.
 IOV_MAX: int = os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 1024
+
+#: What an instance may be called.
+INSTANCE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+#: Characters of the machine's name in a name that is made.
+_HOST = 40
 
 #: Seconds for which a start waits for commands that look at the lock.
 _PROBED = 0.2
@@ -147,6 +154,7 @@ class DataDir:
         self.pid_file = path / "persistd.pid"
         self.log_file = path / "persistd.log"
         self.note_file = path / "service.json"
+        self.name_file = path / "instance"
         self._fds: list[int] = []
 
     def make(self) -> None:
@@ -274,6 +282,29 @@ class DataDir:
     def noted(self) -> dict[str, object]:
         """The last service's :meth:`note`; empty if it cannot be read."""
         return _read_object(self.note_file)
+
+    def instance_name(self) -> str:
+        """The name that the instance of this directory keeps, also on another machine; to be called with the lock.
+
+        Made at the first start: the machine's name and four random characters. On a full disk the start must not fail;
+        then the next one makes another name.
+        """
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            kept = self.name_file.read_text(encoding="ascii").strip()
+            if re.fullmatch(INSTANCE_NAME, kept):
+                return kept
+        host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname().partition(".")[0]).strip("-")[:_HOST]
+        name = f"{host or 'persistd'}-{secrets.token_hex(2)}"
+        new = self.name_file.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            with os.fdopen(fd, "w", encoding="ascii") as file:
+                file.write(f"{name}\n")
+                file.flush()
+                os.fsync(fd)
+            new.replace(self.name_file)
+            fsync_directory(self.path)
+        return name
 
     def _write_holder(self) -> None:
         # Always of one length, and over the old text: a full disk has room for that.

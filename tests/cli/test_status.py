@@ -62,7 +62,8 @@ def test_well(service: Persistd, command: Command) -> None:
     assert (health["database"], health["accepting"]) == ("healthy", True)
     assert health["sink"]["address"] == f"{service.data_dir}/persist.db"
     assert re.fullmatch(
-        rf"{service.url} on \S+, pid {service.process.pid}, data in {service.data_dir}", line(command, "service")
+        rf"{health['instance']['name']}, {service.url} on \S+, pid {service.process.pid}, data in {service.data_dir}",
+        line(command, "service"),
     )
     assert line(command, "batches") == "accepted; none was refused"
     assert re.fullmatch(rf"sqlite at {service.data_dir}/persist.db, up since .* ago\)", line(command, "sink"))

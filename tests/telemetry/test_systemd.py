@@ -15,7 +15,8 @@ from tests.process import PATIENCE, Persistd
 from tests.rows import task
 from tornado_persist.telemetry.systemd import ServiceManager
 
-UNIT = Path(__file__).parent.parent.parent / "conf" / "persistd.service"
+CONF = Path(__file__).parent.parent.parent / "conf"
+UNITS = ["persistd.service", "persistd@.service"]
 MANUAL = "[buffer]\nflush_interval = 3600\n"
 
 
@@ -130,14 +131,14 @@ def test_a_long_start_and_a_long_drain_ask_for_time(manager: Manager, monkeypatc
 # The unit.
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
+@pytest.fixture(params=UNITS)
+def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The unit with a program that is on this machine."""
     if not tools.SYSTEMD:
         pytest.skip("there is no systemd for this system")
-    text = UNIT.read_text()
+    text = (CONF / request.param).read_text()
     assert "ExecStart=/opt/persistd/bin/persistd " in text
-    copy = tmp_path / "persistd.service"
+    copy = tmp_path / str(request.param).replace("@", "@one")
     copy.write_text(text.replace("/opt/persistd/bin/persistd ", "/bin/true "))
     return copy
 
@@ -166,6 +167,22 @@ def test_the_unit_calls_for_what_the_service_does(unit: Path) -> None:
     assert lines["ExecReload"] == "/bin/kill -HUP $MAINPID"
     assert lines["RestartPreventExitStatus"] == "2"
     assert lines["Environment"] == f"PERSISTD_DATA_DIR=/var/lib/{lines['StateDirectory']}"
+
+
+def test_the_template_is_the_unit_with_a_directory_a_name_and_a_file_for_each_instance() -> None:
+    one, many = ((CONF / name).read_text().splitlines() for name in UNITS)
+    own = [line for line in many if line not in one and not line.startswith("#")]
+    assert [line.partition("=")[0] for line in own] == [
+        *("Description", "StateDirectory", "Environment", "Environment", "EnvironmentFile", "RuntimeDirectory"),
+    ]
+    assert all("%i" in line for line in own)
+    assert [line for line in one if line not in many] == [
+        "# For systemd: /etc/systemd/system/persistd.service. docs/running.rst has the prerequisites.",
+        "Description=tornado-persist, a durable write buffer over HTTP",
+        "StateDirectory=persistd",
+        "Environment=PERSISTD_DATA_DIR=/var/lib/persistd",
+        "RuntimeDirectory=persistd",
+    ]
 
 
 def test_no_system_call_of_the_service_is_one_that_the_unit_forbids(tmp_path: Path, unit: Path) -> None:

@@ -232,6 +232,7 @@ async def test_stats_has_every_documented_field_with_its_type(fetch: Fetch) -> N
     }
     assert stats["health"].pop("disk_free_bytes") > 0
     assert stats["health"] == {
+        "instance": "rig",
         "status": "healthy",
         "reason": "",
         "sink": "flaky",

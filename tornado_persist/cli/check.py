@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -76,7 +77,7 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     ("", r"ENOSPC|FULL|No space|disk is full", "make room on the disk"),
 )
 #: The names of the service's own files in ``data_dir``; others, such as ``lost+found``, do not matter.
-_OURS = ("damaged", "journal", "jsonl", "lock", "persist.db*", "persistd.*", "rejected.*", "service.json")
+_OURS = ("damaged", "instance", "journal", "jsonl", "lock", "persist.db*", "persistd.*", "rejected.*", "service.json")
 #: The part of ``journal.max_bytes`` from which on it is nearly full, as the alert has it.
 _NEARLY = 0.8
 #: A certificate that is valid for less than this should have been renewed by now.
@@ -326,6 +327,7 @@ def _sink(settings: Settings) -> Iterator[Finding]:
         yield Finding("sink", f"{settings.sink}: {sink.describe()}")
         if hasattr(sink.settings, "create_tables"):  # a plugin may have none
             yield Finding("tables", "there, and writable")
+        yield from _clock(sink)
         for caution in sink.cautions():
             yield Finding("sink", caution.problem, "warning", caution.advice)
         if settings.retention.on:
@@ -343,6 +345,15 @@ def _deletes(sink: Sink[Any]) -> Iterator[Finding]:
     except SinkError as exc:
         advice = "grant the user DELETE on both tables, or turn [retention] off"
         yield Finding("sink", f"[retention] is on, and rows cannot be deleted: {exc}", "warning", advice)
+
+
+def _clock(sink: Sink[Any]) -> Iterator[Finding]:
+    with suppress(SinkError):
+        if skew := sink.clock_skew():
+            if skew.problem:
+                yield Finding("clock", skew.problem, "warning", "keep both machines' clocks right with NTP or chrony")
+            else:
+                yield Finding("clock", f"within {abs(skew.seconds) + skew.error:.3f} s of the database's")
 
 
 def _to_be_created(sink: Sink[Any], missing: list[str]) -> Iterator[Finding]:

@@ -66,7 +66,7 @@ def _lines(health: dict[str, Any]) -> list[str]:
     free: int | None = health["disk_free_bytes"]
     facts = {
         "reason": health["reason"],
-        "service": f"{it['url']} on {it['host']}, pid {it['pid']}, data in {it['data_dir']}",
+        "service": f"{it['name']}, {it['url']} on {it['host']}, pid {it['pid']}, data in {it['data_dir']}",
         "batches": f"{'accepted' if health['accepting'] else 'refused now'}; {_refused(health['refused'])}",
         "sink": _sink(sink),
         "waiting": _waiting(waiting),
@@ -95,7 +95,8 @@ def _sink(sink: dict[str, Any]) -> str:
     place = f" at {sink['address']}" if sink["address"] else ""
     since = f" since {output.moment(datetime.fromisoformat(sink['since']))}" if sink["since"] else ""
     again = f", next try in {output.duration(sink['retry_in'])}" if sink["retry_in"] else ""
-    return f"{sink['name']}{place}, {'up' if sink['up'] else 'down'}{since}{again}"
+    clock = f"; {sink['clock_problem']}" if sink["clock_problem"] else ""
+    return f"{sink['name']}{place}, {'up' if sink['up'] else 'down'}{since}{again}{clock}"
 
 
 def _waiting(waiting: dict[str, Any]) -> str:

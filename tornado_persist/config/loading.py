@@ -25,6 +25,7 @@ from pydantic_settings import (
 from tornado_persist.config import tokens
 from tornado_persist.config.tables import TLS, Auth, Buffer, Journal, Log, Records, Retention, Server
 from tornado_persist.errors import ConfigError
+from tornado_persist.files import INSTANCE_NAME
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import SinkSettings
 from tornado_persist.telemetry import redaction
@@ -75,6 +76,12 @@ class Settings(BaseSettings):
         "sqlite",
         min_length=1,
         description="which sink receives the flushes: a built-in one, each with its table below, or a plugin's name",
+    )
+    instance: str = Field(
+        "",
+        pattern=rf"^({INSTANCE_NAME})?$",
+        description="the name of this instance in log, figures and metrics; empty: one that is made once and kept in"
+        " ``data_dir``",
     )
     server: Server = Server()
     auth: Auth = Auth()

@@ -40,6 +40,7 @@ GROWTH_HORIZON = 7 * 86_400.0
 class Instance:
     """Identifies this service."""
 
+    name: str  #: as configured, or as kept in the data directory
     url: str  #: where it answers; empty before it listens
     host: str  #: the machine's name
     pid: int

@@ -112,6 +112,7 @@ class Service:
         self._data_dir = data_dir = DataDir(self._settings.data_dir)
         data_dir.make()
         data_dir.lock()
+        self._name = log.instance = self._settings.instance or data_dir.instance_name()
         data_dir.note()  # drops what an earlier process noted
         self._manager = ServiceManager()
         beat = PeriodicCallback(self._manager.beat, (self._manager.interval or NO_WATCHDOG) * 1000)
@@ -249,7 +250,9 @@ class Service:
             self._flusher,
             self._journal,
             open_rows=OpenRows(self._dead_letters.path),
-            instance=Instance(self._url, socket.gethostname(), os.getpid(), settings.data_dir, self._metrics.started),
+            instance=Instance(
+                self._name, self._url, socket.gethostname(), os.getpid(), settings.data_dir, self._metrics.started
+            ),
             caution=warn_of_anybody(settings, self._port),
         )
 

@@ -19,6 +19,9 @@ from tornado_persist.sinks.reader import Reader
 #: busy event loop.
 CHUNK_ROWS = 20_000
 
+#: Seconds that this machine's clock and the database's may differ. NTP keeps them within some milliseconds.
+MOST_SKEW = 1.0
+
 _SIZE = TypeAdapter(ByteSize)
 _NO_SIZE = 'should be a number of bytes, or one with a unit, such as "64MiB"'
 _NO_DURATION = 'should be a number of seconds, or one with a unit: "500ms", "30s", "5m", "2h", "1d"'
@@ -96,6 +99,21 @@ class Removed(NamedTuple):
     done: int
 
 
+class Skew(NamedTuple):
+    """How far this machine's clock is ahead of another one, in seconds; negative: behind."""
+
+    seconds: float
+    error: float  #: by so much the figure may be wrong: half of the time that the answer took
+
+    @property
+    def problem(self) -> str:
+        """A sentence, if the clocks differ by more than ``MOST_SKEW``, however long the answer took; else empty."""
+        if abs(self.seconds) - self.error <= MOST_SKEW:
+            return ""
+        where = "ahead of" if self.seconds > 0 else "behind"
+        return f"this machine's clock is {abs(self.seconds):.1f} s {where} the database's"
+
+
 class Sink(ABC, Generic[SettingsT]):
     """Stores batches. Blocking; every call comes from one worker thread, never two at a time.
 
@@ -151,6 +169,16 @@ class Sink(ABC, Generic[SettingsT]):
         Raises:
             SinkUnavailable: it would not.
         """
+
+    def clock_skew(self) -> Skew | None:
+        """How far this machine's clock is ahead of the place's; None (the default): it has no clock of its own.
+
+        Called after ``open``.
+
+        Raises:
+            SinkUnavailable: the place cannot be asked now.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

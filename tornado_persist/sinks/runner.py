@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks.availability import Availability
-from tornado_persist.sinks.base import Expiry, Removed, Sink
+from tornado_persist.sinks.base import Expiry, Removed, Sink, Skew
+from tornado_persist.sinks.clock import ClockWatch
 from tornado_persist.sinks.reader import settle
 from tornado_persist.telemetry import log, redaction
 
@@ -43,6 +44,8 @@ class SinkState:
     up: bool
     since: datetime | None  #: when it came up or went down (UTC); None before its first answer
     error: str  #: why it is down; empty while it is up
+    clock_skew: float | None = None  #: seconds that this machine's clock is ahead of the sink's; None: not known
+    clock_problem: str = ""  #: a sentence, if that is too much
 
 
 class SinkRunner:
@@ -61,6 +64,7 @@ class SinkRunner:
         #: What ``sink.describe()`` said when it was last opened.
         self.description = sink.name
         self._availability = Availability()
+        self._clock = ClockWatch(time.monotonic())
         self._since: datetime | None = None
         self._opened = False
         self._busy_since: float | None = None
@@ -142,12 +146,14 @@ class SinkRunner:
         """Whether the sink is up, as far as is known within ``wait`` seconds.
 
         An idle sink is pinged, unless a call ended in the last ``max_age`` seconds. A busy one counts as before until
-        its call takes ``STALLED_AFTER`` seconds.
+        its call takes ``STALLED_AFTER`` seconds; it is pinged only to read its clock again, and nobody waits for that.
         """
-        if self._busy_since is None and time.monotonic() - self._checked_at > max_age and not self._closed:
+        now, idle = time.monotonic(), self._busy_since is None
+        if not self._closed and ((idle and now - self._checked_at > max_age) or self._clock.is_due(now)):
             if self._ping is None or self._ping.done():
                 self._ping = asyncio.create_task(self._ping_quietly())
-            await asyncio.wait([self._ping], timeout=wait)
+            if idle:
+                await asyncio.wait([self._ping], timeout=wait)
         if self._stalled and self._availability.up is not False:
             self._note(self._availability.stalled, SinkUnavailable(_SILENT))
         return self.up
@@ -165,7 +171,16 @@ class SinkRunner:
     def state(self) -> SinkState:
         """What is known now. Never calls the sink and never waits."""
         error = self._availability.error or (_SILENT if self._stalled else "")
-        return SinkState(self.sink.name, self.sink.address, self.description, self.up, self._since, error)
+        return SinkState(
+            self.sink.name,
+            self.sink.address,
+            self.description,
+            self.up,
+            self._since,
+            error,
+            self._clock.seconds,
+            self._clock.problem,
+        )
 
     @property
     def _stalled(self) -> bool:
@@ -189,8 +204,14 @@ class SinkRunner:
                 future.exception()  # marks it as retrieved, in case no caller waits for it
 
     async def _ping_quietly(self) -> None:
+        skew = None
         with contextlib.suppress(SinkUnavailable):
-            await self._ask(self.sink.ping)
+            skew = await self._ask(self._ping_and_read_clock)
+        match self._clock.note(skew, time.monotonic()):
+            case "off":
+                logger.warning("clock off", sink=self.sink.name, problem=self._clock.problem)
+            case "right":
+                logger.info("clock right again", sink=self.sink.name)
 
     async def _ask(self, function: Callable[..., T], *args: Any) -> T:
         """Call the sink for anything but a write."""
@@ -258,6 +279,13 @@ class SinkRunner:
             if self._closed:
                 break
         return function(*args)
+
+    def _ping_and_read_clock(self) -> Skew | None:
+        self.sink.ping()
+        try:
+            return self.sink.clock_skew()
+        except SinkUnavailable:  # writes go through: a place that cannot tell the time is no outage
+            return None
 
     def _guarded(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         try:

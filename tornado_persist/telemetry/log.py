@@ -1,7 +1,7 @@
 """The log: structlog events, for people on a terminal and as JSON lines elsewhere; to a stream or a rotated file.
 
-The standard library's loggers (Tornado's, the drivers') use the same format. A line that belongs to a request has the
-request's id, and no line has a password of the configuration.
+The standard library's loggers (Tornado's, the drivers') use the same format. Every line has the name of the instance,
+one that belongs to a request also the request's id, and no line has a password of the configuration.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 #: Stands for standard output where a file could be named.
 STDOUT = Path("-")
 
+#: The name of this instance, in every line; empty until the data directory is locked.
+instance = ""
 #: The id of the current request; empty outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -60,7 +62,7 @@ def configure(
     _streams = streams
     console = style == "console" or (style == "auto" and terminal)
     shared: list[Processor] = [
-        _add_request_id,
+        _add_context,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=not console, key="time"),
@@ -118,7 +120,9 @@ def reopen() -> None:
 _streams: Path | None = None
 
 
-def _add_request_id(logger: object, method: str, event: EventDict) -> EventDict:
+def _add_context(logger: object, method: str, event: EventDict) -> EventDict:
+    if instance:
+        event.setdefault("instance", instance)
     id = request_id.get()
     if id:
         event.setdefault("request_id", id)

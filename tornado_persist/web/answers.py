@@ -16,6 +16,7 @@ def instance(snapshot: HealthSnapshot) -> schemas.Instance:
     """Which service this is."""
     it = snapshot.instance
     return {
+        "name": it.name,
         "url": it.url,
         "host": it.host,
         "pid": it.pid,
@@ -36,6 +37,8 @@ def sink(snapshot: HealthSnapshot) -> schemas.Sink:
         "up": it.up,
         "since": shown(it.since),
         "error": it.error,
+        "clock_skew_seconds": it.clock_skew,
+        "clock_problem": it.clock_problem,
         "retry_in": round(snapshot.retry_in, 1),
     }
 

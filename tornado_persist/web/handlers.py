@@ -225,6 +225,7 @@ class Stats(GetHandler):
             },
             "client_drops": client_drops(metrics.client_drops),
             "health": {
+                "instance": snapshot.instance.name,
                 "status": "healthy" if snapshot.healthy else "unhealthy",
                 "reason": snapshot.reason,
                 "sink": snapshot.sink.name,

@@ -60,6 +60,8 @@ class Exporter:
             "Version of the service and of its Python.",
             {"version": __version__, "python": platform.python_version()},
         )
+        # Not called `instance`: that is the target's address, to Prometheus.
+        yield InfoMetricFamily("persistd_instance", "Name of this instance.", {"name": snapshot.instance.name})
         yield from self._rows(snapshot.waiting)
         yield _gauge("persistd_accepting", "1 while batches are accepted, 0 while they get 503.", snapshot.accepting)
         yield from self._refused()
@@ -74,6 +76,8 @@ class Exporter:
         up = GaugeMetricFamily("persistd_sink_up", "1 while the sink answers, else 0.", labels=["sink"])
         up.add_metric([snapshot.sink.name], snapshot.sink.up)
         yield up
+        skew = math.nan if snapshot.sink.clock_skew is None else snapshot.sink.clock_skew
+        yield _gauge("persistd_clock_skew_seconds", "Seconds that this machine's clock is ahead of the sink's.", skew)
 
     def _rows(self, waiting: Waiting) -> Iterator[Metric]:
         metrics, pending = self._metrics, {"session": waiting.sessions, "task": waiting.tasks}

@@ -39,6 +39,7 @@ class Waiting(TypedDict):
 class Instance(TypedDict):
     """Which service this is."""
 
+    name: Annotated[str, Field(description="the setting `instance`, or the name kept in the data directory")]
     url: Annotated[str, Field(description="where it listens; empty if that is not known")]
     host: Annotated[str, Field(description="the machine's name")]
     pid: Number
@@ -59,6 +60,10 @@ class Sink(TypedDict):
     since: Time | None
     error: Annotated[str, Field(description="why it is down; empty while it is up")]
     retry_in: Annotated[float, Field(ge=0, description="seconds until a failed flush is retried; 0: none waits")]
+    clock_skew_seconds: Annotated[
+        float | None, Field(description="this machine's clock is ahead of the sink's by this; null: it is not known")
+    ]
+    clock_problem: Annotated[str, Field(description="a sentence, if that is more than a second; else empty")]
 
 
 @_closed
@@ -387,6 +392,7 @@ class DeletionStats(TypedDict):
 class HealthStats(TypedDict):
     """What ``GET /health`` says, in short."""
 
+    instance: Annotated[str, Field(description="the name of this instance")]
     status: Condition
     reason: Reason
     sink: str

@@ -154,7 +154,8 @@ function sink({ now, sink }) {
   const up = sink.since === null ? text.unknown : sink.up ? `✓ ${text.up}` : `✕ ${text.down}`;
   const level = sink.since === null ? "" : sink.up ? "good" : "bad";
   const since = sink.since === null ? NONE : `${moment(sink.since)} (${duration(now - Date.parse(sink.since) / 1000)})`;
-  list("sink", [[text.name, sink.name], [text.place, sink.up ? short(sink.description) : sink.address], [text.condition, up, level], [text.since, since]]);
+  list("sink", [[text.name, sink.name], [text.place, sink.up ? short(sink.description) : sink.address], [text.condition, up, level], [text.since, since]]
+    .concat(sink.clock_problem ? [[text.clock, text.clockOff(sink.clock_skew_seconds), "warning"]] : []));
 }
 
 function accounting({ accounting: rows }) {
@@ -166,10 +167,10 @@ function accounting({ accounting: rows }) {
 }
 
 // Which service this is.
-function instance({ instance: { version, host, url, data_dir, pid, uptime_seconds } }) {
+function instance({ instance: { name, version, host, url, data_dir, pid, uptime_seconds } }) {
   write("version", version);
   const uptime = duration(uptime_seconds);
-  list("instance", [[text.host, host], [text.address, url || NONE], [text.dataDir, data_dir], [text.process, `${pid}`], [text.uptime, uptime]]);
+  list("instance", [[text.instance, name], [text.host, host], [text.address, url || NONE], [text.dataDir, data_dir], [text.process, `${pid}`], [text.uptime, uptime]]);
 }
 
 // The batch that was refused last; its sender may never look at the answers.

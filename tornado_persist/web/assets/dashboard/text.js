@@ -1,6 +1,9 @@
 // Every word of the page, by language.
 
 export const EN = {
+  instance: "Instance",
+  clock: "Clock",
+  clockOff: (seconds) => `${Math.abs(seconds).toFixed(1)} s ${seconds > 0 ? "ahead of" : "behind"} the database`,
   host: "Host",
   address: "Address",
   dataDir: "Data",
@@ -161,6 +164,9 @@ export const EN = {
 };
 
 export const ZH = {
+  instance: "实例",
+  clock: "时钟",
+  clockOff: (seconds) => `比数据库${seconds > 0 ? "快" : "慢"} ${Math.abs(seconds).toFixed(1)} 秒`,
   host: "主机",
   address: "地址",
   dataDir: "数据目录",
