@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench.load import Load, Sample, send
-from bench.services import ROOT, Bare, Datasette, Handwritten, Persistd, Service
+from bench.services import PLACES, ROOT, Bare, Datasette, Handwritten, Persistd, Service
 from bench.stores import INDEX, TABLE, TIMES, LinesStore, SQLStore, Store
 from tests.servers import MariaDB, Postgres, Server
+from tornado_persist.sinks import registry
+from tornado_persist.sinks.base import Sink
 
 #: Rows that a service gets before it is measured, and the number of the first of them.
 WARM_UP, WARM_UP_FIRST = 2000, 900_000_000
@@ -77,6 +79,17 @@ class Field:
             place, store = self._place(directory)
             contenders.append(self._add(Persistd(name, directory, root, self.sink, place, buffer), store))
         return contenders
+
+    def ours(self, writers: str) -> Sink[Any]:
+        """The service's own sink, open, without the service; ``writers``: that setting."""
+        directory = self._directory()
+        place, _ = self._place(directory)
+        sink_class = registry.find(self.sink)
+        table = {PLACES.get(self.sink, "url"): place, "writers": writers}
+        sink: Sink[Any] = sink_class(sink_class.Settings(**table), directory)
+        self._stack.callback(sink.close)
+        sink.open()
+        return sink
 
     def peer(self) -> list[Contender]:
         """The usual alternative; none beside another checkout, or for JSON lines."""

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds for a start, a stop, or an answer.
 PATIENCE = 60
+#: The key of a sink's place in its table of the configuration, unless it is ``url``.
+PLACES = {"sqlite": "path", "jsonl": "dir"}
 
 _PREFIX = "/api/v1/persistence"
 #: Makes tokens of Datasette valid; it runs for the length of a workload, on the loopback interface.
@@ -121,7 +123,7 @@ class Persistd(Service):
         tables: dict[str, dict[str, Any]] = {
             "server": {"host": "127.0.0.1", "port": self.port},
             "buffer": {"flush_timeout": 300.0, **self.buffer},
-            f"sinks.{self.sink}": {{"sqlite": "path", "jsonl": "dir"}.get(self.sink, "url"): self.place},
+            f"sinks.{self.sink}": {PLACES.get(self.sink, "url"): self.place},
         }
         lines = [f"data_dir = {json.dumps(str(self.directory / 'data'))}", f'sink = "{self.sink}"']
         for name, table in tables.items():

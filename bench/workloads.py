@@ -7,12 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from bench.field import Contender, Field
 from bench.load import SPACE, Load, Sample, send
+from bench.rows import task
 from bench.services import Persistd
+from tornado_persist.records.models import SHAPES, Batch
+from tornado_persist.records.times import stamp
 
+#: Rows of a write for ``guard``.
+UPDATES = 5000
 #: Rows a second during an outage.
 RATE = 10_000
 #: Nothing is flushed before the end.
@@ -183,6 +189,33 @@ def replay(field: Field, scale: Scale) -> Iterator[list[Figures]]:
     yield [Figures("replay", "rows/s", speeds)]
 
 
+def guard(field: Field, scale: Scale) -> Iterator[list[Figures]]:
+    """Updates of stored rows, written by the sink alone: ``writers = "several"`` beside ``"one"``."""
+    sinks = {"this": field.ours("several"), "one writer": field.ours("one")}
+    times: dict[str, dict[str, list[float]]] = {"ms": {}, "client's CPU ms": {}}
+    for sink in sinks.values():
+        sink.write(_updates(0))
+    for number in range(1, 4 * scale.rounds + 1):
+        for name, sink in [*sinks.items()][:: 1 if number % 2 else -1]:
+            batch = _updates(number)
+            began, cpu = time.perf_counter(), time.process_time()
+            sink.write(batch)
+            times["ms"].setdefault(name, []).append((time.perf_counter() - began) * 1000)
+            times["client's CPU ms"].setdefault(name, []).append((time.process_time() - cpu) * 1000)
+    yield [Figures(f"guard, {UPDATES:,} updates", measure, values) for measure, values in times.items()]
+
+
+def _updates(number: int) -> Batch:
+    """Whole rows with the same keys each time, and as times the days of one year."""
+    made = []
+    for row in map(task, range(UPDATES)):
+        update = SHAPES["task"].row({**row, "retry_count": number})
+        at = stamp(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number))
+        update.created_at = update.updated_at = at  # type: ignore[assignment]
+        made.append(update)
+    return Batch(tasks=made)
+
+
 WORKLOADS: dict[str, Callable[[Field, Scale], Iterator[list[Figures]]]] = {
     "rows": rows,
     "lives": lives,
@@ -190,4 +223,5 @@ WORKLOADS: dict[str, Callable[[Field, Scale], Iterator[list[Figures]]]] = {
     "rates": rates,
     "outage": outage,
     "replay": replay,
+    "guard": guard,
 }

@@ -86,6 +86,19 @@ def assignments(
     return changes
 
 
+def newer_assignments(
+    kind: Kind, fields: Sequence[str], stored: Callable[[str], str], sent: Callable[[str], str]
+) -> list[tuple[str, str]]:
+    """What :func:`assignments` comes to in SQLite where the sent row is newer than the stored one, and all its fields
+    are as new as the row: the usual case, without a comparison for each field.
+    """
+    changes = [(name, sent(name)) for name in fields if name not in {*KEYS[kind], "created_at"}]
+    for name, time in FIELD_TIMES[kind].items():
+        before = f"COALESCE({stored(time)}, {stored('updated_at')})"
+        changes.append((time, "NULL" if name in fields else before))
+    return [*changes, ("created_at", f"MIN({sent('created_at')}, {stored('created_at')})")]
+
+
 def add_columns(connection: Connection, *, create: bool) -> None:
     """Add the missing columns for the times, within a transaction.
 

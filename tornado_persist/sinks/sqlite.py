@@ -6,6 +6,8 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +17,8 @@ from pydantic import Field
 from sqlalchemy import JSON, URL, Connection, Engine, Table, event
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.records.models import Batch, Kind, Row
-from tornado_persist.sinks.guard import GUARDED, NEVER
+from tornado_persist.records.models import FIELD_TIMES, Batch, Kind, Row
+from tornado_persist.sinks.guard import GUARDED, NEVER, newer_assignments
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import SQLSettings
@@ -136,7 +138,12 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         head = f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) VALUES "
         marks = ["?"] * len(fields) + [f"'{NEVER}'"] * len(never)
         one = f"({', '.join(marks)})"
-        tail = f" {on_conflict(kind, self._changes(kind, fields))}"
+        clauses = [on_conflict(kind, self._changes(kind, fields))]
+        if self._guarded and not {*FIELD_TIMES[kind].values()}.intersection(fields):
+            # Tried first: it compares each row once, and not each field. If it leaves a row, the other one decides.
+            stored = partial(self._stored, kind)
+            newer = on_conflict(kind, newer_assignments(kind, fields, stored, self._sent))
+            clauses.insert(0, f"{newer} WHERE {self._sent('updated_at')} > {stored('updated_at')}")
         driver = _driver(connection)
         most = driver.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(fields)
         values = _values(kind, fields, rows)
@@ -145,9 +152,14 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         # One row in a statement took fifty times as long. Few sizes, because the driver caches prepared statements.
         for size in _STATEMENTS:
             if size <= most:
-                statement = head + ", ".join([one] * size) + tail
+                inserts = head + ", ".join([one] * size)
+                statements = [f"{inserts} {clause}" for clause in clauses]
                 for _ in range(left // size):
-                    driver.execute(statement, [*chain.from_iterable(islice(values, size))]).close()
+                    given = [*chain.from_iterable(islice(values, size))]
+                    for statement in statements:
+                        with closing(driver.execute(statement, given)) as done:
+                            if done.rowcount == size:
+                                break
                 left %= size
 
     def _connect_reader(self) -> Connection:
