@@ -13,7 +13,9 @@ from structlog.testing import capture_logs
 from tests.rig import wait_until
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.records.models import Batch
+from tornado_persist.sinks import clock
 from tornado_persist.sinks import runner as runner_module
+from tornado_persist.sinks.base import Skew
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.testing import FlakySink, task
 
@@ -187,3 +189,44 @@ async def test_the_state_tells_since_when_without_a_call() -> None:
         assert down.error
         assert down.since is not None
         assert down.since >= up.since
+
+
+class _Clocked(FlakySink):
+    """Behind a database whose clock is 5 seconds ahead."""
+
+    def clock_skew(self) -> Skew:
+        return Skew(-5.0, 0.001)
+
+
+@pytest.mark.gen_test
+async def test_a_busy_sinks_clock_is_read_after_a_minute_and_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sink = _Clocked()
+    async with running(sink) as runner:
+        await runner.write(BATCH)
+        assert runner.state.clock_skew is None
+        sink.hold()
+        write = asyncio.create_task(runner.write(BATCH))
+        await asyncio.to_thread(sink.holding.wait, 5)
+        monkeypatch.setattr(clock, "OLD", 0.0)
+        async with asyncio.timeout(2):
+            assert await runner.healthy(wait=60)
+        with capture_logs() as logs:
+            sink.release()
+            await write
+            await wait_until(lambda: runner.state.clock_skew == -5.0)
+        assert [line["event"] for line in logs] == ["clock off"]
+    assert sink.calls == ["open", "write", "write", "ping", "close"]
+
+
+class _Clockless(FlakySink):
+    def clock_skew(self) -> Skew:
+        raise SinkUnavailable("function clock_timestamp() does not exist")
+
+
+@pytest.mark.gen_test
+async def test_a_place_that_cannot_tell_the_time_is_up_all_the_same() -> None:
+    async with running(_Clockless()) as runner:
+        assert await runner.healthy()
+        assert runner.state.clock_skew is None

@@ -184,6 +184,27 @@ def test_a_reload_changes_the_numbers_and_names_what_needs_a_restart(tmp_path: P
         assert [line["key"] for line in warnings] == ["records.unknown_fields"]
 
 
+def test_a_reload_that_changes_the_writers_is_refused_and_a_restart_merges_the_waiting_rows_anew(
+    tmp_path: Path,
+) -> None:
+    several = f"{MANUAL}[sinks.sqlite]\nwriters = 'several'\n"
+    with Persistd(tmp_path, MANUAL) as service:
+        service.post("task", task("a", context="first"))
+        at = service.post("task", task("a", status="completed")).json()["timestamp"]
+        service.configure(several)
+        service.send(signal.SIGHUP)
+        assert service.wait_for_log("configuration not reloaded")["error"].endswith(
+            'sinks.sqlite.writers: from "one" to "several" needs a restart, which merges the waiting rows anew'
+        )
+        service.kill()
+        service.start()
+        service.flush()
+        (row,) = sqlite_rows(service, "context, context_at, updated_at, target_text_at")
+    assert (row[0], row[2]) == ("first", at)
+    assert row[1] < at, "the field has the time of its own update"
+    assert row[3].startswith("1970")
+
+
 def test_a_reload_of_a_wrong_configuration_changes_nothing_and_says_why(tmp_path: Path) -> None:
     with Persistd(tmp_path, MANUAL) as service:
         service.file.write_text("[buffer]\ncapacity = 0\n")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from tornado_persist import listening
 from tornado_persist.config.loading import Settings
+from tornado_persist.errors import ConfigError
 from tornado_persist.service.parts import make_tls
 
 #: Keys that a reload applies; all others need a restart.
@@ -26,8 +27,13 @@ def plan_reload(old: Settings, new: Settings, tls: listening.TLS | None, *, new_
     """Compare the settings in effect with those of the file; ``tls`` is in effect; blocking.
 
     Raises:
-        ConfigError: a file of ``[tls]`` cannot be used.
+        ConfigError: a file of ``[tls]`` cannot be used, or the number of writers would change.
     """
+    writers = [getattr(settings.sink_settings(), "writers", "one") for settings in (old, new)]
+    if writers[0] != writers[1]:
+        # Rows in memory were merged without the times of their fields, or have some that the other tables lack.
+        problem = f'from "{writers[0]}" to "{writers[1]}" needs a restart, which merges the waiting rows anew'
+        raise ConfigError(f"sinks.{new.sink}.writers", problem)
     changed = _changed(old, new)
     if new_tokens and not any(key.startswith("auth.") for key in changed):
         changed = sorted([*changed, "auth.tokens_file"])  # the file's content is in no setting

@@ -128,6 +128,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
     driver_error = pymysql.err.MySQLError
     no_key_error = ""  # an upsert works without any
     ordered = "CAST({} AS BINARY)"
+    clock = "SELECT UNIX_TIMESTAMP(NOW(6))"
 
     #: Bytes of a statement that the server takes.
     _packet: int

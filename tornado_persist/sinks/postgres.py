@@ -193,6 +193,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
     no_key_error = "42P10"
     explain = "EXPLAIN "
     ordered = '({})::text COLLATE "C"'
+    clock = "SELECT EXTRACT(EPOCH FROM clock_timestamp())"
 
     #: The statement that begins each transaction.
     _settings: bytes

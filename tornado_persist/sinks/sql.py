@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row
 from tornado_persist.sinks import cautions, guard, removal
-from tornado_persist.sinks.base import Caution, Expiry, Removed, Sink
+from tornado_persist.sinks.base import Caution, Expiry, Removed, Sink, Skew
 from tornado_persist.sinks.encoders import batched
 from tornado_persist.sinks.sqlreader import SQLReader
 from tornado_persist.sinks.sqlsettings import SQLSettingsT
@@ -66,6 +67,8 @@ class SQLSink(Sink[SQLSettingsT]):
     no_key_error: ClassVar[str]
     #: Put before an upsert of no rows, so that no trigger runs.
     explain: ClassVar[str] = ""
+    #: The query for the server's clock, in seconds since 1970; empty: it has none of its own.
+    clock: ClassVar[str] = ""
     #: Orders values of any type by their bytes.
     ordered: ClassVar[str] = "{}"
 
@@ -220,6 +223,17 @@ class SQLSink(Sink[SQLSettingsT]):
                     # missing rights, or a read-only server.
                     connection.execute(update(table).values(updated_at=table.c.updated_at).where(false()))
                 self._check_keys(connection, *KINDS)
+
+    def clock_skew(self) -> Skew | None:
+        if not self.clock:
+            return None
+        with self._faults():
+            connection = self._connected()
+            with self._transaction(connection, commit=False):
+                began = time.time()
+                theirs = float(connection.exec_driver_sql(self.clock).scalar_one())
+                ended = time.time()
+        return Skew((began + ended) / 2 - theirs, max(0.0, ended - began) / 2)
 
     def cautions(self) -> list[Caution]:
         with self._faults():
