@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,13 +11,19 @@ import time
 from pathlib import Path
 
 from tests.process import Persistd, environment
+from tests.rows import session, task
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HEAD = """
+#: What runs the programs. Another Python that has httpx, such as 3.9, may be named.
+PYTHON = os.environ.get("CLIENT_PYTHON", sys.executable)
+HEAD = f"""
 import multiprocessing, os, sys, threading
-from tests.rows import task
 from tornado_persist.client import Client
 url = sys.argv[1]
+def session(session_id, **fields):
+    return {{**{session()!r}, "session_id": session_id, **fields}}
+def task(task_id, **fields):
+    return {{**{task()!r}, "task_id": task_id, **fields}}
 """
 
 
@@ -24,7 +31,7 @@ def run(script: str, url: str, patience: float = 30) -> tuple[str, str, float]:
     """The output of a program, its errors, and its seconds."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", HEAD + textwrap.dedent(script), url],
+        [PYTHON, "-c", HEAD + textwrap.dedent(script), url],
         env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'clients/python/src'}"),
         capture_output=True,
         text=True,
@@ -142,21 +149,90 @@ def test_a_signal_handler_may_call_while_its_thread_is_in_a_call(tmp_path: Path)
             """
             import signal
             persist = Client(url, interval=0.01)
-            count = 0
+            signals = []
             def handle(*_):
-                global count
-                count += 1
-                persist.task(**task(f"signal {count}"))
+                signals.append(1)
+                persist.task(**task(f"signal {len(signals)}"))
             signal.signal(signal.SIGALRM, handle)
             signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
             for number in range(30000):
                 persist.task(**task(str(number % 50)))
             signal.setitimer(signal.ITIMER_REAL, 0)
             persist.close()
-            assert persist.stats.calls == 30000 + count, (persist.stats, count)
-            print(count)
+            assert persist.stats.calls == 30000 + len(signals), (persist.stats, len(signals))
+            print(len(signals))
             """,
             service.url,
         )
     assert int(out) > 10
     assert err == ""
+
+
+def test_a_signal_while_the_thread_starts_starts_no_second_one() -> None:
+    out, err, _ = run(
+        """
+        import signal
+        from tornado_persist.client.testing import Recorder
+        persist = Client(transport=Recorder())
+        signal.signal(signal.SIGUSR1, lambda *_: persist.task(**task("signal")))
+        start = threading.Thread.start
+        def interrupted(thread):
+            signal.raise_signal(signal.SIGUSR1)
+            start(thread)
+        threading.Thread.start = interrupted
+        persist.task(**task("first"))
+        print([thread.name for thread in threading.enumerate()])
+        persist.close()
+        print(persist.stats.sent)
+        """,
+        "",
+    )
+    assert (out, err) == ("['MainThread', 'tornado-persist-client']\n2\n", "")
+
+
+def test_a_program_that_uses_all_of_it(tmp_path: Path) -> None:
+    with Persistd(tmp_path) as service:
+        out, err, _ = run(
+            """
+            import asyncio, datetime, decimal, enum, pathlib, uuid
+            from tornado_persist.client import NotFound
+            class Status(enum.Enum):
+                FAILED = "failed"
+            session_id = uuid.uuid4()
+            async def main():
+                async with Client(url, retries=3, gzip_from=1) as persist:
+                    persist.session(**session(session_id, file_path=pathlib.Path("/uploads/x"), metadata={"a": [1]}))
+                    rows = [task(str(n), status=Status.FAILED, confidence=decimal.Decimal(1)) for n in range(600)]
+                    rows[7]["status"] = "wrong"
+                    persist.tasks(rows, wait=5, session_id=session_id, start_time=datetime.datetime.now())
+                    assert not await persist.aflush(10, database=True)
+                    assert (persist.stats.sent, persist.stats.dropped) == (600, {"invalid": 1}), persist.stats
+                    assert (await persist.aget_session(str(session_id)))["tasks"]["failed"] == 599
+                    print(len([row async for row in persist.aiter_tasks(str(session_id), limit=50, fields="status")]))
+            asyncio.run(main())
+            with Client(url) as persist:
+                try:
+                    persist.get_task("s1", "x")
+                except NotFound:
+                    print(persist.restore(str(session_id))["tasks"])
+            """,
+            service.url,
+        )
+    assert out == "599\n[]\n"
+    assert err.startswith("1 rows were dropped, in all 1 invalid; last error: 422: ")
+
+
+def test_a_fork_finds_every_module_whole(tmp_path: Path) -> None:
+    # What the thread would import, another thread that forks meanwhile would leave half imported in the child.
+    with Persistd(tmp_path) as service:
+        out, _, _ = run(
+            """
+            persist = Client(url.replace("127.0.0.1", "localhost"))
+            before = set(sys.modules)
+            persist.task(**task("a"))
+            assert persist.flush(database=True)
+            print(sorted(set(sys.modules) - before))
+            """,
+            service.url,
+        )
+    assert out == "[]\n"

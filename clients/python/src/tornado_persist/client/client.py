@@ -178,11 +178,12 @@ class Client(Reader):
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._sender.run, name="tornado-persist-client", daemon=True)
+        self._thread = thread  # now: a signal handler that calls in while it starts would start another
         try:
             thread.start()
         except RuntimeError:  # the interpreter is shutting down; what waits is counted when the client is closed
+            self._thread = None
             return
-        self._thread = thread
         # A child of multiprocessing ends without atexit; its own list of what to do at the end is made after the fork.
         if (processes := sys.modules.get("multiprocessing")) and processes.parent_process() is not None:
             from multiprocessing.util import Finalize
@@ -224,7 +225,7 @@ class Client(Reader):
         """
         self._sender.stop()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(max(0.0, timeout))
         self._sender.abandon()
         self._end_reading()

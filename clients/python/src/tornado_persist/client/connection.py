@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+
+# httpx and socket import these when they connect, in a thread: a child forked at that moment would be left with half of
+# them, and could never send.
+import encodings.idna  # noqa: F401
 import gzip
 import json
 import ssl
@@ -12,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import httpcore  # noqa: F401
 import httpx
 
 from tornado_persist.client.values import Kind, Row
