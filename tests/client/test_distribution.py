@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,20 @@ from tornado_persist.client import Client
 assert not {"tornado", "pydantic", "msgspec"} & set(sys.modules)
 """
 BOTH = "import tornado_persist, tornado_persist.cli, tornado_persist.client; assert tornado_persist.__version__"
+
+
+def test_it_asks_nothing_that_the_oldest_python_does_not_have() -> None:
+    sources = ROOT / "clients" / "python" / "src"
+    (oldest,) = re.findall(r'python_requires=">=(.+)"', (sources.parent / "setup.py").read_text())
+    command = [
+        str(Path(sys.executable).with_name("vermin")),
+        f"-t={oldest}-",
+        "--violations",
+        "--no-tips",
+        str(sources),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 @pytest.fixture(scope="module")
