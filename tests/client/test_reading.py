@@ -149,6 +149,12 @@ def test_a_recorder_gives_back_what_it_was_sent() -> None:
         assert [row["session_id"] for row in persist.iter_sessions()] == ["a/b", "done"]
         assert [row["session_id"] for row in persist.incomplete_sessions()] == ["a/b"]
         assert [row["task_id"] for row in persist.restore("a/b")["tasks"]] == ["2/"]
+        found = persist.get_session("a/b")
+        assert (found["tasks"]["failed"], found["tasks"]["pending"], found["progress"]) == (1, 0, 66.7)
+        assert [row["progress"] for row in persist.iter_sessions(counts=True)] == [66.7, 66.7]
+        key = {"session_id": "a/b", "task_id": "0/"}
+        assert persist.get_task("a/b", "0/", fields=["status"]) == {**key, "status": "completed"}
+        assert next(persist.iter_tasks("a/b", fields="row_index")) == {**key, "row_index": 1}
         for missing in (lambda: persist.get_session("x"), lambda: persist.get_task("a/b", "x")):
             with pytest.raises(NotFound):
                 missing()

@@ -1,4 +1,9 @@
-"""``persistd import``: sends the rows of files to the running service. An interrupted import can be continued."""
+"""``persistd import``: sends the rows of files to the running service. An interrupted import can be continued.
+
+It does not use the Python client of ``clients/python``, which merges rows, goes on after a refused one and answers for
+all that waits at once. An import stops at the first refused row, names its line, and notes after each batch how far the
+file is durable. The service would need httpx for it, too.
+"""
 
 from __future__ import annotations
 

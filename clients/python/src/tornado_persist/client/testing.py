@@ -20,9 +20,10 @@ from urllib.parse import unquote
 import httpx
 
 from tornado_persist.client.connection import PREFIX
-from tornado_persist.client.values import Row
+from tornado_persist.client.values import KEYS, Kind, Row
 
 _FINISHED = ("completed", "failed")
+_STATUSES = ("pending", "processing", *_FINISHED)
 _EXACT = frozenset({"llm_provider", "batch_id", "sheet_name", "column_name"})
 
 
@@ -66,25 +67,42 @@ class Recorder(httpx.BaseTransport):
             return httpx.Response(200, json={"status": "accepted", "count": sum(map(len, data.values()))})
 
     def _read(self, request: httpx.Request) -> httpx.Response:
-        """A row, or all rows on one page: filters by a field's value are heeded, other parameters are not."""
+        """A row, or all rows on one page: filters by a field's value and ``fields`` are heeded, times are not."""
         _, what, *keys = map(unquote, request.url.raw_path.decode().partition("?")[0].partition(PREFIX)[2].split("/"))
+        given = request.url.params
         if what == "recovery":
             what, *keys = keys
         if keys and what != "incomplete-sessions" and not (len(keys) == 2 and keys[1] == "tasks"):
-            task = len(keys) == 3
-            row = self.tasks.get((keys[0], keys[2])) if task else self.sessions.get(keys[0])
+            kind: Kind = "task" if len(keys) == 3 else "session"
+            row = self.tasks.get((keys[0], keys[2])) if kind == "task" else self.sessions.get(keys[0])
             if row is None:
-                return httpx.Response(404, json={"detail": f"There is no such {'task' if task else 'session'}"})
+                return httpx.Response(404, json={"detail": f"There is no such {kind}"})
+            row = self._shown(kind, row, given, counts=True)
             if what != "restore":
                 return httpx.Response(200, json=row)
             left = [it for key, it in sorted(self.tasks.items()) if key[0] == keys[0] and it["status"] not in _FINISHED]
             return httpx.Response(200, json={"session": row, "tasks": left, "truncated": False})
-        rows = [row for _, row in sorted((self.tasks if what == "tasks" or keys else self.sessions).items())]
+        kind = "task" if what == "tasks" or keys else "session"
+        rows = [row for _, row in sorted((self.tasks if kind == "task" else self.sessions).items())]
         rows = [row for row in rows if not keys or row["session_id"] == keys[0]]
         if what == "incomplete-sessions":
             rows = [row for row in rows if row["status"] not in _FINISHED]
-        for name, value in request.url.params.items():
+        for name, value in given.items():
             if name == "status" or name in _EXACT:
                 wanted = value.split(",") if name == "status" else [value]
                 rows = [row for row in rows if row[name] in wanted]
-        return httpx.Response(200, json={"items": rows, "next": None})
+        counts = given.get("counts") == "true"
+        items = [self._shown(kind, row, given, counts=counts) for row in rows]
+        return httpx.Response(200, json={"items": items, "next": None})
+
+    def _shown(self, kind: Kind, row: Row, given: httpx.QueryParams, *, counts: bool) -> Row:
+        """What an answer shows of a row; ``counts``: a session with ``tasks`` and ``progress``."""
+        if "fields" in given:
+            return {name: row[name] for name in (*KEYS[kind], *given["fields"].split(",")) if name in row}
+        if kind == "task" or not counts:
+            return row
+        states = [task["status"] for key, task in self.tasks.items() if key[0] == row["session_id"]]
+        whole = max(len(states), row.get("total_tasks") or 0)
+        done = len([state for state in states if state in _FINISHED])
+        progress = round(100 * done / whole, 1) if whole else 100.0 * (row["status"] == "completed")
+        return {**row, "tasks": {state: states.count(state) for state in _STATUSES}, "progress": progress}
