@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const=200,
         default=0,
         metavar="COUNT",
-        help="the long form of the tests with faults: so many rounds (200) of each instead of 20",
+        help="the long form of the tests with faults and of those of reads: so many rounds (200) of each instead of 20",
     )
     parser.addoption(
         "--fuzz-examples",
@@ -108,10 +108,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.fixture(scope="session")
-def rounds(request: pytest.FixtureRequest) -> int:
-    """Rounds of a test that repeats itself: 20, or as many as ``--soak`` says."""
-    count: int = request.config.getoption("--soak") or 20
+def soak(request: pytest.FixtureRequest) -> int:
+    """What ``--soak`` says; 0: the short form."""
+    count: int = request.config.getoption("--soak")
     return count
+
+
+@pytest.fixture(scope="session")
+def rounds(soak: int) -> int:
+    """Rounds of a test that repeats itself: 20, or as many as ``--soak`` says."""
+    return soak or 20
 
 
 def pytest_report_header() -> list[str]:

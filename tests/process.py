@@ -167,9 +167,9 @@ class Persistd:
         return self.log(event)[-1]
 
 
-def wait_until(condition: Callable[[], object], what: str = "it") -> None:
-    """Wait until ``condition()`` is true."""
+def wait_until(condition: Callable[[], object], what: str = "it", *, pause: float = 0.02) -> None:
+    """Wait until ``condition()`` is true; ``pause``: seconds between two looks."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"waited {PATIENCE} seconds for {what}"
-        time.sleep(0.02)
+        time.sleep(pause)

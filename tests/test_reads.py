@@ -1,78 +1,300 @@
-"""Reading back from the service as it is started: on each database, over an outage, and with a slow read."""
+"""Reading back from the service as it is started: on each database, over outages, a reload, and with a slow read."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import random
+import signal
 import sqlite3
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
-from tests.process import Persistd
+from tests.faults.test_kill import place
+from tests.process import Persistd, wait_until
 from tests.rows import session, task
-from tests.servers import Postgres
+from tests.servers import Server
+from tests.sinks.readers import connect_mysql
+from tornado_persist.records.queries import SHOWN
 
 READS = "/api/v1/persistence"
+DATABASES = ("sqlite", "postgres", "mysql")
 
 
-def own_writes(service: Persistd, writer: int, rounds: int) -> None:
-    """Write, and read each row at once."""
-    with httpx.Client(base_url=service.url) as http:
-        for number in range(rounds):
-            row = task("t", session_id=f"s{writer}", row_index=number)
-            assert http.post(f"{READS}/tasks/batch", json={"tasks": [row]}).status_code == 200
-            found = http.get(f"{READS}/sessions/s{writer}/tasks/t")
-            assert found.status_code == 200, found.text
-            assert found.json()["row_index"] == number
+class OwnWrites:
+    """Writers, and for each a reader: a fresh read shows at least all that the writer was answered for before it."""
 
+    def __init__(self, service: Persistd, *, outages: bool = False, pairs: int = 8) -> None:
+        """``outages``: reads may be refused with 503."""
+        self._service = service
+        self._outages = outages
+        #: For each writer, the last number that was accepted; and how often its reader had an answer.
+        self.accepted = [-1] * pairs
+        self.reads = [0] * pairs
+        self.refused = 0
+        self._stop = threading.Event()
+        self._errors: list[BaseException] = []
 
-@pytest.mark.parametrize("database", ["sqlite", "postgres", "mysql"])
-def test_every_reader_sees_its_writers_rows(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    config = ""
-    if database != "sqlite":
-        config = f'sink = "{database}"\n[sinks.{database}]\nurl = "{request.getfixturevalue(f"{database}_url")}"\n'
-    errors: list[BaseException] = []
-
-    def guarded(function: Callable[[], None]) -> None:
-        try:
-            function()
-        except BaseException as exc:
-            errors.append(exc)
-
-    with Persistd(tmp_path, config) as service:
-        threads = [
-            threading.Thread(target=guarded, args=[lambda writer=writer: own_writes(service, writer, 25)])
-            for writer in range(8)
-        ]
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        work = [(self._write, number) for number in range(len(self.reads))]
+        work += [(self._read, number) for number in range(len(self.reads))]
+        threads = [threading.Thread(target=self._guard, args=it) for it in work]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
-        assert not errors, errors[0]
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+        self.check()
+
+    def check(self) -> None:
+        if self._errors:
+            raise self._errors[0]
+
+    def wait_for(self, more: int) -> None:
+        """Until each reader has had so many more answers."""
+        goals = [count + more for count in self.reads]
+        wait_until(lambda: self._errors or all(map(int.__ge__, self.reads, goals)), "every reader's answers")
+        self.check()
+
+    def _guard(self, function: Callable[[httpx.Client, int], None], number: int) -> None:
+        try:
+            with httpx.Client(base_url=self._service.url, timeout=30) as http:
+                while not self._stop.is_set():
+                    function(http, number)
+        except BaseException as exc:
+            self._errors.append(exc)
+
+    def _write(self, http: httpx.Client, number: int) -> None:
+        value = self.accepted[number] + 1
+        row = task("t", session_id=f"s{number}", row_index=value)
+        answer = http.post(f"{READS}/tasks/batch", json={"tasks": [row]})
+        assert answer.status_code == 200, answer.text
+        self.accepted[number] = value
+
+    def _read(self, http: httpx.Client, number: int) -> None:
+        accepted = self.accepted[number]
+        lists = self.reads[number] % 3 == 0
+        path = f"{READS}/sessions/s{number}/tasks"
+        answer = http.get(f"{path}?fresh=true" if lists else f"{path}/t")
+        if self._outages and answer.status_code == 503:
+            assert int(answer.headers["Retry-After"]) > 0
+            self.refused += 1
+            time.sleep(0.05)
+            return
+        if accepted < 0 and answer.status_code == 404:
+            return
+        assert answer.status_code == 200, answer.text
+        found = answer.json()["items"][:1] if lists else [answer.json()]
+        assert accepted < 0 or found[0]["row_index"] >= accepted
+        self.reads[number] += 1
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_every_reader_sees_its_writers_rows(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest, soak: int
+) -> None:
+    at = place(database, request)
+    with Persistd(tmp_path, f"sink = '{database}'\n{at.table}") as service:
+        own = OwnWrites(service)
+        with own.at_work():
+            own.wait_for(25)
+            end = time.monotonic() + (60 if soak else 0)
+            while time.monotonic() < end:
+                own.wait_for(1)
+                time.sleep(0.5)
+        sys.stdout.write(f"{sum(own.reads)} fresh reads, {sum(own.accepted)} batches\n")
         assert not service.log("a bug in the reader")
 
 
-def test_an_outage_is_a_503_and_reads_go_on_after_it(
-    tmp_path: Path, postgres_server: Postgres, postgres_url: str
+@contextlib.contextmanager
+def outage(service: Persistd, server: Server | None) -> Iterator[None]:
+    """The server is stopped; or, without one, another process writes to the SQLite file and does not end."""
+    if server is not None:
+        server.stop()
+        try:
+            yield
+        finally:
+            server.start()
+    else:
+        with closing(sqlite3.connect(service.data_dir / "persist.db", isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            yield
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_reads_are_refused_in_an_outage_and_right_after_it(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    config = f'sink = "postgres"\n[sinks.postgres]\nurl = "{postgres_url}"\n'
+    at = place(database, request)
+    fixture = {"postgres": "postgres_server", "mysql": "mariadb_server"}.get(database)
+    server: Server | None = request.getfixturevalue(fixture) if fixture else None
+    config = f"sink = '{database}'\n[buffer]\nflush_timeout = 1\n{at.table}"
     with Persistd(tmp_path, config) as service:
-        service.post("session", session("s"))
-        assert service.http.get(f"{READS}/sessions/s").status_code == 200
-        postgres_server.stop()
-        service.post("session", session("s", status="completed"))
-        for path in ("sessions/s", "sessions"):
-            refused = service.http.get(f"{READS}/{path}")
-            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
-        postgres_server.start()
-        deadline = time.monotonic() + 30
-        while (found := service.http.get(f"{READS}/sessions/s")).status_code == 503 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert found.json()["status"] == "completed"
+        own = OwnWrites(service, outages=True)
+        with own.at_work():
+            own.wait_for(3)
+            with outage(service, server):
+                wait_until(lambda: own.refused >= 8, "refused reads")
+                own.check()
+            own.wait_for(3)
+        for number, accepted in enumerate(own.accepted):
+            found = service.http.get(f"{READS}/sessions/s{number}/tasks/t")
+            assert found.json()["row_index"] == accepted
+        assert "Traceback" not in service.log_text()
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_pages_hold_each_task_once_while_tasks_are_updated(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest, soak: int
+) -> None:
+    """5,000 tasks; 100,000 in the long form."""
+    at, count = place(database, request), 100_000 if soak else 5000
+    ids = [f"t{number:06}" for number in range(count)]
+    with Persistd(tmp_path, f"sink = '{database}'\n[buffer]\nflush_interval = 0.2\n{at.table}") as service:
+        for start in range(0, count, 1000):
+            assert service.post("task", *map(task, ids[start : start + 1000])).status_code == 200
+        service.flush()
+        stop, updates, dice = threading.Event(), 0, random.Random(1)
+
+        def update() -> None:
+            nonlocal updates
+            with httpx.Client(base_url=service.url, timeout=30) as http:
+                while not stop.is_set():
+                    rows = [task(id, status="completed", sheet_name="另") for id in dice.sample(ids, 200)]
+                    assert http.post(f"{READS}/tasks/batch", json={"tasks": rows}).status_code == 200
+                    updates += 1
+                    stop.wait(0.01)
+
+        thread = threading.Thread(target=update)
+        thread.start()
+        try:
+            for number, limit in enumerate(itertools.cycle((61, 173, 1000))):
+                if number >= 3 and updates >= 20:
+                    break
+                found: list[str] = []
+                url: str | None = f"{READS}/sessions/s1/tasks?limit={limit}&fields=status"
+                while url:
+                    answer = service.http.get(url)
+                    assert answer.status_code == 200, answer.text
+                    found += [row["task_id"] for row in answer.json()["items"]]
+                    url = answer.json()["next_url"]
+                assert found == ids
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_a_reload_that_changes_the_sink_moves_the_reads(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Reads go on meanwhile: each is of one database, and none fails."""
+    places = {name: place(name, request) for name in DATABASES}
+    # The tables of both servers stay in the file; a change of its first line is what is applied.
+    tables = "".join(at.table for at in places.values())
+
+    def config(name: str) -> str:
+        return f"sink = '{name}'\n{tables}"
+
+    with Persistd(tmp_path, config("sqlite")) as service:
+        stop, statuses = threading.Event(), set()
+
+        def read() -> None:
+            with httpx.Client(base_url=service.url, timeout=30) as http:
+                while not stop.is_set():
+                    for path in ("sessions/sqlite", "sessions?fresh=true", "sessions/sqlite?fresh=false"):
+                        statuses.add(http.get(f"{READS}/{path}").status_code)
+
+        def stored() -> list[str]:
+            found = service.http.get(f"{READS}/sessions?fresh=true").json()
+            return [row["session_id"] for row in found["items"]]
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for number, name in enumerate((*DATABASES, "sqlite", "postgres")):
+                if number:
+                    service.configure(config(name))
+                    service.send(signal.SIGHUP)
+                    service.wait_for_log("configuration reloaded", number)
+                seen = [name] if number >= len(DATABASES) else []
+                assert stored() == seen
+                service.post("session", session(name))
+                assert stored() == [name]
+                assert service.http.get(f"{READS}/sessions/{name}").status_code == 200
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        # 503: the read was on its way in the sink that was closed.
+        assert statuses <= {200, 404, 503}
+        assert {200, 404} <= statuses
+        assert "Traceback" not in service.log_text()
+
+
+@pytest.mark.parametrize("database", ["postgres", "mysql"])
+def test_no_answer_holds_the_guards_of_several_writers(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    at = place(database, request)
+    with Persistd(tmp_path, f"sink = '{database}'\n{at.table}writers = 'several'\n") as service:
+        service.post("session", session("s1", metadata={"a": 1}))
+        service.post("task", task("t", context="x"), task("u", status="failed"))
+        one = service.http.get(f"{READS}/sessions/s1").json()
+        assert one.keys() == {*SHOWN["session"], "tasks", "progress", "pending"} - {"extra"}
+        listed = service.http.get(f"{READS}/sessions/s1/tasks?status=failed").json()["items"]
+        assert [(row["task_id"], row.keys()) for row in listed] == [("u", {*SHOWN["task"]} - {"extra"})]
+        # Over an update of one field, which the guards keep apart.
+        service.post("task", {**task("t"), "status": "completed"})
+        found = service.http.get(f"{READS}/sessions/s1/tasks/t").json()
+        assert (found["status"], found["context"]) == ("completed", "x")
+        assert service.http.delete(f"{READS}/sessions/s1").json()["tasks_deleted"] == 2
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_a_table_of_ones_own_without_extra_is_read(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    at = place(database, request)
+    with Persistd(tmp_path, f"sink = '{database}'\n{at.table}") as service:
+        service.post("session", session("s1"))
+        service.post("task", task("t"))
+        service.flush()
+        for table in ("translation_sessions", "translation_tasks"):
+            execute(database, at.table, service, f"ALTER TABLE {table} DROP COLUMN extra")
+            execute(database, at.table, service, f"ALTER TABLE {table} ADD COLUMN ours VARCHAR(9) DEFAULT 'x'")
+    with Persistd(tmp_path, f"sink = '{database}'\n{at.table}") as service:
+        service.post("session", session("s1", total_tasks=2))
+        service.post("task", task("t", status="completed"))
+        found = service.http.get(f"{READS}/sessions/s1").json()
+        assert (found["total_tasks"], found["tasks"]["completed"], found["progress"]) == (2, 1, 50.0)
+        assert found.keys() & {"extra", "ours"} == set()
+        (row,) = service.http.get(f"{READS}/tasks?fields=extra,status").json()["items"]
+        assert row == {"session_id": "s1", "task_id": "t", "status": "completed"}
+        assert service.http.post(f"{READS}/recovery/restore/s1").json()["tasks"] == []
+
+
+def execute(database: str, table: str, service: Persistd, sql: str) -> None:
+    url = table.partition("'")[2].partition("'")[0]
+    if database == "sqlite":
+        with closing(sqlite3.connect(service.data_dir / "persist.db", isolation_level=None)) as sqlite:
+            sqlite.execute(sql)
+    elif database == "postgres":
+        with psycopg.connect(url, autocommit=True) as postgres:
+            postgres.execute(sql.encode())
+    else:
+        with closing(connect_mysql(url)) as mysql, mysql.cursor() as cursor:
+            cursor.execute(sql)
 
 
 def test_a_slow_read_ends_and_holds_up_no_write(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.faults.test_kill import Place, no_errors, place
-from tests.process import Persistd
+from tests.process import Persistd, wait_until
 from tests.rows import body, session, task
 from tornado_persist.records.models import PLURALS, Fields, Kind
 
@@ -156,4 +156,63 @@ segment_bytes = {rng.choice((4096, 1 << 20))}
         assert load.kept
         accounting = service.stats()["accounting"]
         assert accounting["accepted"] == sum(accounting[it] for it in ("written", "merged", "rejected", "pending"))
+        no_errors(service)
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgres", "mysql"])
+def test_a_delete_of_several_pieces_that_was_killed_can_be_repeated(
+    tmp_path: Path, request: pytest.FixtureRequest, rng: random.Random, rounds: int, name: str
+) -> None:
+    """The session's own row goes last, so what is left is found by it."""
+    at, tasks = place(name, request), 22_000  # a piece has 5,000 rows at most
+    config = f"sink = '{name}'\n[buffer]\nflush_interval = 3600\nflush_timeout = 30\n{at.table}"
+    with Persistd(tmp_path, config) as service:
+        service.post("session", session("kept"))
+        service.post("task", *(task(f"t{number}", session_id="kept") for number in range(10)))
+        usual, in_part = 0.0, 0
+        for number in range(max(5, rounds // 4)):
+            service.post("session", session("big"))
+            for start in range(0, tasks, 1000):
+                some = (task(f"t{it}", session_id="big") for it in range(start, start + 1000))
+                assert service.post("task", *some).status_code == 200
+            service.flush()
+            if not usual:
+                began = time.monotonic()
+                assert service.http.delete(f"{PREFIX}/sessions/big").json()["tasks_deleted"] == tasks
+                usual = time.monotonic() - began
+                service.kill()
+                service.start()  # it counts from 0 again
+                continue
+            answers: list[httpx.Response] = []
+
+            def delete(answers: list[httpx.Response] = answers) -> None:
+                with contextlib.suppress(httpx.TransportError):
+                    answers.append(httpx.delete(f"{service.url}{PREFIX}/sessions/big", timeout=30))
+
+            thread = threading.Thread(target=delete)
+            thread.start()
+            if number % 2:
+                wait_until(lambda: service.stats()["deleted"]["tasks"], "a piece that is gone", pause=0)
+            else:
+                time.sleep(rng.uniform(0.1, 1) * usual)
+            service.kill()
+            thread.join()
+            service.start()
+            stored = at.read(service.data_dir)
+            left = sum(key[0] == "big" for key in stored["task"])
+            in_part += 0 < left < tasks
+            if answers:
+                assert answers[0].status_code == 200
+                assert left == 0
+            assert (("big",) in stored["session"]) or left == 0
+            again = service.http.delete(f"{PREFIX}/sessions/big")
+            if ("big",) in stored["session"]:
+                assert (again.status_code, again.json()["tasks_deleted"]) == (200, left)
+            else:
+                assert again.status_code == 404
+            service.flush()
+            kept = at.read(service.data_dir)
+            assert set(kept["session"]) == {("kept",)}
+            assert set(kept["task"]) == {("kept", f"t{number}") for number in range(10)}
+        assert in_part
         no_errors(service)
