@@ -23,6 +23,7 @@ from tornado_persist.config import loading, tables
 from tornado_persist.config.loading import Settings
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.files import DataDir
+from tornado_persist.records.models import FIELD_TIMES
 from tornado_persist.service import make_sink
 from tornado_persist.sinks.postgres import PostgresSink
 
@@ -331,6 +332,40 @@ def test_it_creates_no_table(look: Look, sink: str, request: pytest.FixtureReque
     made.open()
     made.close()
     assert found(look(sink, sinks=tables), "tables").text == "there, and writable"
+
+
+@pytest.mark.parametrize("sink", ["sqlite", "postgres", "mysql"])
+def test_it_adds_no_column_for_several_writers_and_names_each(
+    look: Look, tmp_path: Path, sink: str, request: pytest.FixtureRequest
+) -> None:
+    place: dict[str, Any] = {"path": str(tmp_path / "x.db")}
+    if sink != "sqlite":
+        url = sqlalchemy.make_url(request.getfixturevalue(f"{sink}_url"))
+        place = {"url": url.render_as_string(hide_password=False)}
+
+    def said(**more: Any) -> Finding:
+        findings = look(sink, sinks={sink: {**place, "writers": "several", **more}})
+        return [one for one in findings if one.subject == "sink"][-1]
+
+    made = make_sink(Settings(sink=sink, sinks={sink: place}, data_dir=tmp_path))
+    made.open()
+    made.close()
+    for _ in range(2):
+        assert said().text.startswith(f"{sink}: a start creates columns game_info_at, ")
+        assert "target_text_at" in said().text.partition(" of table translation_sessions, columns ")[2]
+    refused = said(create_tables=False)
+    assert (refused.level, refused.advice) == ("error", "run these statements as the tables' owner")
+    statements = refused.text.partition(" Run: ")[2].split("; ")
+    assert len(statements) == (sum(map(len, FIELD_TIMES.values())) if sink == "sqlite" else 2)
+    scheme = {"sqlite": f"sqlite:///{tmp_path}/x.db"}.get(sink, "")
+    if not scheme:
+        scheme = place["url"].replace("postgresql:", "postgresql+psycopg:").replace("mysql:", "mysql+pymysql:")
+    engine = sqlalchemy.create_engine(scheme, poolclass=sqlalchemy.NullPool)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    for create in (True, False):
+        assert said(create_tables=create).level == "ok"
 
 
 def test_a_place_where_nothing_can_be_created_is_an_error(look: Look, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ larger value stays, so that all instances agree. ``extra`` is merged name by nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Connection, MetaData, Table, inspect
 from sqlalchemy.exc import DBAPIError
@@ -99,24 +99,45 @@ def newer_assignments(
     return [*changes, ("created_at", f"MIN({sent('created_at')}, {stored('created_at')})")]
 
 
+class Alteration(NamedTuple):
+    """What a table needs to get its missing columns."""
+
+    table: str
+    columns: list[str]
+    statements: list[str]
+
+
+def alterations(connection: Connection) -> list[Alteration]:
+    """The tables that are there and lack columns for times, within a transaction."""
+    dialect = connection.dialect
+    quote = dialect.identifier_preparer.quote
+    inspector = inspect(connection)
+    found = []
+    for kind, table in GUARDED.items():
+        if not inspector.has_table(table.name):
+            continue
+        known = {column["name"] for column in inspector.get_columns(table.name)}
+        missing = [name for name in FIELD_TIMES[kind].values() if name not in known]
+        added = [f"ADD COLUMN {quote(name)} {table.c[name].type.compile(dialect=dialect)} NULL" for name in missing]
+        together = added if dialect.name == "sqlite" else [", ".join(added)]
+        if missing:
+            statements = [f"ALTER TABLE {quote(table.name)} {columns}" for columns in together]
+            found.append(Alteration(table.name, missing, statements))
+    return found
+
+
 def add_columns(connection: Connection, *, create: bool) -> None:
     """Add the missing columns for the times, within a transaction.
 
     Raises:
-        SinkUnavailable: ``create`` is false and one is missing. The message gives the statement.
+        SinkUnavailable: ``create`` is false and some are missing. The message gives the statements.
     """
-    preparer = connection.dialect.identifier_preparer
-    for kind, table in GUARDED.items():
-        known = {column["name"] for column in inspect(connection).get_columns(table.name)}
-        columns = [table.c[name] for name in FIELD_TIMES[kind].values() if name not in known]
-        for column in columns:
-            type_ = column.type.compile(dialect=connection.dialect)
-            statement = (
-                f"ALTER TABLE {preparer.quote(table.name)} ADD COLUMN {preparer.quote(column.name)} {type_} NULL"
-            )
-            if not create:
-                raise SinkUnavailable(f'writers = "several" needs more columns, and create_tables is off: {statement}')
-            connection.exec_driver_sql(statement)
+    statements = [statement for alteration in alterations(connection) for statement in alteration.statements]
+    if statements and not create:
+        wanted = "; ".join(statements)
+        raise SinkUnavailable(f'writers = "several" needs more columns, and create_tables is off. Run: {wanted}')
+    for statement in statements:
+        connection.exec_driver_sql(statement)
 
 
 def ensure_columns(connection: Connection, transaction: Callable[[], Any], *, create: bool) -> None:

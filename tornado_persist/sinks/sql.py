@@ -200,9 +200,13 @@ class SQLSink(Sink[SQLSettingsT]):
                 self._engine = self._create_engine()
                 self._connection = connection = self._engine.connect()
                 self._set_up(connection)
-                tables = self._missing(connection)
+                found = [f"table {table.name}" for table in self._missing(connection)]
+                if self._guarded:
+                    with self._transaction(connection, commit=False):
+                        lacking = guard.alterations(connection)
+                    found += [f"columns {', '.join(some.columns)} of table {some.table}" for some in lacking]
                 self._description = self._describe(connection)
-                return [f"table {table.name}" for table in tables]
+                return found
         finally:
             self.close()
 
