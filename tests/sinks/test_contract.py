@@ -12,7 +12,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.servers import MariaDB
 from tests.sinks import readers
 from tests.sinks.limits import file_size_limit
 from tornado_persist.errors import BatchRejected
@@ -178,18 +177,6 @@ class TestMySQL(Contract):
             cursor.execute(CHECK)
             yield
             cursor.execute(UNCHECK)
-
-
-class TestMySQLWithoutBulk(TestMySQL):
-    """As against MySQL, which has no bulk command, or a server that prepares no statement."""
-
-    @pytest.fixture
-    def sink(self, mysql_url: str, mariadb_server: MariaDB, tmp_path: Path) -> Iterator[MySQLSink]:
-        with mariadb_server.variable("max_prepared_stmt_count", 0):
-            sink = MySQLSink(MySQLSink.Settings(url=mysql_url), tmp_path)
-            sink.open()
-            yield sink
-            sink.close()
 
 
 @pytest.mark.parametrize("kind", ["session", "task"])

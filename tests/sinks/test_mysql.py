@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from tornado_persist.cli.check import hint
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks import mysql
+from tornado_persist.sinks.hosts import HOST_TIMEOUT
 from tornado_persist.sinks.mysql import MySQLSettings, MySQLSink
 from tornado_persist.sinks.sql import Blame
 from tornado_persist.testing import session, task
@@ -104,6 +106,33 @@ def test_a_password_may_have_any_character(
         sink.close()
     finally:
         mariadb_server.admin("DROP USER other@'%'")
+
+
+def test_of_several_hosts_the_first_that_can_be_written_to_is_taken_and_named(
+    make: Callable[..., MySQLSink], mysql_url: str, mariadb_server: MariaDB
+) -> None:
+    name, port = database_of(mysql_url), mariadb_server.port
+    with MariaDB() as other, socket.create_server(("127.0.0.1", 0)) as silent:
+        other.admin(f"CREATE DATABASE {name}")
+        other.admin(f"GRANT ALL ON {name}.* TO persist@'%'")
+        ports = (free_port(), silent.getsockname()[1], other.port, port)
+        url = f"mysql://persist:secret@{','.join(f'127.0.0.1:{n}' for n in ports)}/{name}"
+        with other.variable("read_only", 1):
+            sink = make(url)
+            began = time.monotonic()
+            sink.open()
+            assert time.monotonic() - began < 2 * HOST_TIMEOUT
+            assert sink.describe() == f"{mariadb_server.version} at 127.0.0.1:{port}/{name}"
+            sink.write(Batch([session("s")]))
+            with mariadb_server.variable("read_only", 1):
+                sink.close()
+                with pytest.raises(SinkUnavailable, match=f"127.0.0.1:{port}: it is read-only") as caught:
+                    sink.open()
+                assert caught.value.code == "1290"
+                assert "refused" in str(caught.value)
+        sink.open()
+        assert f" at 127.0.0.1:{other.port}/" in sink.describe()
+    assert ids(read_mysql(mysql_url)["session"]) == {"s"}
 
 
 def test_describe_names_product_version_and_place(sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB) -> None:

@@ -116,6 +116,9 @@ def test_of_several_hosts_the_primary_is_taken_and_named(
             sink.open()
             assert sink.describe().endswith(f" at 127.0.0.1:{port}/{name}")
             sink.write(Batch([session("s")]))
+        sink = make(f"postgresql://persist:secret@{hosts}/{name}")
+        sink.open()
+        assert sink.describe().endswith(f" at 127.0.0.1:{port}/{name}"), "without the option, too"
     assert read_postgres(postgres_url)["session"].keys() == {("s",)}
 
 

@@ -70,6 +70,8 @@ logger = log.get(__package__)  # lines of the log have named tornado_persist.ser
 
 #: Seconds between pings of an idle sink, so that the log reports an outage before a flush fails.
 WATCH_INTERVAL = 5.0
+#: And of one that is down: rows wait, and a fail-over may be over any second.
+WATCH_DOWN = 1.0
 #: Seconds that the start waits for the sink to open; then it continues without it.
 FIRST_LOOK = 2.0
 #: Seconds of the shutdown kept for closing the sink.
@@ -97,6 +99,7 @@ class Service:
         self._settings = settings
         self._file = file
         self._stop = asyncio.Event()
+        self._watched_at = float("-inf")
         self._reload_asked = asyncio.Event()
         self._url = ""
         self._journal_stuck = ""
@@ -318,7 +321,7 @@ class Service:
         """Until a signal stops it."""
         self._flusher.poke()  # rows were recovered, perhaps
         timers = [
-            PeriodicCallback(self._watch, WATCH_INTERVAL * 1000),
+            PeriodicCallback(self._watch, WATCH_DOWN * 1000),
             PeriodicCallback(self._api.sampler.sample, INTERVAL * 1000),
         ]
         for timer in timers:
@@ -332,6 +335,10 @@ class Service:
         retention.cancel()
 
     async def _watch(self) -> None:
+        now = time.monotonic()
+        if self._flusher.runner.up and now - self._watched_at < WATCH_INTERVAL - WATCH_DOWN / 2:
+            return
+        self._watched_at = now
         await self._health.ping()
         self._say_status()
 

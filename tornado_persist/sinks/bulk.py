@@ -16,6 +16,7 @@ import pymysql
 from pymysql.constants import CLIENT, CR, ER
 
 from tornado_persist.sinks.encoders import EncodedColumn, Encoder
+from tornado_persist.sinks.hosts import notice_silence
 
 #: Statements that one connection keeps prepared: one for each set of fields.
 PREPARED = 64
@@ -45,7 +46,11 @@ class BulkConnection(_Connection):  # type: ignore[misc]
 
     #: Whether the server takes the bulk command.
     bulk = False
+    #: Names of the session's settings that the server has refused.
+    refused_settings: Sequence[str] = ()
     _shaking_hands = False
+
+    _read_timeout: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # By statement: its number on the server, and how many parameters it has.
@@ -54,7 +59,12 @@ class BulkConnection(_Connection):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def connect(self, sock: Any = None) -> None:
+        # PyMySQL would give a server that takes connections and is silent then the time of a statement.
+        limit: Any = self._read_timeout
+        self._read_timeout = self.connect_timeout
         super().connect(sock)
+        notice_silence(self._sock)
+        self._read_timeout = limit
         if self.bulk:
             with self.cursor() as cursor:
                 # The server refuses a bulk if it logs statements: a bulk cannot be logged as one.

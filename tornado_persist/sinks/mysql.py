@@ -1,4 +1,4 @@
-"""MySQL 8 and MariaDB 10.6 or later, through PyMySQL."""
+"""MySQL 8, MariaDB 10.6 or later, and what speaks their protocol, through PyMySQL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pymysql
@@ -22,6 +24,7 @@ from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
+from tornado_persist.sinks.hosts import HOST_TIMEOUT, check_hosts, listed
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
@@ -32,6 +35,9 @@ from tornado_persist.sinks.tables import TABLES
 _STATEMENT = 1 << 20
 #: A value with more characters is sent separately if its row is too long for one statement.
 _LONG = 256
+
+#: The numbers from here on are the client's own: connecting, and losing the connection.
+_CLIENT = 2000
 
 #: Settings that may differ on the server. The SQL mode is given in full, so no mode that changes how texts are read is
 #: on; "strict" makes the server refuse a value that it would otherwise cut or replace.
@@ -48,8 +54,16 @@ _SESSION = {
     "completion_type": "0",
 }
 
+#: Those without which rows would be stored wrongly. The others only help, and a proxy may refuse some of them.
+_NEEDED = ("sql_mode", "time_zone")
 #: Only MariaDB executes this comment. It turns off the user's time limit for statements; answer_timeout replaces it.
 _MARIADB = " /*M! , SESSION max_statement_time = 0 */"
+
+#: Changes nothing, and is enough to see whether the server takes the bulk command.
+_TRY_BULK = f"UPDATE {TABLES['session'].name} SET session_id = session_id WHERE session_id = ? AND 1 = 0".encode()
+#: Whether a server can be written to: a replica cannot, nor can a node that has left its Galera cluster.
+_READ_ONLY = "SHOW GLOBAL VARIABLES WHERE variable_name IN ('read_only', 'wsrep_on') AND value NOT IN ('OFF', '0')"
+_READY = "SHOW GLOBAL STATUS LIKE 'wsrep_ready'"
 
 #: Error numbers that depend on the row.
 _ROWS = {
@@ -105,15 +119,13 @@ class MySQLSettings(URLSettings):
     needs_database = True
 
     #: ``mysql://user:password@host:port/database``, with PyMySQL's parameters as its query, ``unix_socket`` and the TLS
-    #: options among them.
+    #: options among them. Several hosts: ``host:port,host:port``; the first that can be written to is taken.
     url: SecretStr = SecretStr("mysql://persist@localhost:3306/persist")
 
     @classmethod
     def _check_parts(cls, url: URL) -> URL:
-        if "host" in url.query:
-            raise ValueError("the URL names more than one host")
         tls.arguments(url.query)
-        return url
+        return check_hosts(url)
 
     @classmethod
     def _check_options(cls, options: Mapping[str, Any]) -> None:
@@ -133,6 +145,12 @@ class MySQLSink(SQLSink[MySQLSettings]):
     #: Bytes of a statement that the server takes.
     _packet: int
 
+    def __init__(self, settings: MySQLSettings, data_dir: Path) -> None:
+        super().__init__(settings, data_dir)
+        #: Why rows do not go by MariaDB's bulk command; empty if they do, or on a server that never has it.
+        self._no_bulk = ""
+        self._broke_at_bulk = False
+
     @property
     def address(self) -> str:
         return self.settings.address
@@ -142,14 +160,13 @@ class MySQLSink(SQLSink[MySQLSettings]):
         limit = self.settings.answer_timeout
         timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": limit, "write_timeout": limit}
         arguments: dict[str, Any] = {key: value for key, value in timeouts.items() if key not in url.query}
-        settings = ", ".join(f"SESSION {name} = {value}" for name, value in _SESSION.items())
-        arguments |= {
-            "charset": "utf8mb4",
-            "autocommit": False,
-            "init_command": f"SET {settings}{_MARIADB}",
-        }
+        arguments |= {"charset": "utf8mb4", "autocommit": False}
         arguments |= tls.arguments(url.query)
-        url = url.difference_update_query(tls.OPTIONS)
+        hosts, ports = listed(url, "host"), listed(url, "port")
+        places = [{"host": host, "port": int(port or 3306)} for host, port in zip_longest(hosts, ports, fillvalue="")]
+        if len(places) > 1 and "connect_timeout" not in url.query:
+            arguments["connect_timeout"] = HOST_TIMEOUT
+        url = url.difference_update_query((*tls.OPTIONS, "host", "port"))
         if url.password:
             # The driver would take Latin-1.
             arguments["password"] = url.password.encode()
@@ -159,7 +176,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
             isolation_level="REPEATABLE READ",
             connect_args=arguments,
         )
-        event.listen(engine, "do_connect", _connect)
+        event.listen(engine, "do_connect", partial(_connect, places or [{}]))
         return engine
 
     def open(self) -> None:
@@ -172,6 +189,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
     def _check(self, connection: Connection) -> None:
         # A command and some room for what the server counts besides.
         self._packet = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one()) - 16
+        self._try_bulk(_driver(connection))
         for kind, column in [(owner, name) for owner in KINDS for name in KEYS[owner]]:
             collation = connection.execute(
                 text(
@@ -192,6 +210,26 @@ class MySQLSink(SQLSink[MySQLSettings]):
             connection.exec_driver_sql(
                 f"INSERT INTO {_quoted(table.name)} ({columns}) SELECT {columns} FROM {_quoted(table.name)} WHERE 1 = 0"
             )
+
+    def _try_bulk(self, driver: Any) -> None:
+        """Find out whether rows can go by the bulk command. A proxy before MariaDB may not know it."""
+        # Or close the connection. Once is enough to know, until the next connection.
+        skip, self._broke_at_bulk, self._no_bulk = self._broke_at_bulk, False, ""
+        if not driver.bulk:
+            return
+        try:
+            if skip:
+                self._no_bulk = "the connection ends at it"
+            elif driver.prepare(_TRY_BULK):
+                driver.execute_bulk(_TRY_BULK, b"\0\0")  # one row, whose text is empty
+            else:
+                self._no_bulk = "it prepares no statement now"
+        except pymysql.err.MySQLError as exc:
+            if not driver.open or not 0 < _number(exc) < _CLIENT:
+                self._broke_at_bulk = True
+                raise
+            self._no_bulk = self._fault(exc).message
+        driver.bulk = not self._no_bulk
 
     def _cautions(self, connection: Connection) -> Iterator[Caution]:
         for kind in KINDS:
@@ -320,11 +358,17 @@ class MySQLSink(SQLSink[MySQLSettings]):
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SELECT VERSION()").scalar_one()
         product = "MariaDB" if getattr(connection.dialect, "is_mariadb", False) else "MySQL"
-        return f"{product} {version} at {self.address}"
+        driver = _driver(connection)
+        several = "," in self.address  # the one that answered
+        address = f"{driver.host}:{driver.port}/{self.settings.parsed.database}" if several else self.address
+        lacks = [f"the bulk command ({self._no_bulk})"] if self._no_bulk else []
+        lacks += driver.refused_settings
+        without = f", without {', '.join(lacks)}" if lacks else ""
+        return f"{product} {version} at {address}{without}"
 
     def _fault(self, error: Exception) -> Fault:
         # What PyMySQL says of itself has no number, or 0.
-        number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+        number = _number(error)
         message = str(error.args[-1]) if error.args else type(error).__name__
         # "Duplicate entry '...' for key", "Incorrect string value: '...' for column": without the value.
         message = re.sub(r" '.*' for (?=key |column )", " for ", message, count=1, flags=re.DOTALL)
@@ -340,8 +384,64 @@ class MySQLSink(SQLSink[MySQLSettings]):
         return Fault(blame, str(number or ""), message or "the connection is closed")
 
 
-def _connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> BulkConnection:
-    return BulkConnection(*arguments, **options)
+def _connect(
+    places: Sequence[Mapping[str, Any]], dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]
+) -> BulkConnection:
+    """Connect to the first of ``places`` that can be written to; to the only one in any case."""
+    problems = []
+    for place in places:
+        try:
+            connection = BulkConnection(*arguments, **{**options, **place})
+            try:
+                connection.refused_settings = _set_session(connection)
+                if len(places) > 1:
+                    _check_writable(connection)
+            except BaseException:
+                connection.close()
+                raise
+        except pymysql.err.MySQLError as exc:
+            if len(places) == 1:
+                raise
+            problems.append((exc, f"{place['host']}:{place['port']}: {exc.args[-1]}"))
+        else:
+            return connection
+    number = _number(problems[-1][0])
+    raise pymysql.err.OperationalError(number, "; ".join(text for _, text in problems)) from problems[-1][0]
+
+
+def _set_session(connection: BulkConnection) -> list[str]:
+    """Set what may differ on the server; the names of those settings that it refuses."""
+    settings = [f"SESSION {name} = {value}" for name, value in _SESSION.items()]
+    refused = []
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute(f"SET {', '.join(settings)}{_MARIADB}")
+        except pymysql.err.MySQLError as exc:
+            if not 0 < _number(exc) < _CLIENT:
+                raise
+            for name, setting in zip(_SESSION, settings, strict=True):
+                try:
+                    cursor.execute(f"SET {setting}")
+                except pymysql.err.MySQLError:
+                    if name in _NEEDED or not connection.open:
+                        raise
+                    refused.append(name)
+    return refused
+
+
+def _check_writable(connection: BulkConnection) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_ONLY)
+        found = {name for name, _ in cursor.fetchall()}
+        if "read_only" in found:
+            raise pymysql.err.OperationalError(1290, "it is read-only")
+        if "wsrep_on" in found and cursor.execute(_READY) and cursor.fetchone()[1] != "ON":
+            raise pymysql.err.OperationalError(1047, "it is not ready in its Galera cluster")
+
+
+def _number(error: Exception) -> int:
+    """The error's number. What PyMySQL says of itself has none, or 0."""
+    return error.args[0] if error.args and isinstance(error.args[0], int) else 0
 
 
 def _blame(number: int) -> Blame:

@@ -1,4 +1,7 @@
-"""PostgreSQL, through psycopg: upserts from arrays, and COPY for rows that are all new.
+"""PostgreSQL and what speaks its protocol, through psycopg: upserts from arrays, and COPY for rows that are all new.
+
+An upsert from arrays needs little of a server: no COPY, no temporary table, no savepoint. So it is all that a server
+gets which refuses COPY.
 
 A pooler in transaction mode gives each transaction another connection of the server. So nothing here lives longer than
 a transaction: no setting, no temporary table, no prepared statement.
@@ -24,6 +27,7 @@ from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
+from tornado_persist.sinks.hosts import HOST_TIMEOUT, PROBES, SILENCE, check_hosts, listed
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
@@ -34,22 +38,24 @@ Cursor: TypeAlias = psycopg.Cursor[Any]
 
 #: With fewer rows it does not pay to try whether all of them are new.
 _MANY = 500
-#: Rows of a statement at most, and characters: a message has room for a gigabyte.
+#: Rows of a statement at most, and characters: a message has room for a gigabyte, and for 16 MiB on CockroachDB.
 _ROWS = 1000
-_CHARACTERS = 1 << 26
+_CHARACTERS = 1 << 22
 #: Seconds after the server's own time limit for a statement, until we give up on a silent server.
 GRACE = 5
 
-#: libpq's parameters; the URL overrides them. A server that vanished without a word is noticed within a minute.
+#: libpq's parameters; the URL overrides them.
 _CONNECTION = {
     "connect_timeout": str(CONNECT_TIMEOUT),
     "keepalives": "1",
-    "keepalives_idle": "30",
-    "keepalives_interval": "5",
-    "keepalives_count": "4",
-    "tcp_user_timeout": "30000",
+    "keepalives_idle": str(SILENCE),
+    "keepalives_interval": "3",
+    "keepalives_count": str(PROBES),
+    "tcp_user_timeout": str(SILENCE * 1000),
     "fallback_application_name": "tornado-persist",
 }
+#: And with several hosts: the one that can be written to, wherever it stands in the list.
+_HOSTS = {"connect_timeout": str(HOST_TIMEOUT), "target_session_attrs": "read-write"}
 
 #: What a transaction sets for itself, because a server, database, role or pooler may have set it otherwise.
 _TRANSACTION = {
@@ -109,24 +115,7 @@ class PostgresSettings(URLSettings):
 
     @classmethod
     def _check_parts(cls, url: URL) -> URL:
-        hosts, ports = _listed(url, "host"), _listed(url, "port")
-        pairs = [host.split(":") for host in hosts if host[:1] != "/" and host.count(":") == 1]
-        if pairs:  # SQLAlchemy's own way
-            if ports or len(pairs) < len(hosts):
-                raise ValueError("not each host in the URL's query has one port")
-            hosts, ports = zip(*pairs, strict=True)
-        if len(ports) == 1 and hosts:
-            ports = [*ports] * len(hosts)
-        if len(ports) > 1 and len(hosts) != len(ports):
-            raise ValueError(f"the URL names {len(hosts)} hosts and {len(ports)} ports")
-        if any(not port.isdecimal() or not 0 < int(port) < 65536 for port in ports if port):
-            raise ValueError("a port in the URL's query is not between 1 and 65535")
-        lists = {}
-        if hosts:
-            lists["host"] = ",".join(hosts)
-        if ports and any(ports):
-            lists["port"] = ",".join(ports)
-        return url.difference_update_query(("host", "port")).update_query_dict(lists)
+        return check_hosts(url)
 
     @classmethod
     def _check_options(cls, options: Mapping[str, Any]) -> None:
@@ -204,6 +193,9 @@ class PostgresSink(SQLSink[PostgresSettings]):
         super().__init__(settings, data_dir)
         # Whether the rows of a chunk are all new.
         self._all_new = {kind: Shortcut() for kind in KINDS}
+        #: The tables that take no COPY, and why.
+        self._no_copy: dict[Kind, str] = {}
+        self._broke_at_copy = False
 
     @property
     def address(self) -> str:
@@ -211,12 +203,43 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def _create_engine(self) -> Engine:
         url = self.settings.parsed
-        arguments: dict[str, Any] = {key: value for key, value in _CONNECTION.items() if key not in url.query}
+        defaults = _CONNECTION | _HOSTS if len(listed(url, "host")) > 1 else _CONNECTION
+        arguments: dict[str, Any] = {key: value for key, value in defaults.items() if key not in url.query}
         # Behind a pooler a prepared statement would belong to another connection.
         arguments |= {"client_encoding": "UTF8", "prepare_threshold": None}
         engine = make_engine(url, isolation_level="READ COMMITTED", use_native_hstore=False, connect_args=arguments)
         event.listen(engine, "do_connect", partial(_connect, self.settings.answer_timeout + GRACE))
+        # SQLAlchemy would read the version from what version() says, and fails where that says "CockroachDB".
+        engine.dialect._get_server_version_info = _version  # type: ignore[method-assign]
         return engine
+
+    def open(self) -> None:
+        super().open()
+        try:
+            with self._faults():
+                assert self._connection is not None
+                self._try_copy(self._connection)
+        except BaseException:
+            self.close()
+            raise
+
+    def _try_copy(self, connection: Connection) -> None:
+        """Find out which tables take COPY, after a savepoint. A server or a proxy may refuse it; row security does."""
+        driver = _driver(connection)
+        # A proxy may also close the connection. Once is enough to know, until the next connection.
+        skip, self._broke_at_copy = self._broke_at_copy, False
+        self._no_copy = dict.fromkeys(KINDS, "the connection ends at it") if skip else {}
+        for kind in () if skip else KINDS:
+            try:
+                with self._transaction(connection, commit=False), psycopg.RawCursor(driver) as cursor:
+                    cursor.execute("SAVEPOINT persist_new")
+                    _copy(cursor, quoted(TABLES[kind].name), kind, quoted(KEYS[kind][0]), [], [], "")
+                    cursor.execute("RELEASE SAVEPOINT persist_new")
+            except psycopg.Error as exc:
+                if driver.broken:
+                    self._broke_at_copy = True
+                    raise
+                self._no_copy[kind] = self._fault(exc).message
 
     def _set_up(self, connection: Connection) -> None:
         driver = _driver(connection)
@@ -307,7 +330,7 @@ class PostgresSink(SQLSink[PostgresSettings]):
         This takes the server two thirds of the time of an upsert.
         """
         all_new = self._all_new[kind]
-        if len(rows) < _MANY or not all_new.worth_a_try():
+        if len(rows) < _MANY or kind in self._no_copy or not all_new.worth_a_try():
             return False
         # Without the unique index, dropped since the last look, COPY would add known rows once more.
         self._check_keys(connection, kind)
@@ -316,12 +339,11 @@ class PostgresSink(SQLSink[PostgresSettings]):
             end = f"\t{NEVER}" * len(self._never(kind, fields)) + "\n"
             _copy(cursor, quoted(TABLES[kind].name), kind, columns, fields, rows, end)
         except psycopg.Error:
+            all_new.failed()
             if cursor.connection.broken:
                 raise
-            # A known row, or one that the table rejects, or a table that allows no COPY (row security): the upsert
-            # finds out which, and raises the right error.
+            # A known row, or one that the table rejects: the upsert finds out which, and raises the right error.
             cursor.execute("ROLLBACK TO SAVEPOINT persist_new")
-            all_new.failed()
             return False
         cursor.execute("RELEASE SAVEPOINT persist_new")
         all_new.succeeded()
@@ -334,6 +356,12 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def _begin_read(self, connection: Connection) -> None:
         _driver(connection).execute(_READ)
+
+    def describe(self) -> str:
+        if not self._no_copy:
+            return self._description
+        tables = " and ".join(TABLES[kind].name for kind in self._no_copy)
+        return f"{self._description}, without COPY into {tables} ({next(iter(self._no_copy.values()))})"
 
     def _describe(self, connection: Connection) -> str:
         version = connection.exec_driver_sql("SHOW server_version").scalar_one()
@@ -405,16 +433,14 @@ def _merge(cursor: Cursor, statement: bytes, kind: Kind, fields: Sequence[str], 
         cursor.execute(statement, arrays)
 
 
-def _listed(url: URL, name: str) -> Sequence[str]:
-    """The values of a list parameter of the URL: separated by commas, or given several times."""
-    value = url.query.get(name, ())
-    return value.split(",") if isinstance(value, str) else [*value]
-
-
 def _connect(limit: float, dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> _LimitedConnection:
     connection = _LimitedConnection.connect(**options)
     connection.limit = limit
     return connection
+
+
+def _version(connection: Connection) -> tuple[int, int]:
+    return divmod(_driver(connection).info.server_version, 10_000)
 
 
 def _driver(connection: Connection) -> psycopg.Connection[Any]:
