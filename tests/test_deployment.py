@@ -1,34 +1,25 @@
-"""The files for running the service elsewhere: containers, nginx in front, logrotate, Prometheus, Grafana."""
+"""The files for running the service elsewhere: containers, logrotate, Prometheus, Grafana."""
 
 from __future__ import annotations
 
-import gzip
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from ruamel.yaml import YAML
 
 from tests import tools
 from tests.process import PATIENCE, Persistd, wait_until
-from tests.rows import body, task
+from tests.rows import task
 from tests.servers import Postgres
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 MANUAL = "[buffer]\nflush_interval = 3600\n"
-API = "/api/v1/persistence"
-TASKS = f"{API}/tasks/batch"
-OUTSIDE = {f"{API}/sessions/batch", TASKS, f"{API}/flush", "/health", "/health/live", "/health/ready"}
 
 
 def read_yaml(path: Path) -> Any:
@@ -147,100 +138,6 @@ def test_grafana_finds_its_data_source_and_its_dashboards_where_compose_puts_the
     (provider,) = read_yaml(provisioning / "dashboards" / "persistd.yaml")["providers"]
     volumes = read_yaml(CONF / "compose.yaml")["services"]["grafana"]["volumes"]
     assert any(volume.split(":")[1].startswith(provider["options"]["path"] + "/") for volume in volumes)
-
-
-# nginx.
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def test_nginx_understands_every_line_of_the_example() -> None:
-    done = run(tools.require("nginx"), "-t", "-q", "-e", "stderr", "-c", CONF / "nginx.conf", "-g", "pid /dev/null;")
-    assert done.returncode == 0, done.stderr
-    assert "[warn]" not in done.stderr
-
-
-@contextmanager
-def nginx(directory: Path, upstream: str) -> Iterator[httpx.Client]:
-    """The example in front of a service, on a port and in a directory of its own."""
-    port = free_port()
-    text = (CONF / "nginx.conf").read_text()
-    for old, new in {
-        "127.0.0.1:8001": upstream,
-        "listen 8080": f"listen 127.0.0.1:{port}",
-        "/var/log/nginx/persistd.log": str(directory / "access.log"),
-        "worker_processes auto": "worker_processes 1",
-        "http {\n": "http {\n"
-        + "".join(
-            f"{name}_temp_path {directory}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        ),
-    }.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    file = directory / "nginx.conf"
-    file.write_text(text)
-    # As root its workers would be another user, who has no way into the directory.
-    user = "user root;" if os.geteuid() == 0 else ""
-    options = f"daemon off; pid {directory}/pid; error_log stderr; {user}"
-    process = subprocess.Popen([tools.require("nginx"), "-e", "stderr", "-c", str(file), "-g", options])
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as client:
-
-            def answers() -> bool:
-                assert process.poll() is None, "nginx has ended"
-                try:
-                    return client.get("/health/live").status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            wait_until(answers)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-
-
-def test_a_batch_goes_through_nginx_and_so_do_all_answers(tmp_path: Path) -> None:
-    with Persistd(tmp_path, MANUAL, server="max_body_bytes = 100000\n") as service:
-        (tmp_path / "nginx").mkdir()
-        with nginx(tmp_path / "nginx", service.url.removeprefix("http://")) as front:
-            rows = body("task", *(task(f"t{number}") for number in range(100)))
-            for content, headers in ((rows, {}), (gzip.compress(rows), {"Content-Encoding": "gzip"})):
-                accepted = front.post(TASKS, content=content, headers={"X-Request-ID": "through", **headers})
-                assert (accepted.status_code, accepted.json()["count"]) == (200, 100)
-                assert accepted.headers["X-Request-ID"] == "through"
-            flushed = front.post("/api/v1/persistence/flush").json()
-            assert (flushed["status"], flushed["tasks_written"]) == ("flushed", 100)
-            for content, code in ((b"{", 400), (b"{}", 422), (b" " * 200_000, 413)):
-                refused = front.post(TASKS, content=content)
-                assert (refused.status_code, refused.json()["status"]) == (code, "rejected")
-            made = front.get("/health").headers["X-Request-ID"]
-            wait_until(lambda: made in [line["request_id"] for line in service.log("request")])
-            wait_until(lambda: made in (tmp_path / "nginx" / "access.log").read_text())
-
-
-def test_nginx_lets_clients_through_to_batches_flush_and_health_and_to_nothing_else(tmp_path: Path) -> None:
-    with Persistd(tmp_path, MANUAL) as service:
-        (tmp_path / "nginx").mkdir()
-        described = service.http.get("/openapi.json").json()["paths"]
-        # A parameter in a path may stand for anything; pages' files and near misses are in no description.
-        paths = {re.sub(r"{\w+}", "some", path) for path in described}
-        paths |= {"/dashboard/app.js", "/docs/", "/healthy", "/health/", "/health/other", f"{TASKS}/more"}
-        assert {f"{API}/stats", "/metrics", "/dashboard", "/openapi.json", "/"} <= paths
-        with nginx(tmp_path / "nginx", service.url.removeprefix("http://")) as front:
-            for path in sorted(paths):
-                for method in ("GET", "POST"):
-                    answer = front.request(method, path, content=b"{}" if method == "POST" else None)
-                    # The service puts an id on each of its answers.
-                    assert ("X-Request-ID" in answer.headers) == (path in OUTSIDE), path
-                    if path not in OUTSIDE:
-                        assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"}), path
-            assert front.get("/%6detrics").status_code == 404
 
 
 # logrotate.

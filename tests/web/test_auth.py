@@ -309,3 +309,37 @@ def test_a_new_token_works_and_the_commands_take_it_from_the_environment(tmp_pat
         done = persistd("status", "-c", str(service.file), cwd=tmp_path)
         assert (done.returncode, done.stdout.startswith("persistd is well; for its figures")) == (0, True)
         assert persistd("reload", "-c", str(service.file), cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("proxies", "peer", "header", "client"),
+    [
+        ([], "127.0.0.1", "192.0.2.7", "127.0.0.1"),
+        (["127.0.0.1"], "127.0.0.1", None, "127.0.0.1"),
+        (["127.0.0.1"], "127.0.0.1", "192.0.2.7", "192.0.2.7"),
+        (["127.0.0.1"], "127.0.0.2", "192.0.2.7", "127.0.0.2"),
+        (["unix"], "unix", "2001:DB8::7", "2001:db8::7"),
+        (["127.0.0.1"], "unix", "192.0.2.7", "unix"),
+        # A client's invention stands before what the proxies have added.
+        (["127.0.0.1", "10.0.0.0/8"], "127.0.0.1", "198.51.100.1, 192.0.2.7, 10.0.0.5", "192.0.2.7"),
+        (["127.0.0.1"], "127.0.0.1", "192.0.2.7, 10.0.0.5", "10.0.0.5"),
+        (["127.0.0.0/8"], "127.0.0.1", "127.0.0.3,127.0.0.2", "127.0.0.3"),
+        (["::1"], "::1", "192.0.2.7, <script>", "::1"),
+        (["::1"], "fe80::1%lo", "192.0.2.7", "fe80::1%lo"),
+    ],
+)
+def test_only_a_trusted_proxy_says_who_the_client_is(
+    proxies: list[str], peer: str, header: str | None, client: str
+) -> None:
+    headers = HTTPHeaders({"Host": "localhost"} | ({"X-Forwarded-For": header} if header is not None else {}))
+    request = HTTPServerRequest(headers=headers, start_line=RequestStartLine("GET", "/", "HTTP/1.1"))
+    request.remote_ip = peer
+    assert Access(proxies=proxies).client_of(request) == client
+
+
+@pytest.mark.parametrize("proxy", ["localhost", "10.0.0.1/8", "*", ""])
+def test_a_proxy_that_is_no_address_is_refused(tmp_path: Path, proxy: str) -> None:
+    (tmp_path / "persistd.toml").write_text(f"[server]\ntrusted_proxies = ['{proxy}']\n")
+    refused = persistd("check", "-c", "persistd.toml", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert f"server.trusted_proxies: {proxy!r} is no address" in refused.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, tzinfo
 from difflib import get_close_matches
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Literal, Self, TypeAlias
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -80,6 +80,11 @@ class Server(Table):
     trusted_origins: tuple[str, ...] = Field(
         (), description="origins of web pages that may send batches, such as ``https://app.example.com``"
     )
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="addresses or networks of proxies, ``unix`` for the Unix socket: in log and figures the client of"
+        " their requests is the one that ``X-Forwarded-For`` names",
+    )
 
     @field_validator("host")
     @classmethod
@@ -113,6 +118,17 @@ class Server(Table):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin such as https://app.example.com, with its port if need be")
         return tuple(origin.lower() for origin in origins)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                if proxy != "unix":
+                    ip_network(proxy)
+            except ValueError:
+                raise ValueError(f"{proxy!r} is no address, no network such as 10.1.0.0/16, and not unix") from None
+        return proxies
 
 
 class Auth(Table):

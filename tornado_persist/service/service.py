@@ -267,6 +267,7 @@ class Service:
             await asyncio.to_thread(settings.read_tokens),
             hosts=auth.allowed_hosts(settings.server.allowed_hosts, sockets),
             origins=settings.server.trusted_origins,
+            proxies=settings.server.trusted_proxies,
         )
         self._api = Api(
             self._ingest,

@@ -7,13 +7,16 @@ import functools
 import hmac
 import socket
 from collections.abc import Collection, Iterable
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from tornado_persist.config.tokens import Scope, Token, Tokens, digest_of
 from tornado_persist.telemetry.refusals import printable
 from tornado_persist.web.bodies import Refused
+
+#: A client on the Unix socket, in place of its address.
+UNIX = "unix"
 
 _REALM = 'realm="persistd"'
 _BEARER, _BASIC = f"Bearer {_REALM}", f'Basic {_REALM}, charset="UTF-8"'
@@ -34,16 +37,46 @@ class Access:
     """What every request is checked against. ``tokens`` may be replaced at any time; open connections are no matter."""
 
     def __init__(
-        self, tokens: Tokens | None = None, *, hosts: Collection[str] | None = None, origins: Collection[str] = ()
+        self,
+        tokens: Tokens | None = None,
+        *,
+        hosts: Collection[str] | None = None,
+        origins: Collection[str] = (),
+        proxies: Collection[str] = (),
     ) -> None:
         """``hosts``: names that a request may be for, besides localhost and addresses; None: any.
 
-        ``origins``: of web pages that may send requests.
+        ``origins``: of web pages that may send requests. ``proxies``: addresses and networks, or ``unix``, from which
+        requests may come for others.
         """
         #: Empty: everybody may do everything.
         self.tokens: Tokens = tokens or {}
         self._hosts = None if hosts is None else frozenset(hosts) | {"localhost"}
         self.origins = frozenset(origins)
+        self._networks = [ip_network(proxy) for proxy in proxies if proxy != UNIX]
+        self._unix_is_proxy = UNIX in proxies
+        #: Whether some requests come for others.
+        self.has_proxies = bool(proxies)
+
+    def client_of(self, request: HTTPServerRequest) -> str:
+        """The client's address: of a request from a proxy what that says, else where the connection comes from.
+
+        Each proxy adds the address that it has seen at the end of ``X-Forwarded-For``. What stands before the last
+        address that is no proxy's may be the client's invention.
+        """
+        client = request.remote_ip or ""
+        named = request.headers.get("X-Forwarded-For", "").split(",")
+        while named and self._is_proxy(client):
+            try:
+                client = str(ip_address(named.pop().strip()))
+            except ValueError:
+                break
+        return client
+
+    def _is_proxy(self, address: str) -> bool:
+        if address == UNIX:
+            return self._unix_is_proxy
+        return any(ip_address(address) in network for network in self._networks)
 
     def admit(self, request: HTTPServerRequest, scope: Scope | None) -> str:
         """The name of the request's token; empty where none is needed. ``scope`` None: open to everybody.

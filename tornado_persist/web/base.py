@@ -98,6 +98,9 @@ class Handler(RequestHandler):
         self._is_whole = False
         #: The name of the token that the client has shown, where one is needed.
         self.token = ""
+        access = self.application.access
+        if access.has_proxies:
+            self.request.remote_ip = access.client_of(self.request)
 
     def prepare(self) -> None:
         log.request_id.set(self.request_id)
