@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ from tornado.web import RequestHandler
 
 from tests.process import Persistd, environment
 from tests.rows import body, session, task
+from tornado_persist.config import tokens
+from tornado_persist.config.tokens import SCOPES, Scope
 from tornado_persist.errors import InvalidBatch
 from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, Session, Task, key_of
 from tornado_persist.records.parser import Parser
+from tornado_persist.web import openapi_security
 from tornado_persist.web.app import ROUTES
+from tornado_persist.web.base import Handler
 from tornado_persist.web.openapi import PREFIX, Limits, describe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -71,7 +76,7 @@ def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
 @pytest.mark.parametrize("path", BATCHES)
 def test_a_batch_has_every_status_of_the_specification(path: str) -> None:
     operation = describe(LIMITS)["paths"][path]["post"]
-    assert operation["responses"].keys() == {"200", "400", "413", "415", "422", "500", "503"}
+    assert operation["responses"].keys() == {"200", "400", "401", "403", "413", "415", "422", "500", "503"}
     assert "Retry-After" in operation["responses"]["503"]["headers"]
     for response in operation["responses"].values():
         assert "X-Request-ID" in response["headers"]
@@ -116,31 +121,85 @@ def test_the_examples_are_accepted() -> None:
         assert key_of(kind, row) == key_of(kind, example[PLURALS[kind]][0])
 
 
+@pytest.mark.parametrize("with_tokens", [False, True])
+def test_every_operation_says_which_scope_it_needs_and_how_it_is_denied(with_tokens: bool) -> None:
+    described = describe(replace(LIMITS, tokens=with_tokens))
+    assert described["components"]["securitySchemes"].keys() == {"bearer", "basic"}
+    scopes: dict[tuple[str, str], Scope | None] = {}
+    for pattern, handler in ROUTES:
+        assert issubclass(handler, Handler)
+        for method in handler.SUPPORTED_METHODS:
+            path = re.sub(r"\(.+?\)", "{}", pattern.replace("\\", ""))
+            scopes[method.lower(), path] = handler.method_scopes.get(method, handler.scope)
+    for (method, path), operation in operations(described).items():
+        scope, responses = scopes[method, re.sub(r"\{\w+\}", "{}", path)], operation["responses"]
+        assert openapi_security.scope_of(operation) == scope, path
+        assert operation.get("security") == (
+            [{"bearer": [scope]}, {"basic": [scope]}] if scope and with_tokens else None
+        )
+        assert ("401" in responses) == (scope is not None)
+        assert ("WWW-Authenticate" in responses["403"]["headers"]) == (scope is not None)
+        assert (f"`{scope}`" in operation.get("description", "")) == (scope is not None)
+        for status in responses.keys() & {"401", "403"}:
+            assert responses[status].get("content") == responses["500"].get("content")
+
+
+def schemathesis(service: Persistd, *more: str, schema: str = "") -> subprocess.CompletedProcess[str]:
+    """``schema``: a file; by default what the service serves."""
+    place = [schema, "--url", service.url] if schema else [f"{service.url}/openapi.json"]
+    command = [
+        str(Path(sysconfig.get_path("scripts")) / "schemathesis"),
+        *("run", *place, "--checks", "all"),
+        # A red run should be the change's fault, not the dice's.
+        *("--generation-deterministic", "--no-color", "--warnings", "off", *more),
+    ]
+    return subprocess.run(
+        command,
+        cwd=service.directory,
+        env={
+            **environment(SCHEMATHESIS_HOOKS="tests.web.schemathesis_hooks", PYTHONPATH=str(ROOT)),
+            "PYTHONWARNINGS": "default",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 def test_schemathesis_finds_no_answer_that_is_not_described(tmp_path: Path) -> None:
     with Persistd(tmp_path, "[buffer]\ncapacity = 50\n", server="max_batch = 20\n") as service:
         service.post("session", session("a"))
         service.post("task", task("a"))
-        command = [
-            str(Path(sysconfig.get_path("scripts")) / "schemathesis"),
-            *("run", f"{service.url}/openapi.json", "--checks", "all", "--max-examples", "20"),
-            # A red run should be the change's fault, not the dice's.
-            *("--generation-deterministic", "--no-color", "--warnings", "off"),
-        ]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env={
-                **environment(SCHEMATHESIS_HOOKS="tests.web.schemathesis_hooks", PYTHONPATH=str(ROOT)),
-                "PYTHONWARNINGS": "default",
-            },
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = schemathesis(service, "--max-examples", "20")
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"Tested: +39\b", done.stdout), done.stdout
         assert service.stats()["accounting"]["accepted"] > 2
+        assert not service.log("a bug in a request handler")
+
+
+@pytest.mark.parametrize("shown", ["right", "none", "foreign", "of another scope"])
+def test_schemathesis_with_tokens(tmp_path: Path, shown: str) -> None:
+    right, line = tokens.make("all", SCOPES)
+    other, other_line = tokens.make("admin", ["admin"])
+    config = f'[auth]\ntokens = ["{line}", "{other_line}"]\n[buffer]\ncapacity = 50\n'
+    with Persistd(tmp_path, config, server="max_batch = 20\n") as service:
+        service.http.headers["Authorization"] = f"Bearer {right}"
+        (tmp_path / "openapi.json").write_bytes(service.http.get("/openapi.json").content)
+        token = {"right": right, "foreign": tokens.make("x", SCOPES)[0], "of another scope": other}.get(shown)
+        more = ("--header", f"Authorization: Bearer {token}") if token else ()
+        done = schemathesis(service, "--max-examples", "6", *more, schema="openapi.json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(r"Tested: +39\b", done.stdout), done.stdout
+        stats = service.stats()
+        assert (stats["accounting"]["accepted"] > 0) == (shown == "right")
+        denied = {"none": "no_token", "foreign": "unknown_token", "of another scope": "scope"}
+        text = service.http.get("/metrics").text
+        for reason in denied.values():
+            found = re.search(rf'^persistd_auth_failures_total{{reason="{reason}"}} ([0-9.]+)', text, re.MULTILINE)
+            assert found
+            # With a token it also sends requests without, and with a wrong one.
+            assert float(found[1]) > 0 or denied.get(shown) != reason
         assert not service.log("a bug in a request handler")
 
 

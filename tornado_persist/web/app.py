@@ -127,7 +127,12 @@ class Api(Application):
     def limits(self) -> openapi.Limits:
         """The limits on requests now."""
         return openapi.Limits(
-            self._max_batch, self.max_body_bytes, self.flush_timeout, self._unknown_fields, self._statuses
+            self._max_batch,
+            self.max_body_bytes,
+            self.flush_timeout,
+            self._unknown_fields,
+            self._statuses,
+            tokens=bool(self.access.tokens),
         )
 
     def hold(self, size: int) -> None:

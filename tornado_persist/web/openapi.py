@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from tornado_persist import __version__
 from tornado_persist.records.models import DEFAULTS, KINDS, MAX_KEY, PLURALS, STATUSES, Kind, Session, Task
 from tornado_persist.records.rules import UnknownFields
-from tornado_persist.web import openapi_reading
+from tornado_persist.web import openapi_reading, openapi_security
 from tornado_persist.web import schemas as answers
 from tornado_persist.web.base import GetHandler
 from tornado_persist.web.queries import MOST_DAYS
@@ -84,7 +84,7 @@ _EXAMPLES: dict[Kind, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The configured limits on requests."""
+    """The configured limits on requests, and whether they need tokens."""
 
     max_batch: int
     max_body_bytes: int
@@ -92,6 +92,8 @@ class Limits:
     flush_timeout: float
     unknown_fields: UnknownFields = "ignore"
     statuses: tuple[str, ...] = STATUSES
+    #: Whether requests need a token.
+    tokens: bool = False
 
 
 class OpenAPI(GetHandler):
@@ -112,13 +114,17 @@ def _described(limits: Limits) -> str:
 def describe(limits: Limits) -> dict[str, Any]:
     """The whole document."""
     schemas = _Schemas(limits)
+    paths = _paths(schemas, limits)
+    for methods in paths.values():
+        for operation in methods.values():
+            openapi_security.describe(operation, tokens=limits.tokens)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "tornado-persist",
             "version": __version__,
             "summary": "A durable write buffer over HTTP",
-            "description": _INTRODUCTION,
+            "description": _INTRODUCTION + openapi_security.INTRODUCTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "."}],
@@ -131,8 +137,9 @@ def describe(limits: Limits) -> dict[str, Any]:
             {"name": "watching", "description": "For Prometheus and for people."},
             {"name": "description", "description": "This description."},
         ],
-        "paths": _paths(schemas, limits),
+        "paths": paths,
         "components": {
+            "securitySchemes": openapi_security.SCHEMES,
             "schemas": {**schemas.definitions(), **openapi_reading.schemas()},
             "headers": {
                 "RequestID": {
@@ -145,6 +152,7 @@ def describe(limits: Limits) -> dict[str, Any]:
                     "required": True,
                     "schema": {"type": "integer", "minimum": 1},
                 },
+                **openapi_security.HEADERS,
             },
             "parameters": {
                 "RequestID": {
@@ -254,6 +262,7 @@ def _without_titles(schema: Any) -> Any:
 def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
     ref = schemas.ref
     schemas.ref(answers.Error)
+    health = {"anyOf": [ref(answers.Health), ref(answers.BriefHealth)]}
     unhealthy = "The sink is unavailable, the journal is full or cannot be written, or the service is shutting down."
     return {
         "/": _get("root", "Name and version", "health", {200: ("It runs.", ref(answers.Running))}),
@@ -261,8 +270,9 @@ def _paths(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
             "health",
             "Whether the service and its database are healthy",
             "health",
-            {200: ("Both are.", ref(answers.Health)), 503: (unhealthy, ref(answers.Health))},
-            "Answers within half a second, even if the database hangs.",
+            {200: ("Both are.", health), 503: (unhealthy, health)},
+            "Answers within half a second, even if the database hangs. Where there are tokens, only one with the scope"
+            " `read` gets the figures.",
         ),
         "/health/live": _get("live", "Whether the process answers", "health", {200: ("It does.", ref(answers.Alive))}),
         "/health/ready": _get(
@@ -426,7 +436,6 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
 Statuses: TypeAlias = Mapping[int, tuple[str, dict[str, Any] | None]]
 
 _JSON_ONLY = ("application/json",)
-_HEALTH = {"$ref": f"{REFS}Health"}
 
 
 def _get(
@@ -475,8 +484,8 @@ def _responses(
             return {}
         return {"content": {kind: {"schema": schema} for kind in (media if status == 200 else _JSON_ONLY)}}
 
-    # A 500 has the shape of the handler's other errors; the 503 of /health is no error.
-    shapes = [schema for status, (_, schema) in statuses.items() if status >= 400 and schema != _HEALTH]
+    # A 500 has the shape of the handler's other errors; the 503 of /health, which has two, is no error.
+    shapes = [schema for status, (_, schema) in statuses.items() if status >= 400 and schema and "anyOf" not in schema]
     bug = ("A bug; its traceback is in the log.", shapes[-1] if shapes else {"$ref": f"{REFS}Error"})
     return {
         str(status): {"description": description, "headers": dict(headers(status)), **content(status, schema)}
