@@ -181,6 +181,26 @@ async def test_a_flush_names_the_first_of_its_requests_once_and_few_are_kept(
         log.request_id.set("")
 
 
+@pytest.mark.gen_test
+async def test_a_flush_names_who_sent_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "REQUEST_IDS_NAMED", 2)
+    monkeypatch.setattr(backlog, "CLIENTS_KEPT", 4)
+    async with rig(tmp_path) as it:
+        try:
+            for n, client in enumerate((None, ("10.0.0.1", ""), ("10.0.0.2", "shop"), ("10.0.0.1", ""))):
+                log.client.set(client)
+                await it.add(f"t{n}")
+            assert it.backlog.pop_clients(3) == ["10.0.0.1", "shop@10.0.0.2"]
+            assert it.backlog.pop_clients(3) == []
+            assert it.backlog.pop_clients(4) == ["10.0.0.1"], "of its later record"
+            for n in range(10):
+                log.client.set((f"10.0.0.{n}", ""))
+                await it.add(f"u{n}")
+            assert it.backlog.pop_clients(100) == ["10.0.0.0", "10.0.0.1", "2 more"], "few are kept"
+        finally:
+            log.client.set(None)
+
+
 class SecondWriteWaits(FlakySink):
     """Takes one batch, and the next ones when it is released."""
 

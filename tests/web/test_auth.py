@@ -166,6 +166,32 @@ def test_one_line_a_second_names_the_client_and_no_token_is_in_it(service: Persi
     assert not [token for token in (WRONG, *(made[0] for made in MADE.values())) if token in text]
 
 
+def test_the_log_says_who_wrote_and_who_was_refused(tmp_path: Path) -> None:
+    config = f"[auth]\ntokens = {[MADE[scope][1] for scope in SCOPES]}\n[buffer]\nflush_interval = 3600\n"
+    with Persistd(tmp_path, config) as service:
+
+        def post(scope: Scope, content: bytes, id: str) -> int:
+            headers = {"Authorization": f"Bearer {MADE[scope][0]}", "X-Request-ID": id}
+            return service.http.post(TASKS, content=content, headers=headers).status_code
+
+        def told(event: str, id: str) -> list[tuple[str, str | None]]:
+            lines = [line for line in service.log(event) if line["request_id"] == id]
+            return [(line["client"], line.get("token")) for line in lines]
+
+        assert post("write", body("task", task("a")), "good") == 200
+        assert post("write", b"[", "bad") == 400
+        assert post("read", b"", "denied") == 403
+        assert service.http.post(f"{PREFIX}/flush", auth=("", MADE["flush"][0])).status_code == 200
+        assert service.http.delete(f"{PREFIX}/sessions/s1", auth=("", MADE["admin"][0])).status_code == 200
+        assert told("request", "good") == [("127.0.0.1", "the-write")]
+        assert told("batch refused", "bad") == [("127.0.0.1", "the-write")]
+        assert told("request denied", "denied") == [("127.0.0.1", "the-read")]
+        flush, deleted = service.wait_for_log("flush"), service.wait_for_log("deleted")
+        assert (flush["requests"], flush["clients"]) == (["good"], ["the-write@127.0.0.1"])
+        assert "client" not in flush
+        assert (deleted["client"], deleted["token"]) == ("127.0.0.1", "the-admin")
+
+
 @pytest.mark.parametrize("path", ["/", "/nowhere", "/metrics", TASKS, "/health"])
 def test_every_answer_has_the_headers(service: Persistd, path: str) -> None:
     for head in (f"GET {path} HTTP/1.1\nHost: localhost", f"FOO {path} HTTP/1.1\nHost: localhost", "nonsense"):

@@ -29,8 +29,10 @@ logger = log.get(__name__)
 READ_BYTES = 1 << 20
 #: Request ids kept while their batches wait. An outage may hold back more than an operator would read.
 REQUEST_IDS_KEPT = 1000
-#: Request ids named in one line of the log.
+#: Request ids, and clients, named in one line of the log.
 REQUEST_IDS_NAMED = 20
+#: Clients known while their rows wait.
+CLIENTS_KEPT = 1000
 
 
 class Watch:
@@ -69,6 +71,8 @@ class Backlog:
         # The requests whose batches wait, with the sequence numbers of their records, in that order.
         self._pending_request_ids: deque[tuple[int, str]] = deque(maxlen=REQUEST_IDS_KEPT)
         self._watches: list[Watch] = []
+        # Who has sent what waits, and the first and the last record of each.
+        self._pending_clients: dict[tuple[str, str], tuple[int, int]] = {}
         #: The last record that was accepted, and the last whose rows are in the buffer, or past it.
         self.accepted_through = 0
         self.merged_through = 0
@@ -96,6 +100,10 @@ class Backlog:
         self.accepted_through = seq
         if request_id := log.request_id.get():
             self._pending_request_ids.append((seq, request_id))
+        if client := log.client.get():
+            first, _ = self._pending_clients.get(client, (seq, seq))
+            if len(self._pending_clients) < CLIENTS_KEPT or first < seq:
+                self._pending_clients[client] = first, seq
         self._metrics.totals.accepted[kind] += len(rows)
         for watch in self._watches:
             watch.look(kind, rows)
@@ -121,6 +129,20 @@ class Backlog:
             if len(named) < REQUEST_IDS_NAMED:
                 named.append(request_id)
         return named
+
+    def pop_clients(self, through: int) -> list[str]:
+        """Who sent records up to ``through``: addresses, those with a token as ``name@address``; at most
+        :data:`REQUEST_IDS_NAMED`, and one more for all others.
+        """
+        done = [client for client, (first, _) in self._pending_clients.items() if first <= through]
+        for client in done:
+            last = self._pending_clients[client][1]
+            if last <= through:
+                del self._pending_clients[client]
+            else:
+                self._pending_clients[client] = through + 1, last
+        named = [f"{token}@{address}" if token else address for address, token in done[:REQUEST_IDS_NAMED]]
+        return [*named, f"{len(done) - len(named)} more"] if len(done) > len(named) else named
 
     async def refill(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Read batches back from the journal, in order, while there is room, and until ``stop`` says so between reads.

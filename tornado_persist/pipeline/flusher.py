@@ -366,8 +366,11 @@ class Flusher:
             self._set_retry(None)
             if taken:
                 merged = sum(self._metrics.totals.merged.values())
+                figures["merged"] = merged - self._merged_before
                 requests = self._backlog.pop_request_ids(self.flushed_through)
-                logger.info("flush", **figures, merged=merged - self._merged_before, requests=requests)
+                logger.info(
+                    "flush", **figures, requests=requests, clients=self._backlog.pop_clients(self.flushed_through)
+                )
                 self._merged_before = merged
             return
         self._unknown_failures += isinstance(error, SinkUnavailable) and error.unknown_code

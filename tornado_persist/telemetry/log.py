@@ -1,7 +1,7 @@
 """The log: structlog events, for people on a terminal and as JSON lines elsewhere; to a stream or a rotated file.
 
 The standard library's loggers (Tornado's, the drivers') use the same format. Every line has the name of the instance,
-one that belongs to a request also the request's id, and no line has a password of the configuration.
+one that belongs to a request also the request's id and its client, and no line has a password of the configuration.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ STDOUT = Path("-")
 instance = ""
 #: The id of the current request; empty outside of one.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+#: Who sends the current request: its address, and the name of its token, which may be empty; None outside of one.
+client: ContextVar[tuple[str, str] | None] = ContextVar("client", default=None)
 
 
 def configure(
@@ -123,9 +125,12 @@ _streams: Path | None = None
 def _add_context(logger: object, method: str, event: EventDict) -> EventDict:
     if instance:
         event.setdefault("instance", instance)
-    id = request_id.get()
-    if id:
+    if id := request_id.get():
         event.setdefault("request_id", id)
+    if (sender := client.get()) and "client" not in event:
+        event["client"] = sender[0]
+        if sender[1]:
+            event["token"] = sender[1]
     return event
 
 

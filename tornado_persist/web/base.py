@@ -104,6 +104,7 @@ class Handler(RequestHandler):
 
     def prepare(self) -> None:
         log.request_id.set(self.request_id)
+        log.client.set(None)  # that of the request before, on the same connection
         if self._answers_preflight():
             return
         self.application.requests.add(self)
@@ -112,6 +113,7 @@ class Handler(RequestHandler):
         try:
             scope = self.method_scopes.get(self.request.method or "", self.scope)
             self.token = self.application.access.admit(self.request, scope)
+            log.client.set((self.request.remote_ip or "", self.token))
             if length > PATIENCE * limit:
                 raise TooLarge(limit)
             if self.takes_body and length <= limit:
