@@ -1,20 +1,27 @@
-"""After any database error, the password appears in no output, log line, answer or file."""
+"""No secret appears in any output, log line, answer or file: passwords after any error of a database, tokens, keys."""
 
 from __future__ import annotations
 
+import logging
+import re
 import socket
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
 import sqlalchemy
 
+from tests.certificates import issue, save
 from tests.process import Persistd, persistd
 from tests.rows import task
 from tests.servers import MariaDB, Postgres
 from tornado_persist import cli
-from tornado_persist.telemetry import redaction
+from tornado_persist.config import tokens
+from tornado_persist.config.tokens import SCOPES
+from tornado_persist.telemetry import log, redaction
 
 #: Plain, and in each form that a URL may have. It is part of no other word.
 PASSWORD = "Zw#eb/el qu:ark"
@@ -151,3 +158,171 @@ def test_a_database_that_quotes_the_password_in_what_it_says(tmp_path: Path, pos
         rejected = (service.data_dir / "rejected.jsonl").read_text()
         assert "not with ***" in rejected
         assert str(parts.password) not in rejected + service.log_text()
+
+
+#: Twice each: a configuration that is right, and one with a mistake beside the secret.
+TOKEN, LINE = tokens.make("shop", SCOPES)
+OTHER, OTHER_LINE = tokens.make("other", ["read"])
+#: What nobody may see of a token: not its digest in full, for that is what the service believes.
+SECRETS = (TOKEN, OTHER, TOKEN.removeprefix("pst_"), LINE.rpartition(":")[2], OTHER_LINE.rpartition(":")[2])
+
+
+def hidden(*texts: str, secrets: Sequence[str]) -> None:
+    for text in texts:
+        assert [secret for secret in secrets if secret in text] == []
+
+
+def written(service: Persistd) -> str:
+    """All that the service has written, apart from rows: its log, and the files of its data directory."""
+    files = [path for path in service.data_dir.rglob("*") if path.is_file() and path.suffix in ("", ".json", ".jsonl")]
+    return service.log_text() + "".join(path.read_text(errors="replace") for path in files)
+
+
+#: Read by anybody who may, in every form that the service has.
+PAGES = (
+    *("/", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/dashboard", "/docs", "/nowhere"),
+    *(f"/api/v1/persistence/{path}" for path in ("stats", "history", "sessions", "tasks?status=nonsense")),
+)
+
+
+def test_tokens_and_keys_are_in_no_output(tmp_path: Path) -> None:
+    save(tmp_path, "server", issue("server", issue("ca")))
+    key = (tmp_path / "server.key").read_text()
+    secrets = (*SECRETS, *key.splitlines()[1:-1])
+    (tmp_path / "tokens").write_text(f"{OTHER_LINE}\n")
+    config = f"""
+        [auth]
+        tokens = ["{LINE}"]
+        tokens_file = "{tmp_path}/tokens"
+        [tls]
+        cert = "{tmp_path}/server.pem"
+        key = "{tmp_path}/server.key"
+        [buffer]
+        flush_interval = 3600
+    """
+    with Persistd(tmp_path, config) as service:
+        service.http = httpx.Client(base_url=service.url, verify=False, timeout=30)
+        answers, own = [], []
+        for token in (TOKEN, OTHER, TOKEN[:-1], TOKEN + "x"):
+            # Where a careless client might put it.
+            shown: list[dict[str, str]] = [
+                {"Authorization": f"Bearer {token}"},
+                {"Authorization": f"Basic {b64encode(f'{token}:{token}'.encode()).decode()}"},
+                {"Authorization": token, "User-Agent": token, "X-Request-ID": token},
+            ]
+            for headers in shown:
+                service.http.headers = httpx.Headers(headers)
+                answers += [service.http.get(page) for page in PAGES]
+                own.append(service.post("task", task("a", **{token: token})))
+                own.append(service.post("task", task("a", status=token)))
+                own.append(service.http.post("/api/v1/persistence/flush", content=token))
+                own.append(service.http.get(f"/{token}?{token}={token}"))
+        assert {answer.status_code for answer in [*answers, *own]} >= {200, 401, 403, 404, 422}
+        hidden(*(answer.text for answer in answers), secrets=secrets)
+        # The names of its own fields come back to a client, in an answer to it alone.
+        hidden(*(re.sub(r"pst_[A-Za-z0-9_-]+", "", answer.text) for answer in own), secrets=secrets)
+        variables = {"PERSISTD_TOKEN": TOKEN}
+        for words in (
+            *(["status"], ["status", "--json"], ["stats"], ["check"], ["flush"], ["reload"], ["ls", "sessions"]),
+            *(["journal", "ls"], ["journal", "show"], ["journal", "export", "--all"], ["rejected", "ls"], ["config"]),
+        ):
+            done = persistd(*words, "-c", str(service.file), cwd=tmp_path, **variables)
+            assert "Traceback" not in done.stderr, words
+            hidden(done.stdout, done.stderr, secrets=secrets)
+        assert service.stop() == 0
+        assert "serving" in service.log_text()
+        hidden(service.log_text(), secrets=secrets)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[auth]\ntokens = ['{token}']",
+        "[auth]\ntokens = ['shop:write:{token}']",
+        "[auth]\ntokens = '{line}'",
+        "[auth]\ntokens = ['{line}', '{line}']",
+        "[auth]\ntokens = ['{line}'",
+        "[auth]\ntokens = ['{line}x']",
+        "[auth]\ntokenz = ['{line}']",
+        "[auth]\ntokens_file = '{directory}/tokens'",
+        "[auth.tokens]\nshop = '{line}'",
+        "[tls]\ncert = '{directory}/key'\nkey = '{directory}/key'",
+        "[tls]\ncert = '{directory}/server.pem'\nkey = '{directory}/key'",
+        "[tls]\ncert = '{directory}/server.pem'\nkey = '''{key}'''",
+        "[sinks.postgres]\nurl_file = '{directory}/url'",
+        "[sinks.postgres]\nurl = '{url}'\nurl_file = '{directory}/url'",
+        "[sinks.mysql]\nurl_file = '''{url}'''",
+    ],
+)
+def test_a_mistake_beside_a_secret_shows_none(tmp_path: Path, config: str) -> None:
+    save(tmp_path, "server", issue("server", issue("ca")))
+    key = (tmp_path / "server.key").read_text()
+    url = f"postgresql://me:{ENCODED}@127.0.0.1:{closed_port()}/x"
+    (tmp_path / "key").write_text(key.replace("BEGIN", "BEGINN"))
+    (tmp_path / "tokens").write_text(f"{LINE}\n{OTHER_LINE}:\nx:{TOKEN}\n")
+    (tmp_path / "url").write_text(url.replace("postgresql", "postgressql"))
+    values = {"token": TOKEN, "line": LINE, "directory": tmp_path, "url": url, "key": key}
+    for name, value in values.items():
+        config = config.replace(f"{{{name}}}", str(value))
+    (tmp_path / "c.toml").write_text(f'sink = "sqlite"\n{config}\n')
+    secrets = (*SECRETS, *FORMS, *key.splitlines()[1:-1])
+    for words in (["run"], ["check"], ["config"], ["status"], ["start"]):
+        done = persistd(*words, "-c", "c.toml", cwd=tmp_path)
+        assert done.returncode in (1, 2, 3) or words in (["config"], ["status"]), done.stderr
+        assert "Traceback" not in done.stderr
+        hidden(done.stdout, done.stderr, secrets=secrets)
+
+
+@pytest.mark.parametrize("sink", ["postgres", "mysql"], indirect=True)
+def test_secrets_from_files_are_in_no_output(tmp_path: Path, sink: str) -> None:
+    scheme = "postgresql" if sink == "postgres" else "mysql"
+    (tmp_path / "url").write_text(f"{scheme}://nobody:{ENCODED}@127.0.0.1:{closed_port()}/x\n")
+    (tmp_path / "tokens").write_text(f'["{LINE}"]\n')
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    variables = {
+        f"PERSISTD_SINKS__{sink.upper()}__URL_FILE": str(tmp_path / "url"),
+        "PERSISTD_AUTH__TOKENS_FILE": str(tmp_path / "tokens"),
+        "PERSISTD_SINK": sink,
+    }
+    secrets = (*SECRETS, *FORMS)
+    (tmp_path / "tokens").write_text(f"{LINE}\n")
+    with Persistd(
+        tmp_path, "[buffer]\ncapacity = 1\nflush_timeout = 1\n", server="shutdown_timeout = 0.5", variables=variables
+    ) as service:
+        service.http.headers["Authorization"] = f"Bearer {TOKEN}"
+        answers = [service.post("task", task("a")), service.http.post("/api/v1/persistence/flush")]
+        answers += [service.http.get(page) for page in PAGES]
+        service.wait_for_log("flush failed")
+        hidden(*(answer.text for answer in answers), secrets=secrets)
+        for words in (["status"], ["stats"], ["check"], ["flush"], ["config"], ["journal", "show"], ["rejected", "ls"]):
+            done = persistd(
+                *words, "-c", str(service.file), cwd=tmp_path, **variables, PERSISTD_TOKEN_FILE=str(tmp_path / "token")
+            )
+            assert "Traceback" not in done.stderr
+            hidden(done.stdout, done.stderr, secrets=secrets)
+        for wrong in ("PERSISTD_TOKEN", "PERSISTD_TOKEN_FILE"):  # a token that is none, a file's content as its name
+            done = persistd("stats", "-c", str(service.file), cwd=tmp_path, **variables, **{wrong: f"{OTHER} x"})
+            assert done.returncode != 0
+            assert "Traceback" not in done.stderr
+            hidden(done.stdout, done.stderr, secrets=secrets)
+        service.kill()
+        hidden(written(service), secrets=secrets)
+
+
+def test_a_bug_shows_no_secret_in_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Tracebacks have no variables; a message that quotes a secret is masked."""
+    redaction.hide([f"postgresql://me:{ENCODED}@h/x"])
+    log.configure("info", "json")
+    try:
+        shown = f"Bearer {TOKEN}"
+        try:
+            raise RuntimeError(f"{shown} and {PASSWORD}")
+        except RuntimeError:
+            log.get("tornado_persist.test").exception("a bug")
+    finally:
+        logging.getLogger().handlers.clear()
+    said = "".join(capfd.readouterr())
+    assert "RuntimeError: Bearer pst_*** and ***" in said
+    hidden(said, secrets=(*SECRETS, PASSWORD))

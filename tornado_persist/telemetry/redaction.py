@@ -20,6 +20,9 @@ _PARAMETER = re.compile(r"(?i)\b((?:ssl|ssl_key_)?password|passwd|passfile)(\s*=
 
 _TOKEN = re.compile(rf"{TOKEN_PREFIX}[A-Za-z0-9_-]{{16,}}")
 
+#: A private key in PEM form, also one that was cut.
+_KEY = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|\Z)", re.DOTALL)
+
 _known: set[str] = set()
 _pattern: re.Pattern[str] | None = None
 
@@ -38,11 +41,13 @@ def hide(secrets: Iterable[str]) -> None:
 
 
 def mask(text: str) -> str:
-    """``text`` with the secrets given to :func:`hide`, the password of any URL, and any access token, masked."""
+    """``text`` with the secrets given to :func:`hide`, passwords of URLs, access tokens and private keys masked."""
     if _pattern is not None:
         text = _pattern.sub(MASK, text)
     if TOKEN_PREFIX in text:
         text = _TOKEN.sub(TOKEN_PREFIX + MASK, text)
+    if "PRIVATE KEY-" in text:
+        text = _KEY.sub(rf"\1{MASK}", text)
     if "://" in text:
         text = _USER_INFO.sub(rf"\1:{MASK}", text)
     return _PARAMETER.sub(rf"\1\2{MASK}", text) if "pass" in text.lower() else text

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.telemetry import log
+from tornado_persist.telemetry.redaction import mask
 
 #: The kind of the rows in a batch; ``none`` where the request does not tell.
 RefusedKind: TypeAlias = Kind | Literal["none"]
@@ -217,7 +218,8 @@ class Denials:
 
 
 def printable(text: str) -> str:
-    """At most ``LONGEST`` characters of a client's text, without control characters."""
+    """At most ``LONGEST`` characters of a client's text, without control characters and without a token in full."""
+    text = mask(text[: 2 * LONGEST])  # first: half of a token would not be found
     shown = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:LONGEST]
     )

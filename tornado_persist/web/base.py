@@ -40,6 +40,7 @@ from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.clients import ClientDrops
 from tornado_persist.telemetry.metrics import Totals
+from tornado_persist.telemetry.redaction import TOKEN_PREFIX
 from tornado_persist.telemetry.refusals import DENIED, Refusal, Refusals, RefusedKind, printable
 from tornado_persist.web import schemas
 from tornado_persist.web.auth import Denied
@@ -326,8 +327,8 @@ _UNIMPLEMENTED = RequestHandler.get
 
 
 def choose_request_id(given: str | None) -> str:
-    """``given`` if it is at most 128 safe characters, else a new id."""
-    return given if given and _SAFE_ID(given) else f"{_PROCESS}-{next(_numbers):x}"
+    """``given`` if it is at most 128 safe characters, and no token, else a new id."""
+    return given if given and _SAFE_ID(given) and TOKEN_PREFIX not in given else f"{_PROCESS}-{next(_numbers):x}"
 
 
 def _content_length(headers: HTTPHeaders) -> int | None:
