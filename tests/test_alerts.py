@@ -43,10 +43,16 @@ for instance in ("a:8001", "b:8001"):
         f'persistd_journal_fsync_duration_seconds_bucket{{{place},le="+Inf"}}': "0+100x30",
         f'persistd_http_requests_total{{{place},handler="TasksBatch",method="POST",status="500"}}': "1x30",
         f"persistd_clock_skew_seconds{{{place}}}": "0.01x30",
+        f'persistd_retention_runs_total{{{place},result="done"}}': "1+1x30",
+        f'persistd_retention_runs_total{{{place},result="failed"}}': "4x30",
+        f'persistd_retention_runs_total{{{place},result="waited"}}': "3x30",
     }
 
 #: The fsyncs that took less than the bound of the alert.
 FAST = 'persistd_journal_fsync_duration_seconds_bucket{instance="a:8001",job="some",le="0.25"}'
+
+#: Runs of the retention.
+RUNS = 'persistd_retention_runs_total{{instance="a:8001",job="some",result="{}"}}'.format
 
 #: What is unlike that on one of them when an alert has to fire, by the beginning of the series' names.
 TROUBLE: dict[str, Series] = {
@@ -64,6 +70,8 @@ TROUBLE: dict[str, Series] = {
     "PersistdSlowDisk": {FAST: "0+90x30"},
     "PersistdServerErrors": {"persistd_http_requests_total": "0x20 1x10"},
     "PersistdClockOff": {"persistd_clock_skew_seconds": "0x5 -1.5x25"},
+    "PersistdRetentionFails": {RUNS("failed"): "0x5 1x10 3x15"},
+    "PersistdRetentionWaits": {RUNS("done"): "9x30", RUNS("waited"): "0x20 1x10"},
 }
 
 #: Trouble that ends by itself, or is too little: an alert that fires here cries wolf.
@@ -82,6 +90,9 @@ HARMLESS: dict[str, Series] = {
     "PersistdSlowDisk": {FAST: "0+99.5x30"},
     "PersistdServerErrors": {"persistd_http_requests_total": "5x20 0x10"},
     "PersistdClockOff": {"persistd_clock_skew_seconds": "-0.9x10 _x10 5x3 0x7"},
+    "PersistdRetentionFails": {RUNS("failed"): "4x20 5x10"},
+    # The first day of a service that knows nothing of the clock.
+    "PersistdRetentionWaits": {RUNS("done"): "0x30", RUNS("waited"): "0+1x30"},
 }
 
 

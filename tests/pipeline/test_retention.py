@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.rig import Rig, rig
-from tornado_persist.errors import ClockInDoubt
+from tornado_persist.errors import ClockInDoubt, RowsWait
 from tornado_persist.pipeline.retention import Ages, ClockState
 
 DAY = timedelta(days=1)
@@ -110,6 +111,28 @@ async def test_a_leap_of_the_clock_deletes_nothing_on_its_own_and_is_told(tmp_pa
         await it.retention.run_once(now + 401 * DAY)
         assert sessions(it) == (["processing"], ["processing"])
         assert deletions.rows["retention", "session"] == 2
+
+
+@pytest.mark.gen_test
+async def test_two_cleanups_do_not_run_at_one_time(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await fill(it)
+        await it.flusher.flush(5)
+        now = datetime.now(UTC)
+        await it.retention.clean(Ages(), now)  # the clock is known
+        it.retention.ages = AGES
+        it.sink.hold()
+        await it.add("more")
+        request = asyncio.create_task(it.retention.clean(AGES, now + DAY))
+        await asyncio.sleep(0.01)
+        with pytest.raises(RowsWait, match="at work already"):
+            await it.retention.clean(AGES, now)
+        run = asyncio.create_task(it.retention.run_once(now + 1.1 * DAY))
+        await asyncio.sleep(0.01)
+        assert not run.done(), "it waits"
+        it.sink.release()
+        await asyncio.gather(request, run)
+        assert it.metrics.deletions.runs == {"done": 1, "failed": 0, "waited": 0}
 
 
 @pytest.mark.gen_test

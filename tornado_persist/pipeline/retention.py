@@ -111,7 +111,7 @@ class Retention:
         deletions = self._metrics.deletions
         try:
             cleaned = await self.clean(self.ages, now, automatic=True)
-        except (ClockInDoubt, RowsWait) as exc:
+        except ClockInDoubt as exc:
             deletions.ran(now, "waited", str(exc))
             logger.warning("retention waits", reason=str(exc))
         except PersistError as exc:
@@ -136,10 +136,10 @@ class Retention:
 
         Raises:
             ClockInDoubt: see above. A request (not ``automatic``) goes on unless the clock has leapt.
-            RowsWait: another run is at work.
+            RowsWait: another run is at work, and this one is a request.
             PersistError: see :meth:`Remover.clean`; what was deleted before stays deleted.
         """
-        if self._at_work.locked():
+        if self._at_work.locked() and not automatic:
             raise RowsWait("A cleanup is at work already")
         async with self._at_work:
             state = await self._look(now)

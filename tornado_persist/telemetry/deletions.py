@@ -11,7 +11,7 @@ from tornado_persist.records.models import KINDS, Kind
 
 #: What deleted rows: a ``DELETE`` request, the retention, or a cleanup that somebody asked for.
 DeletedBy: TypeAlias = Literal["request", "retention", "cleanup"]
-#: How a run of the retention ended; ``waited``: the clock is in doubt, or a cleanup is at work.
+#: How a run of the retention ended; ``waited``: the clock is in doubt.
 Result: TypeAlias = Literal["done", "failed", "waited"]
 
 

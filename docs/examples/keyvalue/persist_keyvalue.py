@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
@@ -29,7 +30,9 @@ from tornado_persist.records.models import (
     key_of,
     merge_extra,
 )
+from tornado_persist.records.queries import Query
 from tornado_persist.sinks.base import Sink, SinkSettings
+from tornado_persist.sinks.reader import READ_TIMEOUT, Page, Reader
 
 FIELDS: dict[Kind, tuple[str, ...]] = {
     "session": (*Session.__annotations__, EXTRA),
@@ -92,6 +95,9 @@ class KeyValueSink(Sink[KeyValueSettings]):
     def describe(self) -> str:
         return f"a key-value store at {self.path}"
 
+    def reader(self) -> Reader:
+        return KeyValueReader(self.path)
+
     # These two are needed by records.require_session and by `persistd rejected retry` alone.
 
     def find_sessions(self, session_ids: Collection[str]) -> set[str]:
@@ -113,6 +119,70 @@ class KeyValueSink(Sink[KeyValueSettings]):
         if self._store is None:
             raise SinkUnavailable("the store is not open")
         return self._store
+
+
+class KeyValueReader(Reader):
+    """Reads rows beside the sink, over a connection of its own. It looks at every row; a larger store has an index."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._store: sqlite3.Connection | None = None
+
+    def open(self) -> None:
+        self.close()
+        try:
+            self._store = sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        except sqlite3.Error as exc:
+            raise _unavailable(exc) from exc
+
+    def close(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def page(self, query: Query, max_bytes: int) -> Page:
+        found = self._rows(query, query.after)
+        if query.by_row:
+            found = iter(sorted(found, key=lambda it: (it[0]["sheet_name"], it[0]["row_index"], it[0]["task_id"])))
+        rows: list[Fields] = []
+        size = 0
+        for row, length in found:
+            size += length
+            if rows and (len(rows) == query.limit or size > max_bytes):
+                return Page(rows, more=True)
+            rows.append({name: row[name] for name in query.shown() if name != EXTRA or row[EXTRA] is not None})
+        return Page(rows, more=False)
+
+    def count(self, query: Query) -> int:
+        return sum(1 for _ in self._rows(query))
+
+    def count_tasks(self, session_ids: Collection[str]) -> Mapping[str, Mapping[str, int]]:
+        counts: dict[str, dict[str, int]] = {}
+        for row, _ in self._rows(Query("task", {"session_id": tuple(session_ids)})):
+            its = counts.setdefault(row["session_id"], {})
+            its[row["status"]] = its.get(row["status"], 0) + 1
+        return counts
+
+    def _rows(self, query: Query, after: tuple[str, ...] | None = None) -> Iterator[tuple[Fields, int]]:
+        """Rows that meet the conditions, in the order of their keys, each with the length of its text."""
+        deadline = time.monotonic() + READ_TIMEOUT
+        if self._store is None:
+            raise SinkUnavailable("the store is not open")
+        select = "SELECT value FROM rows WHERE kind = ? AND key > ? ORDER BY key"
+        try:
+            # One statement sees one state of the store.
+            for (value,) in self._store.execute(select, (query.kind, json.dumps(after) if after else "")):
+                if time.monotonic() > deadline:
+                    raise SinkUnavailable(f"the read took more than {READ_TIMEOUT:g} seconds")
+                row = json.loads(value)
+                if (
+                    all(row[name] in values for name, values in query.where.items())
+                    and all(row[name] not in values for name, values in query.without.items())
+                    and all(row[name] >= at for name, at in query.since.items())
+                ):
+                    yield row, len(value)
+        except sqlite3.Error as exc:
+            raise _unavailable(exc) from exc
 
 
 def _put(store: sqlite3.Connection, kind: Kind, row: Row) -> None:
