@@ -37,6 +37,9 @@ def test_a_sink_that_cannot_delete_is_refused_with_a_retention(tmp_path: Path) -
     with Persistd(tmp_path, 'sink = "jsonl"\n') as service:
         answer = service.http.delete("/api/v1/persistence/sessions/s1")
         assert (answer.status_code, answer.json()["detail"]) == (501, "The sink jsonl cannot delete rows")
+        service.configure('sink = "jsonl"\n[retention]\ncompleted = "90d"\n')
+        reload = persistd("reload", "-c", str(service.file), cwd=tmp_path)
+        assert (reload.returncode, "retention: sink jsonl cannot delete rows" in reload.stderr) == (1, True), reload
 
 
 def test_a_reload_changes_the_ages(tmp_path: Path, postgres_url: str) -> None:

@@ -6,13 +6,17 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.rig import Rig, rig
 from tornado_persist.errors import ClockInDoubt, RowsWait
+from tornado_persist.pipeline import removal
 from tornado_persist.pipeline.retention import Ages, ClockState
+from tornado_persist.sinks.base import Removed
+from tornado_persist.testing import FlakySink
 
 DAY = timedelta(days=1)
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -111,6 +115,26 @@ async def test_a_leap_of_the_clock_deletes_nothing_on_its_own_and_is_told(tmp_pa
         await it.retention.run_once(now + 401 * DAY)
         assert sessions(it) == (["processing"], ["processing"])
         assert deletions.rows["retention", "session"] == 2
+
+
+@pytest.mark.gen_test
+async def test_other_ages_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees too much go turns it off by a reload."""
+    monkeypatch.setattr(removal, "SESSIONS", 1)
+
+    class Reloading(FlakySink):
+        def delete_sessions(self, *args: Any, **options: Any) -> Removed:
+            it.retention.configure(Ages(), 3600)
+            return super().delete_sessions(*args, **options)
+
+    async with rig(tmp_path, Reloading()) as it:
+        await it.add(*(f"s{number}" for number in range(10)), kind="session", status="completed")
+        now = datetime.now(UTC)
+        await it.retention.clean(Ages(), now)
+        it.retention.ages = AGES
+        await it.retention.run_once(now + DAY)
+        assert len(it.stored("session")) == 9
+        assert it.metrics.deletions.rows["retention", "session"] == 1
 
 
 @pytest.mark.gen_test

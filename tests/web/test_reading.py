@@ -46,6 +46,15 @@ async def test_a_list_is_not_fresh_unless_it_is_asked_to_be(app: Api, fetch: Fet
 
 
 @pytest.mark.gen_test
+async def test_progress_is_right_whatever_fields_are_shown(app: Api, fetch: Fetch) -> None:  # noqa: F811
+    await send(app, session("s", total_tasks=10), task("1", session_id="s", status="completed"))
+    await send(app, session("t", completed_tasks=1, total_tasks=4))
+    found = answer(await fetch("GET", f"{PREFIX}/sessions?fresh=true&counts=true&fields=filename"))["items"]
+    assert [row["progress"] for row in found] == [10.0, 25.0]
+    assert set(found[0]) == {"session_id", "filename", "tasks", "progress"}
+
+
+@pytest.mark.gen_test
 async def test_pages_lead_to_the_next(app: Api, fetch: Fetch) -> None:  # noqa: F811
     await send(app, *(task(f"t{i}", session_id="a b", status="failed" if i % 2 else "pending") for i in range(10)))
     url = f"{PREFIX}/sessions/a%20b/tasks?status=failed&limit=2&fresh=true"

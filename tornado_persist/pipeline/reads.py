@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextvars import Context
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,6 +21,8 @@ from tornado_persist.sinks.runner import SinkRunner
 
 #: Bytes of the rows of one answer, at most; a row that is longer comes alone.
 MAX_BYTES = 8 << 20
+#: What a session's progress is computed from, beside its tasks.
+_COUNTED = ("status", "total_tasks", *(f"{status}_tasks" for status in FINISHED))
 #: Seconds from one flush for the sake of reads to the next.
 FLUSH_EVERY = 0.05
 
@@ -115,10 +118,14 @@ class Reads:
             NotReadable, ReadFailed: see :meth:`ReadPool.read`.
         """
 
+        wide = replace(query, fields=(*query.fields, *_COUNTED)) if counts and query.fields else query
+
         def read(reader: Reader) -> Found:
-            rows, more = reader.page(query, MAX_BYTES)
+            rows, more = reader.page(wide, MAX_BYTES)
             if counts:
                 self._add_counts(reader, rows)
+                shown = {*query.shown(), "tasks", "progress"}
+                rows = [{name: value for name, value in row.items() if name in shown} for row in rows]
             texts: list[bytes] = []
             size = 0
             for row in rows:

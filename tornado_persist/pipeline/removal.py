@@ -138,8 +138,18 @@ class Remover:
             raise NothingThere(f"There is no task {task_id} in session {session_id}")
         return work.deleted
 
-    async def clean(self, expiry: Expiry, by: DeletedBy, timeout: float, *, dry_run: bool = False) -> Deleted:
+    async def clean(
+        self,
+        expiry: Expiry,
+        by: DeletedBy,
+        timeout: float,
+        *,
+        dry_run: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Deleted:
         """Delete the sessions that have expired, but none that got rows meanwhile; ``dry_run``: only count them.
+
+        It ends early once it is no longer ``wanted``.
 
         Raises:
             CannotDelete, BatchRejected, SinkUnavailable, FlushFailed, NotAccepting: see :meth:`delete_session`.
@@ -147,15 +157,17 @@ class Remover:
         after: str | None = None
         with self._work(by, dry_run=dry_run) as work:
             await self._flush(timeout)
-            while True:
+            while wanted():
                 found, after = await work.runner.find_expired(expiry, after, LOOK)
                 if found:
                     with self._backlog.watching(found) as watch:
                         await self._flush(timeout)  # what came since the last one
                         for start in range(0, len(found), SESSIONS):
-                            await self._delete_expired(work, found[start : start + SESSIONS], expiry, watch)
+                            if wanted():
+                                await self._delete_expired(work, found[start : start + SESSIONS], expiry, watch)
                 if after is None:
-                    return work.deleted
+                    break
+            return work.deleted
 
     async def _delete_expired(self, work: _Work, session_ids: list[str], expiry: Expiry, watch: Watch) -> None:
         async def delete(rows: int) -> Removed:

@@ -154,8 +154,12 @@ class Retention:
                     f" deleted from {until} on"
                 )
             by: DeletedBy = "retention" if automatic else "cleanup"
+
+            def wanted() -> bool:
+                return not automatic or self.ages == ages  # a reload may have turned it off
+
             return {
-                name: await self._remover.clean(expiry, by, self.timeout, dry_run=dry_run)
+                name: await self._remover.clean(expiry, by, self.timeout, dry_run=dry_run, wanted=wanted)
                 for name, expiry in ages.expiries(now).items()
             }
 

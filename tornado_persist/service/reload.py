@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from tornado_persist import listening
 from tornado_persist.config.loading import Settings
 from tornado_persist.errors import ConfigError
-from tornado_persist.service.parts import make_tls
+from tornado_persist.service.parts import make_sink, make_tls
 
 #: Keys that a reload applies; all others need a restart.
 LIVE = ("sink", "sinks", "auth", "tls", "buffer", "retention", "log.level")
@@ -27,7 +27,8 @@ def plan_reload(old: Settings, new: Settings, tls: listening.TLS | None, *, new_
     """Compare the settings in effect with those of the file; ``tls`` is in effect; blocking.
 
     Raises:
-        ConfigError: a file of ``[tls]`` cannot be used, or the number of writers would change.
+        ConfigError: a file of ``[tls]`` cannot be used, the number of writers would change, or the sink that stays
+            cannot delete, and ``[retention]`` asks for that.
     """
     writers = [getattr(settings.sink_settings(), "writers", "one") for settings in (old, new)]
     if writers[0] != writers[1]:
@@ -51,6 +52,8 @@ def plan_reload(old: Settings, new: Settings, tls: listening.TLS | None, *, new_
     new_sink = (old.sink, old.sink_settings()) != (new.sink, new.sink_settings())
     if new_sink and not any(key.startswith("sink") for key in applied):
         applied.append(f"sinks.{new.sink}.url_file")
+    if not new_sink:
+        make_sink(settings)  # it may not be able to do what [retention] asks for now; a new one is opened later
     return Plan(settings, new_tls, new_sink, applied, needs_restart)
 
 
