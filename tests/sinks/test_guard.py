@@ -145,6 +145,34 @@ def test_updates_on_three_instances_written_in_any_order_some_twice_leave_what_t
 
 
 @settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_updates_that_are_sent_again_with_their_times_go_under_newer_ones(
+    subject: Subject, data: st.DataObject
+) -> None:
+    """Accepted in any order, beside rows that wait or are put back: their times alone decide."""
+    prefix = f"{next(examples)}:"
+    accepted = data.draw(updates)
+    times = [stamp(T0 + timedelta(microseconds=number)) for number in range(len(accepted))]
+    sink, buffer = subject.make(), Buffer(timed=True)
+    sink.open()
+    for number in data.draw(st.permutations(range(len(accepted)))):
+        update = accepted[number]
+        row = {**update.fields, "session_id": prefix + update.fields["session_id"]}
+        out = buffer.take() if data.draw(st.booleans()) else None
+        buffer.add(update.kind, [SHAPES[update.kind].row(row)], times[number])
+        if out is not None and data.draw(st.booleans()):
+            sink.write(out)
+            buffer.release(out)
+        elif out is not None:
+            buffer.restore()
+    sink.write(buffer.take())
+    sink.close()
+    same(state(subject, prefix), model(accepted, prefix, times))
+
+
+@settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(accepted=updates)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -142,11 +143,15 @@ class Client:
         """``POST /sessions/cleanup`` with this query. Raises as :meth:`_ask` does."""
         return self._ask("POST", f"{_PREFIX}/sessions/cleanup?{query}", b"")
 
-    def send(self, kind: Kind, body: bytes) -> dict[str, Any]:
-        """POST a batch; its body as the API wants it. Raises as :meth:`_ask` does."""
+    def send(self, kind: Kind, body: bytes, at: str = "") -> dict[str, Any]:
+        """POST a batch; its body as the API wants it. ``at``: when its rows were accepted before.
+
+        Raises as :meth:`_ask` does.
+        """
         from tornado_persist.records.models import PLURALS
 
-        return self._ask("POST", f"{_PREFIX}/{PLURALS[kind]}/batch", body, good=("accepted",))
+        headers = {"X-Persist-At": at} if at else {}
+        return self._ask("POST", f"{_PREFIX}/{PLURALS[kind]}/batch", body, good=("accepted",), headers=headers)
 
     def row(self, *path: str) -> dict[str, Any]:
         """``GET`` one row, and what waits is written first. Raises as :meth:`_ask` does."""
@@ -175,6 +180,7 @@ class Client:
         body: bytes | None = None,
         good: tuple[str, ...] = (),
         read: Callable[[bytes], Any] = json.loads,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """The JSON of an answer, by ``read``.
 
@@ -183,7 +189,7 @@ class Client:
             RequestRefused: it was not 200, and its ``status`` is not in ``good`` either.
             Unreadable: a row has what ``read`` refuses.
         """
-        headers = {**self._authorization, **({"Content-Type": "application/json"} if body else {})}
+        headers = {**headers, **self._authorization, **({"Content-Type": "application/json"} if body else {})}
         fresh = self._connection.sock is None
         while True:
             try:
@@ -360,8 +366,10 @@ class Sender:
         #: Rows that it set aside, see ``records.invalid_rows``.
         self.set_aside = 0
 
-    def send(self, rows: Sequence[tuple[Kind, Fields]]) -> None:
+    def send(self, rows: Sequence[tuple[Kind, Fields]], times: Sequence[str] = ()) -> None:
         """Send them; for each key in this order, and sessions before tasks. All are durable when this returns.
+
+        ``times``: for each row when it was accepted before; neighbours of the same time share a request.
 
         Raises:
             RowRefused: one is wrong; all before it are durable, and maybe sessions after it.
@@ -375,29 +383,32 @@ class Sender:
             # The order of different kinds does not matter, except that a task's session must come first.
             some = [(i, row) for i, (its, row) in enumerate(rows) if its == kind and (fault is None or i < fault.index)]
             try:
-                self._send_kind(kind, some)
+                self._send_kind(kind, some, times)
             except RowRefused as exc:
                 fault = exc
         if fault is not None:
             raise fault
 
-    def _send_kind(self, kind: Kind, rows: list[tuple[int, Fields]]) -> None:
+    def _send_kind(self, kind: Kind, rows: list[tuple[int, Fields]], times: Sequence[str]) -> None:
         chunk: list[tuple[int, bytes]] = []
+        at = ""
         size = room = self._max_bytes - 100  # for the JSON around the rows
         for index, row in rows:
             try:
                 text = json.dumps(row, ensure_ascii=False).encode()
             except UnicodeEncodeError:
-                self._post(kind, chunk)
+                self._post(kind, chunk, at)
                 raise RowRefused(index, "it has a character that is none (an unpaired surrogate)") from None
-            if chunk and (len(text) + 2 > room or len(chunk) == self._max_batch):
-                self._post(kind, chunk)
+            its_time = times[index] if times else ""
+            if chunk and (len(text) + 2 > room or len(chunk) == self._max_batch or its_time != at):
+                self._post(kind, chunk, at)
                 chunk, room = [], size
+            at = its_time
             chunk.append((index, text))
             room -= len(text) + 2
-        self._post(kind, chunk)
+        self._post(kind, chunk, at)
 
-    def _post(self, kind: Kind, chunk: list[tuple[int, bytes]]) -> None:
+    def _post(self, kind: Kind, chunk: list[tuple[int, bytes]], at: str) -> None:
         if not chunk:
             return
         from tornado_persist.records.models import PLURALS
@@ -405,7 +416,7 @@ class Sender:
         name = PLURALS[kind]
         body = b'{"%b": [%b]}' % (name.encode(), b", ".join(text for _, text in chunk))
         try:
-            answer = self._patiently(kind, body)
+            answer = self._patiently(kind, body, at)
         except RequestRefused as exc:
             if exc.status not in _BLAME:
                 raise
@@ -413,7 +424,7 @@ class Sender:
             if wrong:
                 first = min(wrong, key=lambda error: int(error["loc"][1]))
                 row, *where = first["loc"][1:]
-                self._post(kind, chunk[: int(row)])
+                self._post(kind, chunk[: int(row)], at)
                 field = ".".join(map(str, where))
                 problem = f"{field}: {first['msg']}" if field else first["msg"]
                 raise RowRefused(chunk[int(row)][0], f"the service refuses it: {problem}") from None
@@ -425,13 +436,13 @@ class Sender:
             elif exc.status == 422:
                 self._max_batch = min(self._max_batch, len(chunk) // 2)
             middle = len(chunk) // 2
-            self._post(kind, chunk[:middle])
-            self._post(kind, chunk[middle:])
+            self._post(kind, chunk[:middle], at)
+            self._post(kind, chunk[middle:], at)
         else:
             self.accepted_at = datetime.fromisoformat(answer["timestamp"])
             self.set_aside += answer.get("rejected", 0)
 
-    def _patiently(self, kind: Kind, body: bytes) -> dict[str, Any]:
+    def _patiently(self, kind: Kind, body: bytes, at: str) -> dict[str, Any]:
         """The answer, after as many tries as it takes. Sending a batch again does no harm."""
         from tornado_persist.pipeline.backoff import Backoff
 
@@ -440,7 +451,7 @@ class Sender:
         while True:
             problem: NoAnswer | RequestRefused
             try:
-                answer = self._client.send(kind, body)
+                answer = self._client.send(kind, body, at)
             except NoAnswer as exc:
                 if not self._reached:
                     raise

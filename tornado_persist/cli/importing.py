@@ -34,9 +34,10 @@ _BLOCK = 1 << 20  # bytes
 #: Unreadable lines that are named, of one file in one run; the others are counted.
 _NAMED = 20
 _MORE = """Lines may come from the jsonl sink, from rejected.jsonl or from a journal export. Rows are sent in the order
-of the file, as new updates: created_at and updated_at are left out, the service sets its own. The progress is kept in
-FILE.import-state: after an interruption the same command continues from there. A line that cannot be read is named
-and passed over, and the exit code is then 1; a row that the service refuses ends the import."""
+of the file, as new updates: created_at and updated_at are left out, the service sets its own. With --keep-times a row
+counts as of its updated_at, and replaces nothing that is newer; then only neighbours of one time share a request. The
+progress is kept in FILE.import-state: after an interruption the same command continues from there. A line that cannot
+be read is named and passed over, and the exit code is then 1; a row that the service refuses ends the import."""
 
 
 def add(commands: Commands) -> None:
@@ -46,6 +47,11 @@ def add(commands: Commands) -> None:
     )
     completes_files(files)
     add_url(parser)
+    parser.add_argument(
+        "--keep-times",
+        action="store_true",
+        help='send each row with its accept time, so that newer updates stay; needs writers = "several"',
+    )
     parser.add_argument("--again", action="store_true", help="send all rows, including those sent before")
     state = parser.add_argument(
         "--state", type=Path, metavar="DIRECTORY", help="keep the state there, not beside the file"
@@ -76,8 +82,14 @@ class State(BaseModel):
 class Importer:
     """Sends one file and records the progress in a state file."""
 
-    def __init__(self, path: Path, state_file: Path, url: str, sender: Sender, *, window: int) -> None:
-        """``window``: rows in a step. The state is saved after each, so after a kill at most these are sent twice."""
+    def __init__(
+        self, path: Path, state_file: Path, url: str, sender: Sender, *, window: int, keep_times: bool
+    ) -> None:
+        """``window``: rows in a step. The state is saved after each, so after a kill at most these are sent twice.
+
+        ``keep_times``: each row counts as of the time that its line has.
+        """
+        self._keep_times = keep_times
         self._path = path
         self._state_file = state_file
         self._url = url
@@ -123,6 +135,8 @@ class Importer:
             some: list[Line | Unread] = []
             try:
                 for line in lines:
+                    if self._keep_times and isinstance(line, Line) and not line.at:
+                        raise InputError(self._path, "it does not say when it was accepted", line=line.number)
                     some.append(line)
                     if isinstance(line, Unread):
                         self._say_unread(line)
@@ -133,7 +147,8 @@ class Importer:
             good = len(some)
             rows = [(at, line) for at, line in enumerate(some) if isinstance(line, Line)]
             try:
-                self._sender.send([(line.kind, line.row) for _, line in rows])
+                times = [line.at for _, line in rows] if self._keep_times else []
+                self._sender.send([(line.kind, line.row) for _, line in rows], times)
             except RowRefused as exc:
                 good, refused = rows[exc.index]
                 broken = InputError(self._path, str(exc), line=refused.number)
@@ -230,7 +245,8 @@ def _import(configuration: Configuration, options: argparse.Namespace) -> int:
         code = OK
         for path in options.files:
             state = _state_file(path, options.state)
-            importer = Importer(path, state, client.url, sender, window=settings.server.max_batch)
+            window, keep_times = settings.server.max_batch, options.keep_times
+            importer = Importer(path, state, client.url, sender, window=window, keep_times=keep_times)
             _one(importer, path, options, bar)
             if importer.place.unread:
                 code = FAILED

@@ -16,6 +16,7 @@ from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, com
 from tornado_persist.files import DataDir
 from tornado_persist.journal import Begin, Damage, DamagedDirectory, Entry, Gap, Inspection, Item, Tail
 from tornado_persist.records.models import KINDS, PLURALS, Kind
+from tornado_persist.records.parser import undate
 
 _READS_ONLY = "It only reads, takes no lock, and may be called while the service runs."
 
@@ -198,7 +199,8 @@ def _export(configuration: Configuration, options: argparse.Namespace) -> int:
             if item.seq < options.first or (item.seq <= journal.released and not options.all):
                 continue
             record = item.record()
-            head = {"seq": record.seq, "at": record.at.isoformat(), "kind": record.kind}
+            at = undate(record.body)[0] or record.at.isoformat()
+            head = {"seq": record.seq, "at": at, "kind": record.kind}
             records += 1
             try:
                 found = list(lines.rows_of(lines.members(record.body)[PLURALS[record.kind]]))

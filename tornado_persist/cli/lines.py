@@ -30,6 +30,7 @@ class Line:
     content: bytes
     kind: Kind
     row: Fields
+    at: str  #: when its last update was accepted; empty: the line does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def read(file: BinaryIO, path: Path, stop: int, number: int = 0) -> Iterator[Lin
             blank += content
             continue
         try:
-            kind, row = parse(content, strict=True)
+            kind, row, at = parse_accepted(content, strict=True)
         except ValueError as exc:
             if not content.endswith(b"\n") and len(content) < MAX_LINE:
                 raise InputError(path, f"the file ends within this line ({exc})", line=number) from None
@@ -68,7 +69,7 @@ def read(file: BinaryIO, path: Path, stop: int, number: int = 0) -> Iterator[Lin
                 whole = content.endswith(b"\n")
                 yield Unread(number, content, "")
         else:
-            yield Line(number, blank + content, kind, row)
+            yield Line(number, blank + content, kind, row, at)
         blank = b""
 
 
@@ -77,6 +78,14 @@ def parse(content: bytes, *, strict: bool = False) -> tuple[Kind, Fields]:
 
     Raises:
         ValueError: it is no row; says why. If ``strict``, also what :func:`load` refuses.
+    """
+    return parse_accepted(content, strict=strict)[:2]
+
+
+def parse_accepted(content: bytes, *, strict: bool = False) -> tuple[Kind, Fields, str]:
+    """:func:`parse`, and when the row's last update was accepted; empty if the line does not say.
+
+    Raises as that does.
     """
     found = decode(content, strict=strict)
     inner = found.get("row")
@@ -90,9 +99,12 @@ def parse(content: bytes, *, strict: bool = False) -> tuple[Kind, Fields]:
     kind: Kind | None = given or next((kind for kind in reversed(KINDS) if KEYS[kind][-1] in row), None)
     if kind is None:
         raise ValueError("it has neither a task_id nor a session_id")
+    # A row of a database or of the jsonl sink; a rejected one; one of a journal.
+    times = [place.get(name) for place, name in ((row, "updated_at"), (found, "updated_at"), (found, "at"))]
+    at = next((time for time in times if isinstance(time, str)), "")
     for name in _OURS:
         row.pop(name, None)
-    return kind, row if found.get("code") == INVALID else as_sent(row)
+    return kind, row if found.get("code") == INVALID else as_sent(row), at
 
 
 def as_sent(row: Fields) -> Fields:

@@ -28,8 +28,10 @@ from tornado_persist.records.parser import Parser
 from tornado_persist.service import make_sink
 
 _MORE = """A retried row is a new update: its fields replace the stored ones. So a row that was updated since it was
-rejected is not sent, unless --overwrite is given. Afterwards the service is flushed, and rows that are rejected again
-are named. rejected.jsonl stays as it is; rejected.settled.jsonl records what was sent, so it is not sent again."""
+rejected is not sent, unless --overwrite is given. With --keep-times a row counts as of the time when it was accepted
+first: newer fields stay, on whichever instance they were updated. Afterwards the service is flushed, and rows that are
+rejected again are named. rejected.jsonl stays as it is; rejected.settled.jsonl records what was sent, so it is not sent
+again."""
 
 
 def add(group: Commands) -> None:
@@ -41,6 +43,11 @@ def add(group: Commands) -> None:
         edit.add_argument(
             "--from", dest="file", type=Path, metavar="FILE", help="the rows as edited in lines of rejected ls --json"
         )
+    )
+    parser.add_argument(
+        "--keep-times",
+        action="store_true",
+        help='send each row with its accept time, so that newer updates stay; needs writers = "several"',
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="also send rows that were updated since their rejection"
@@ -106,7 +113,7 @@ def _send(
     settings: Settings, options: argparse.Namespace, rejections: Rejections, client: Client, rows: list[_Again]
 ) -> int:
     left_out = 0
-    if not options.overwrite:
+    if not options.overwrite and not options.keep_times:
         fresh = _not_updated_since(settings, client, rows)
         left_out = len(rows) - len(fresh)
         rows = fresh
@@ -122,14 +129,20 @@ def _send(
         patience=options.patience,
         say=complain,
     )
-    sent = [again for kind in KINDS for again in _send_kind(kind, rows, sender, rejections, settings.server.max_batch)]
+    sent = [
+        again
+        for kind in KINDS
+        for again in _send_kind(
+            kind, rows, sender, rejections, settings.server.max_batch, keep_times=options.keep_times
+        )
+    ]
     print(f"{output.count(len(sent), 'row')} sent")
     code = OK if len(sent) == len(rows) and not left_out else FAILED
     return max(code, _aftermath(client, rejections, before, sent)) if sent else code
 
 
 def _send_kind(
-    kind: Kind, rows: Sequence[_Again], sender: Sender, rejections: Rejections, step: int
+    kind: Kind, rows: Sequence[_Again], sender: Sender, rejections: Rejections, step: int, *, keep_times: bool
 ) -> Iterator[_Again]:
     """Send the rows of a kind; returns those that were accepted. Each step is recorded before and after."""
     some = [again for again in rows if again.kind == kind]
@@ -138,7 +151,8 @@ def _send_kind(
         rejections.note([again.entry for again in part], "sending")
         taken = len(part)
         try:
-            sender.send([(kind, again.row) for again in part])
+            times = [again.entry.updated_at.isoformat() for again in part] if keep_times else []
+            sender.send([(kind, again.row) for again in part], times)
         except RowRefused as exc:
             taken = exc.index
             complain(f"{part[taken].place}: {exc}")

@@ -186,16 +186,18 @@ class Backlog:
         self.read_back_through = 0
 
     async def _read_back(self, record: Record) -> None:
+        rows: list[Row] = []
+        at = ""
         try:
             if len(record.body) >= HUGE:
-                rows = (await asyncio.to_thread(self._parser.parse, record.kind, record.body)).rows
+                parsed = await asyncio.to_thread(self._parser.parse, record.kind, record.body)
             else:
-                rows = self._parser.parse(record.kind, record.body).rows
+                parsed = self._parser.parse(record.kind, record.body)
+            rows, at = parsed.rows, parsed.at
         except BatchRefused as exc:
             # Only a journal of another version can hold such a record.
             logger.error("a journal record cannot be read", seq=record.seq, rows=record.rows, error=str(exc))
-            rows = []
-        self._merge(record.seq, record.kind, rows, stamp(record.at), record.size)
+        self._merge(record.seq, record.kind, rows, at or stamp(record.at), record.size)
         self.read_back_through = record.seq
 
     def _merge(self, seq: int, kind: Kind, rows: list[Row], at: str, size: int) -> None:

@@ -14,7 +14,7 @@ from tornado_persist.pipeline.backlog import Backlog
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.pipeline.deadletters import InvalidRow
 from tornado_persist.records.models import Kind
-from tornado_persist.records.parser import HUGE, Parser
+from tornado_persist.records.parser import HUGE, Parser, date
 from tornado_persist.records.rules import Parsed
 from tornado_persist.records.times import in_utc, stamp
 
@@ -25,6 +25,8 @@ FindSessions = Callable[[Collection[str]], Awaitable[set[str]]]
 LARGE = 1 << 16
 MICROSECOND = timedelta(microseconds=1)
 LONG_AGO = datetime.fromtimestamp(0, UTC)
+#: The first time at which rows sent again may have been accepted. 1970 stands for never, where several write.
+EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
 #: How far ahead of the machine's clock a client may move the accept times.
 MOST_AHEAD = timedelta(seconds=60)
 #: Session ids remembered, so that the sink is not asked for the same one with every batch of its tasks.
@@ -98,30 +100,37 @@ class Ingest:
         """
         return self._closed_because or self._journal.problem
 
-    async def accept(self, kind: Kind, body: bytes, *, after: str = "") -> Accepted:
+    async def accept(self, kind: Kind, body: bytes, *, after: str = "", at: str = "") -> Accepted:
         """Take the batch in a request body; it is durable when this returns.
 
         It counts as later than ``after``, the timestamp of an answer of this or another instance. So a client's updates
         stay in order where it is sent from one instance to another whose clock is behind. A batch that is refused moves
         no later one.
 
+        ``at``: the rows were accepted then, and are sent again. They count as of that time, under all newer updates.
+        Only several writers compare times; one would put the old rows over newer ones.
+
         Raises:
             NotJSON, InvalidBatch: see :meth:`Parser.parse`; also an unknown session, when that has to be known, and an
                 ``after`` that is no time, or more than ``MOST_AHEAD`` ahead of this machine's clock: to pass it over
-                would lose the order in silence.
+                would lose the order in silence; or an ``at`` that is no time, is yet to come, or has one writer.
             NotAccepting: the journal is full, failing or closed, or a session cannot be looked up.
         """
         earlier = _read_after(after) if after else LONG_AGO
+        if at:
+            at = self._read_at(at)
         parsed = await self._parse(kind, body)
         rows = parsed.rows
         if self.find_sessions is not None:
             await self._require_sessions(kind, parsed, self.find_sessions)
         if not parsed.wrong:
-            return Accepted(len(rows), await self._append(kind, parsed, earlier), parsed.ignored, parsed.ignored_rows)
+            return Accepted(
+                len(rows), await self._append(kind, parsed, earlier, at), parsed.ignored, parsed.ignored_rows
+            )
         found = stamp(datetime.now(UTC))
         try:
             async with self._set_aside([InvalidRow(kind, row.text, row.errors, found) for row in parsed.wrong]):
-                at = await self._append(kind, parsed, earlier)
+                at = await self._append(kind, parsed, earlier, at)
         except FlushFailed as exc:
             raise NotAccepting(f"Rows cannot be set aside: {exc}") from exc
         errors = [error for row in parsed.wrong for error in row.errors][: InvalidBatch.MAX_ERRORS]
@@ -136,19 +145,20 @@ class Ingest:
             asyncio.get_running_loop().call_soon(self._large_body.release)  # in the next round: one of them in each
         return self._parser.parse(kind, body)
 
-    async def _append(self, kind: Kind, parsed: Parsed, earlier: datetime) -> str:
-        """Make the rows durable and merge them; the time of their acceptance, as rows hold times.
+    async def _append(self, kind: Kind, parsed: Parsed, earlier: datetime, before: str) -> str:
+        """Make the rows durable and merge them; the time of their acceptance, as rows hold times: ``before``, if given.
 
         It is later than ``earlier`` and than all before, even if the clock was set back: accept times follow the
         journal's order.
         """
         now = self._latest = max(datetime.now(UTC), self._latest + MICROSECOND, earlier + MICROSECOND)
-        at = stamp(now)
+        at = before or stamp(now)
+        body = date(parsed.body, before)
         if parsed.rows:
             self._undecided += 1
             # Appends that wait for one fsync come back in the order of their records, so this is the journal's order.
             try:
-                seq = await self._journal.append(kind, now, len(parsed.rows), parsed.body)
+                seq = await self._journal.append(kind, now, len(parsed.rows), body)
             except NotAccepting:
                 if self._undecided == 1:  # else one of the others may have a later time already
                     self._latest = self._accepted
@@ -156,10 +166,22 @@ class Ingest:
                 raise
             finally:
                 self._undecided -= 1
-            self._backlog.admit(seq, kind, parsed.rows, at, HEADER_SIZE + len(parsed.body))
+            self._backlog.admit(seq, kind, parsed.rows, at, HEADER_SIZE + len(body))
             self._added()
         self._accepted = max(self._accepted, now)
         return at
+
+    def _read_at(self, at: str) -> str:
+        """Raises InvalidBatch."""
+        if not self._buffer.timed:
+            raise InvalidBatch('X-Persist-At needs writers = "several" below the sink: one writer compares no times')
+        try:
+            time = in_utc(at)
+        except ValueError:
+            raise InvalidBatch("X-Persist-At is no ISO 8601 date and time") from None
+        if not stamp(EARLIEST) <= time <= stamp(datetime.now(UTC)):
+            raise InvalidBatch("X-Persist-At is yet to come, or before 1971")
+        return time
 
     async def _require_sessions(self, kind: Kind, parsed: Parsed, find_sessions: FindSessions) -> None:
         rows = parsed.rows

@@ -238,7 +238,7 @@ class Shapes:
         self.types = types
         self._classes: dict[frozenset[str], type[Row]] = {}
         self._unions: dict[tuple[type[Row], type[Row]], type[Row]] = {}
-        #: Whether a row of the second class has every field of one of the first.
+        #: Whether a row of the second class has every field of one of the first, each as new as the row.
         self._plain: dict[tuple[type[Row], type[Row]], bool] = {}
         self._field_times = {name: f"{name}_at" for name in types if f"{name}_at" in types}
 
@@ -284,26 +284,32 @@ class Shapes:
         return merged
 
     def merge_timed(self, older: Row, newer: Row) -> Row:
-        """:meth:`merge`, and fields that only ``older`` has keep the time of its update.
+        """:meth:`merge` in the order of the rows' times, where each field has the time of its own last update.
 
-        Both rows have ``updated_at``, and ``newer``'s is the later one.
+        ``newer`` came later, but its time may be the earlier one. It counts as later where the times are the same.
         """
         older_shape, shape = type(older), type(newer)
         plain = self._plain.get((older_shape, shape))
         if plain is None:
-            plain = self._plain[older_shape, shape] = {*older_shape.__struct_fields__} <= {*shape.__struct_fields__}
-        if plain:  # the usual case
+            names = {*shape.__struct_fields__}
+            plain = {*older_shape.__struct_fields__} <= names and names.isdisjoint(self._field_times.values())
+            self._plain[older_shape, shape] = plain
+        if plain and newer.updated_at >= older.updated_at:  # type: ignore[operator]  # the usual case
             return self.merge(older, newer)
-        if EXTRA in shape.__struct_fields__ and EXTRA in older_shape.__struct_fields__:
-            newer.extra = _join(older.extra, newer.extra)  # type: ignore[attr-defined]
+        if newer.updated_at < older.updated_at:  # type: ignore[operator]
+            older, newer = newer, older
         before, after = older.as_kept(), newer.as_kept()
-        fields = {**before, **after}
+        fields = {**before, **after, "created_at": min(before["created_at"], after["created_at"])}
         for name, time in self._field_times.items():
-            if name in after and time not in after:
-                fields.pop(time, None)
-            elif name in before and name not in after:
-                fields.setdefault(time, older.updated_at)
-        fields["created_at"] = older.created_at
+            fields.pop(time, None)
+            then, now = (str(row.get(time, row["updated_at"])) if name in row else "" for row in (before, after))
+            if then and now and name == EXTRA:
+                first, last = (before, after) if then <= now else (after, before)
+                fields[EXTRA] = _join(first[EXTRA], last[EXTRA])
+            elif then > now:
+                fields[name] = before[name]
+            if (at := max(then, now)) and at != after["updated_at"]:
+                fields[time] = at
         return self.find(fields.keys() - Row.__struct_fields__)(**fields)
 
     def _union(self, one: type[Row], other: type[Row]) -> type[Row]:

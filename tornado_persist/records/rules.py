@@ -56,6 +56,8 @@ class Parsed:
     ignored_rows: int = 0
     #: Rows that are set aside; always empty with ``invalid_rows = "refuse"``.
     wrong: list[Wrong] = field(default_factory=list)
+    #: Only at a replay: when the rows count as accepted, if not when they came.
+    at: str = ""
 
     def places(self) -> list[int]:
         """Where in the body's list each of ``rows`` was."""

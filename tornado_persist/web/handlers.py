@@ -105,7 +105,8 @@ class BatchHandler(Handler):
         if self._problem:
             raise NotAccepting(self._problem)
         after = self.request.headers.get("X-Persist-After", "")
-        batch = await self.application.ingest.accept(self.kind, await self.body(), after=after)
+        at = self.request.headers.get("X-Persist-At", "")
+        batch = await self.application.ingest.accept(self.kind, await self.body(), after=after, at=at)
         if dropped := self.request.headers.get(HEADER):
             self._note_dropped(dropped)
         accepted: schemas.Accepted = {"status": "accepted", "count": batch.count, "timestamp": batch.at}

@@ -168,6 +168,13 @@ def describe(limits: Limits) -> dict[str, Any]:
                     " At most 60 seconds ahead of the service's clock.",
                     "schema": {"type": "string"},
                 },
+                "At": {
+                    "name": "X-Persist-At",
+                    "in": "header",
+                    "description": "When the rows were accepted, if they are sent again: they count as of that time,"
+                    " under all newer updates. Needs several writers (`writers` of the sink).",
+                    "schema": {"type": "string"},
+                },
                 "Dropped": {
                     "name": "X-Persist-Dropped",
                     "in": "header",
@@ -427,7 +434,7 @@ def _batch(schemas: _Schemas, kind: Kind, limits: Limits) -> dict[str, Any]:
         f" or deflate (`Content-Encoding`). Fields that are not listed are {unknown}{named}."
         " An empty batch is accepted.",
     )
-    described["parameters"] += [{"$ref": f"#/components/parameters/{name}"} for name in ("After", "Dropped")]
+    described["parameters"] += [{"$ref": f"#/components/parameters/{name}"} for name in ("After", "At", "Dropped")]
     content = {"schema": schemas.body(kind), "example": {plural: [_EXAMPLES[kind]]}}
     return {**described, "requestBody": {"required": True, "content": {"application/json": content}}}
 
