@@ -26,8 +26,9 @@ def shared() -> list[tuple[str, list[str]]]:
     """What an operator takes as a start: configuration, unit, alerts and boards, below ``PREFIX/share``."""
     files: dict[str, list[str]] = {}
     for path in sorted((HERE / "conf").rglob("*")):
-        if path.is_file():
-            relative = path.relative_to(HERE)
+        relative = path.relative_to(HERE)
+        # The passwords of somebody who runs conf/compose.yaml stay where they are.
+        if path.is_file() and relative.parts[1] != "secrets":
             target = Path("share", "tornado-persist", *relative.parent.parts[1:])
             files.setdefault(target.as_posix(), []).append(relative.as_posix())
     return list(files.items())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from ruamel.yaml import YAML
@@ -79,51 +82,122 @@ def test_the_compose_files_services_and_volumes_are_there_and_looked_after() -> 
         for needed in service.get("depends_on", ()):
             assert needed in services
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
-        assert "password" not in str(service.get("environment")).lower() or "${" in str(service["environment"])
 
 
-def interpolated(text: str, **variables: str) -> str:
-    """As compose puts variables in: their values as they are."""
-    return re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: variables[found[1]], text)
+def test_no_container_of_the_compose_file_has_more_rights_than_it_needs() -> None:
+    compose = read_yaml(CONF / "compose.yaml")
+    for name, service in compose["services"].items():
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["pids_limit"] > 0, name
+        assert service["mem_limit"], name
+        assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & service.keys(), name
+        for volume in service["volumes"]:
+            assert not volume.startswith(("/", "..")), volume
+            assert not volume.startswith(".") or volume.endswith(":ro"), volume
+    networks = {name: set(service["networks"]) for name, service in compose["services"].items()}
+    assert networks == {
+        "persistd": {"database", "monitoring"},
+        "postgres": {"database"},
+        "prometheus": {"monitoring"},
+        "grafana": {"monitoring"},
+    }
+    assert compose["networks"]["database"] == {"internal": True}
 
 
-@pytest.mark.parametrize("password", ["p@ss:w/rd?#[]", "a%40b%zz &=+", "$HOME'\"\\` ü"])
-def test_compose_takes_a_password_with_special_characters(
-    tmp_path: Path, postgres_server: Postgres, postgres_url: str, password: str
+def test_the_secrets_of_the_compose_file_are_files_that_nothing_else_takes_along() -> None:
+    text = (CONF / "compose.yaml").read_text()
+    compose = read_yaml(CONF / "compose.yaml")
+    made = set(re.findall(r"> conf/(secrets/\w+)", text))
+    assert {secret["file"] for secret in compose["secrets"].values()} == {f"./{name}" for name in made}
+    for service in compose["services"].values():
+        for name, value in service.get("environment", {}).items():
+            assert "${" not in value, name
+            if "PASSWORD" in name or "URL" in name:
+                assert name.endswith("_FILE"), name
+                assert value.removeprefix("/run/secrets/") in service["secrets"]
+    for file, line in (
+        (".gitignore", "/conf/secrets/"),
+        (".dockerignore", "conf/secrets"),
+        ("MANIFEST.in", "prune conf/secrets"),
+    ):
+        lines = (ROOT / file).read_text().splitlines()
+        assert line in lines, file
+        assert "!conf" not in lines[lines.index(line) :], "the last line that fits counts"
+
+
+@pytest.fixture
+def composed(tmp_path: Path, postgres_server: Postgres) -> Iterator[Callable[[str], str]]:
+    """Does what the image of PostgreSQL does with an empty volume, for a password in the URL; the URL.
+
+    Database and role have a name of their own.
+    """
+    name = "composed"
+
+    def initialise(password: str) -> str:
+        postgres_server.admin(f"CREATE DATABASE {name}")
+        secret, tables, script = (tmp_path / file for file in ("database_url", "postgres.sql", "postgres-init.sh"))
+        secret.write_text(f"postgresql://persist:{quote(password, safe='')}@postgres:5432/persist\n")
+        tables.write_text(re.sub(r"\bpersist\b", name, (CONF / "postgres.sql").read_text()))
+        text = (CONF / "postgres-init.sh").read_text()
+        for old, new in {
+            "/run/secrets/database_url": str(secret),
+            "/usr/share/persistd/postgres.sql": str(tables),
+            "ROLE persist ": f"ROLE {name} ",
+        }.items():
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        script.write_text(text)
+        given = read_yaml(CONF / "compose.yaml")["services"]["postgres"]["environment"]
+        variables = {
+            "POSTGRES_USER": given["POSTGRES_USER"],
+            "POSTGRES_DB": name,
+            "PGHOST": str(postgres_server.directory),
+            "PGPORT": str(postgres_server.port),
+            "PATH": f"{tools.require('psql').parent}:{os.environ['PATH']}",
+        }
+        subprocess.run(["bash", script], env=variables, check=True, capture_output=True, timeout=PATIENCE)
+        place = f"{name}:{quote(password, safe='')}@127.0.0.1:{postgres_server.port}/{name}"
+        secret.write_text(secret.read_text().replace(secret.read_text().strip().partition("//")[2], place))
+        return str(secret)
+
+    yield initialise
+    postgres_server.admin(f"DROP DATABASE {name} WITH (FORCE)")
+    postgres_server.admin(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("password", ["8f2c0d", "p@ss:w/rd?#[]", "a%40b%zz &=+", "$HOME'\"\\` ü", "\\x41\\c\\\\"])
+def test_the_role_that_compose_makes_is_no_superuser_and_is_enough(
+    tmp_path: Path, postgres_server: Postgres, composed: Callable[[str], str], password: str
 ) -> None:
-    services = read_yaml(CONF / "compose.yaml")["services"]
-    given = {
-        name: interpolated(text, POSTGRES_PASSWORD=password)
-        for name, text in services["persistd"]["environment"].items()
-    }
-    database = {
-        name: interpolated(text, POSTGRES_PASSWORD=password)
-        for name, text in services["postgres"]["environment"].items()
-    }
-    assert database["POSTGRES_PASSWORD"] == password
-    role = f"special_{postgres_url.rpartition('/')[2]}"
-    literal = password.replace("'", "''")
-    postgres_server.admin(f"CREATE ROLE {role} LOGIN PASSWORD '{literal}' IN ROLE persist")
-    try:
-        assert given["PERSISTD_SINKS__POSTGRES__URL"].count("persist@postgres:5432/persist") == 1
-        given["PERSISTD_SINKS__POSTGRES__URL"] = re.sub(r"//.*@", f"//{role}@", postgres_url)
-        with Persistd(tmp_path, MANUAL, variables=given) as service:
-            assert service.post("task", task("t1")).status_code == 200
-            assert service.flush()["tasks_written"] == 1
-            assert service.stop() == 0
-            assert password not in service.log_text()
-        found = postgres_server.admin("SELECT task_id FROM translation_tasks", postgres_url.rpartition("/")[2])
-        assert found == [("t1",)]
-    finally:
-        postgres_server.admin(f"DROP OWNED BY {role}", postgres_url.rpartition("/")[2])
-        postgres_server.admin(f"DROP ROLE {role}")
+    given = read_yaml(CONF / "compose.yaml")["services"]["persistd"]["environment"]
+    given["PERSISTD_SINKS__POSTGRES__URL_FILE"] = composed(password)
+    with Persistd(tmp_path, MANUAL, variables=given) as service:
+        assert service.post("task", task("t1"), task("t2")).status_code == 200
+        assert service.flush()["tasks_written"] == 2
+        assert service.http.delete("/api/v1/persistence/sessions/s1/tasks/t2").status_code == 200
+        assert service.stop() == 0
+        assert password not in service.log_text()
+    assert postgres_server.admin("SELECT task_id FROM translation_tasks", "composed") == [("t1",)]
+    (rights,) = postgres_server.admin(
+        "SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls FROM pg_roles"
+        " WHERE rolname = 'composed'"
+    )
+    assert not any(rights)
+    assert postgres_server.admin("SELECT 1 FROM pg_tables WHERE tableowner = 'composed'", "composed") == []
 
 
-def test_compose_mounts_the_volume_where_this_postgresql_keeps_its_data() -> None:
+def test_compose_mounts_what_postgresql_needs_where_it_looks_for_it() -> None:
     postgres = read_yaml(CONF / "compose.yaml")["services"]["postgres"]
     # Its data are lost with the container where the volume is mounted at .../data, as before 18.
     assert int(postgres["image"].partition(":")[2]) >= 18
-    assert postgres["volumes"] == ["postgres:/var/lib/postgresql"]
+    data, script, tables = postgres["volumes"]
+    assert data == "postgres:/var/lib/postgresql"
+    assert script == "./postgres-init.sh:/docker-entrypoint-initdb.d/postgres-init.sh:ro"
+    assert os.access(CONF / "postgres-init.sh", os.X_OK)
+    source, place, _ = tables.split(":")
+    assert (CONF / source).exists()
+    assert f"\\i {place}\n" in (CONF / "postgres-init.sh").read_text()
 
 
 def test_prometheus_asks_the_service_for_its_metrics() -> None:

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 import tornado_persist
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("bin/persistd", "bin/test", "bin/_environment", ".ci/run")
+SCRIPTS = ("bin/persistd", "bin/test", "bin/_environment", ".ci/run", "conf/postgres-init.sh")
 
 
 # setup.py

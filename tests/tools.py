@@ -59,7 +59,7 @@ BINDFS: tuple[Tool, ...] = (
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "PostgreSQL server",
-        ("initdb", "postgres"),
+        ("initdb", "postgres", "psql"),
         {
             "apt-get": (("postgresql",),),
             "dnf": (("postgresql-server",),),
