@@ -211,9 +211,9 @@ def test_the_chinese_pages_have_one_word_for_the_journal_and_one_for_the_log() -
 
 def test_the_readme_is_short_and_shows_the_dashboard() -> None:
     assert len((ROOT / "README.rst").read_text(encoding="utf-8").splitlines()) <= 200
-    picture = DOCS / "dashboard.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size < 200_000
+    for picture in (DOCS / "dashboard.png", DOCS / "sessions.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.stat().st_size < 200_000
 
 
 def test_the_glossary_has_every_term() -> None:
