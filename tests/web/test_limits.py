@@ -23,7 +23,9 @@ from tests.rig import Rig, wait_until
 from tests.rows import body, task
 from tests.web.conftest import LIMIT
 from tests.web.test_http import BATCH, answer, chunked, get, post
-from tornado_persist.web.app import Api, make_server
+from tornado_persist.records.models import Batch
+from tornado_persist.testing.samples import task as sample
+from tornado_persist.web.app import PREFIX, Api, make_server
 from tornado_persist.web.server import IDLE, RESERVED, Server
 
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -243,6 +245,32 @@ async def test_a_body_without_a_length_counts_as_it_comes(app: Api) -> None:
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: " in head
     await wait_until(lambda: app.inflight_bytes == 0)
+
+
+@pytest.mark.gen_test
+async def test_answers_that_are_not_taken_leave_no_memory_for_more(app: Api, parts: Rig) -> None:
+    await parts.runner.open()
+    parts.sink.write(Batch([], [sample(f"t{number}", source_text="x" * 1_000_000) for number in range(8)]))
+    whole = get(f"{PREFIX}/tasks")
+    async with serving(app) as (_, connect), connect() as second, connect() as third:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(slow, second[1].get_extra_info("peername"))
+            await loop.sock_sendall(slow, whole)
+            await wait_until(lambda: app.untaken_bytes > 7_000_000)
+            second[1].write(whole)
+            status, content = await answer(second[0])
+            assert (status, "have not taken answers" in content["detail"]) == (503, True)
+            await wait_until(lambda: app.untaken_bytes == 0)  # body_timeout has closed its connection
+        for _ in range(2):
+            third[1].write(get(f"{PREFIX}/tasks?fields=status"))
+            assert (await answer(third[0]))[0] == 200
+            await wait_until(lambda: app.untaken_bytes == 0)
+        second[1].write(get(f"{PREFIX}/tasks?limit=3"))
+        assert len((await answer(second[0]))[1]["items"]) == 3, "one alone may be over the limit"
+        await wait_until(lambda: app.untaken_bytes == 0)
 
 
 @pytest.mark.gen_test

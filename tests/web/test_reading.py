@@ -92,6 +92,7 @@ async def test_any_id_works_in_a_path(app: Api, fetch: Fetch, key: str) -> None:
         ("updated_since=yesterday", "ISO 8601"),
         ("after=x", "after is not"),
         ("after=W10", "after is not"),
+        (f"after={'W1tb' * 10_000}", "after is not"),
         ("fresh=maybe", "fresh should be true or false"),
         ("llm_provider=%00", "NUL"),
         ("llm_provider=%FF", "UTF-8"),

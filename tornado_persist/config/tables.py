@@ -54,7 +54,9 @@ class Server(Table):
         10_485_760, ge=1024, description="bytes of a request body at most, also once decompressed"
     )
     max_inflight_bytes: Bytes = Field(
-        134_217_728, ge=1024, description="bytes of all request bodies at one time; past it batches get 503"
+        134_217_728,
+        ge=1024,
+        description="bytes of all request bodies at one time, and of all answers to reads; past it requests get 503",
     )
     max_connections: int = Field(
         1000,

@@ -12,6 +12,7 @@ from typing import Any
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
+from tornado_persist.errors import ReadFailed
 from tornado_persist.pipeline.flusher import Flusher
 from tornado_persist.pipeline.health import Health
 from tornado_persist.pipeline.ingest import Ingest
@@ -26,7 +27,7 @@ from tornado_persist.web import handlers, history, openapi, pages, prometheus, r
 from tornado_persist.web.auth import Access
 from tornado_persist.web.base import Handler, NotFound
 from tornado_persist.web.bodies import Refused
-from tornado_persist.web.server import Server
+from tornado_persist.web.server import Context, Server
 
 PREFIX = openapi.PREFIX
 
@@ -89,7 +90,7 @@ class Api(Application):
 
         ``flush_timeout``: seconds that ``POST /flush`` waits at most; ``body_timeout``: that a body may take.
 
-        ``max_inflight_bytes``: of all bodies at one time.
+        ``max_inflight_bytes``: of all bodies at one time, and of all answers to reads that are not taken yet.
 
         ``max_batch``, ``unknown_fields`` and ``statuses``, which the parser of ``ingest`` applies, are for the
         description.
@@ -111,6 +112,8 @@ class Api(Application):
         self._max_inflight_bytes = max_inflight_bytes
         #: Bytes of the bodies that are announced, arriving, or not answered yet.
         self.inflight_bytes = 0
+        #: Bytes of answers to reads that clients have not taken yet.
+        self.untaken_bytes = 0
         self._max_batch = max_batch
         self._unknown_fields = unknown_fields
         self._statuses = statuses
@@ -140,6 +143,21 @@ class Api(Application):
         if self.inflight_bytes and self.inflight_bytes + size > self._max_inflight_bytes:
             raise Refused("busy", f"Request bodies of {self.inflight_bytes} bytes are being worked on; try again later")
         self.inflight_bytes += size
+
+    def hold_answer(self, size: int, context: Context) -> None:
+        """Count so many bytes of an answer until :meth:`release_answer`.
+
+        Raises ReadFailed: clients that do not take their answers hold too many; one alone always fits.
+        """
+        if self.untaken_bytes and self.untaken_bytes + size > self._max_inflight_bytes:
+            raise ReadFailed(f"Clients have not taken answers of {self.untaken_bytes} bytes yet; try again later")
+        self.untaken_bytes += size
+        context.untaken += size
+
+    def release_answer(self, context: Context) -> None:
+        """The client has taken the answer, or is gone."""
+        self.untaken_bytes -= context.untaken
+        context.untaken = 0
 
     async def finish_requests(self, timeout: float) -> None:
         """Refuse new batches, and wait until all requests in progress are answered, ``timeout`` seconds at most."""

@@ -172,6 +172,9 @@ def _statuses(answer: str, *, row: bool) -> dict[int, tuple[str, dict[str, Any]]
         400: ("The path or the query string is no UTF-8.", error),
         422: ("A parameter is unknown or wrong.", error),
         501: ("The sink offers no reads.", error),
-        503: ("The database cannot be read or written now, or the read took more than 5 seconds.", error),
+        503: (
+            "The database cannot be read or written now, the read took over 5 seconds, or clients do not take answers.",
+            error,
+        ),
     }
     return {**found, 404: ("There is no such row.", error)} if row else found

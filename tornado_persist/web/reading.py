@@ -40,7 +40,7 @@ def read_token(query: Query, token: str) -> tuple[str, ...]:
     """The key in a token. Raises InvalidQuery: it is none, or of another query."""
     try:
         found = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         raise InvalidQuery("after is not what an answer gave as next") from None
     keys = len(KEYS[query.kind])
     if not isinstance(found, list) or len(found) != keys + 1 or not all(isinstance(part, str) for part in found):
@@ -60,7 +60,7 @@ def _conditions(query: Query) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-class ReadHandler(GetHandler):
+class Reads(Handler):
     """A handler of reads."""
 
     scope = "read"
@@ -68,6 +68,15 @@ class ReadHandler(GetHandler):
     async def freshen(self, fresh: bool) -> None:
         if fresh:
             await self.application.reads.freshen(self.application.flush_timeout)
+
+    def send(self, answer: bytes) -> None:
+        """Answer with JSON, which counts against ``server.max_inflight_bytes`` until the client has taken it."""
+        self.application.hold_answer(len(answer), self.request.connection.context)  # type: ignore[union-attr]
+        self.finish(answer)
+
+
+class ReadHandler(Reads, GetHandler):
+    """A handler of ``GET``."""
 
     async def reply_row(self, kind: Kind, key: tuple[str, ...]) -> None:
         """One row, or 404."""
@@ -78,7 +87,7 @@ class ReadHandler(GetHandler):
         if row is None:
             raise NoSuchRow(f"There is no such {kind}")
         row["pending"] = self.application.reads.pending
-        self.finish(encode(row) + b"\n")
+        self.send(encode(row) + b"\n")
 
 
 class ListHandler(ReadHandler):
@@ -119,7 +128,7 @@ class ListHandler(ReadHandler):
             rest["next_url"] = f"{self.request.path}?{urlencode({**same, 'after': token})}"
         if found.total is not None:
             rest["total"] = found.total
-        self.finish(b'{"items": ' + _join(found.rows) + b", " + json.dumps(rest).encode()[1:] + b"\n")
+        self.send(b'{"items": ' + _join(found.rows) + b", " + json.dumps(rest).encode()[1:] + b"\n")
 
     def _readers(self) -> dict[str, queries.Reader]:
         counts = {"counts": queries.flag} if self.kind == "session" else {}
@@ -186,21 +195,18 @@ class IncompleteSessions(ListHandler):
         return {"without": {"status": FINISHED}}
 
 
-class Restore(Handler):
+class Restore(Reads):
     """``POST …/recovery/restore/{session_id}``: a session and its unfinished tasks, to go on with. Changes nothing."""
-
-    scope = "read"
 
     async def post(self, *path: str) -> None:
         given = queries.read(self.request, _FRESH)
         queries.require_key(*path)
         reads = self.application.reads
-        if given.get("fresh", True):
-            await reads.freshen(self.application.flush_timeout)
+        await self.freshen(given.get("fresh", True))
         session = await reads.row("session", path)
         if session is None:
             raise NoSuchRow("There is no such session")
         query = Query("task", {"session_id": path}, {"status": FINISHED}, limit=MOST_UNFINISHED, by_row=True)
         found = await reads.page(query)
         rest = json.dumps({"truncated": found.last is not None, "pending": reads.pending}).encode()
-        self.finish(b'{"session": ' + encode(session) + b', "tasks": ' + _join(found.rows) + b", " + rest[1:] + b"\n")
+        self.send(b'{"session": ' + encode(session) + b', "tasks": ' + _join(found.rows) + b", " + rest[1:] + b"\n")

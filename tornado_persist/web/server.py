@@ -245,6 +245,8 @@ class Context:
         self.protocol = "https" if isinstance(stream, SSLIOStream) else "http"
         #: Whether the client was answered before the end of its request.
         self.answered_early = False
+        #: Bytes of the answer that count until the client has taken it.
+        self.untaken = 0
 
     def __str__(self) -> str:
         return str(self.remote_ip)
@@ -386,7 +388,10 @@ class Connection(HTTP1ServerConnection, HTTPMessageDelegate):
         self._stream.has_answered = False
         connection = HTTP1Connection(cast(IOStream, self._stream), False, self.params, self.context)
         self._delegate = delegate.start_request(self, connection)
-        more = await connection.read_response(self)
+        try:
+            more = await connection.read_response(self)  # until the answer is taken
+        finally:
+            self._api.release_answer(cast(Context, self.context))
         # Tornado would take the requests that have come already, and answer none of them: this one ends the connection,
         # by its header, or since it was answered before its end.
         is_last = self._stream.is_closing or connection._disconnect_on_finish
