@@ -13,12 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import make_url
+from sqlalchemy import Engine, event, make_url
 
 from tests.servers import MariaDB, Postgres, Server, database_of
 from tests.sinks import readers
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.records.models import Batch
+from tornado_persist.records.queries import Query
 from tornado_persist.sinks import mysql, postgres, registry, sqlite
 from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.sql import SQLSink
@@ -388,3 +389,43 @@ def test_find_updated_tells_the_last_update_of_the_rows_that_are_there(sink: SQL
 def test_a_sink_that_cannot_says_so() -> None:
     with pytest.raises(NotImplementedError, match="cannot look rows up"):
         Sink.find_updated(MemorySink(), "task", [("s", "a")])
+
+
+# Reading
+
+
+@pytest.mark.parametrize("where", [{"session_id": ("b",)}, {}], ids=["of a session", "of all"])
+def test_a_page_begins_at_its_place_in_the_index(
+    sink: SQLSink[Any], name: str, where: dict[str, tuple[str, ...]]
+) -> None:
+    for session_id in ("a", "b"):
+        sink.write(Batch([], [task(f"t{number:04}", session_id=session_id) for number in range(2000)]))
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        with contextlib.closing(connection.connection.cursor()) as own:
+            own.execute(f"EXPLAIN {'QUERY PLAN' if name == 'sqlite' else ''} {statement}", parameters)
+            plans.append(str(own.fetchall()))
+
+    reader = sink.reader()
+    reader.open()
+    event.listen(Engine, "before_cursor_execute", explain)
+    try:
+        page = reader.page(Query("task", where, after=("b", "t0999")), 1 << 20)
+    finally:
+        event.remove(Engine, "before_cursor_execute", explain)
+        reader.close()
+    assert [row["task_id"] for row in page.rows] == [f"t{number}" for number in range(1000, 1100)]
+    sorts = {"sqlite": "TEMP B-TREE", "postgres": "Sort", "mysql": "filesort"}[name]
+    # Both parts of the key are looked up; in MySQL's plan this is the length of what is.
+    found = {
+        "sqlite": "session_id=? AND task_id>?" if where else "(session_id,task_id)>(?,?)",
+        "postgres": "Index Cond: (((session_id)::text = 'b'::text) AND ((task_id)::text > 't0999'::text))"
+        if where
+        else "Index Cond: (ROW((session_id)::text, (task_id)::text) > ROW('b'::text, 't0999'::text))",
+        "mysql": f"'{2 * (64 * 4 + 2)}'",
+    }[name]
+    assert len(plans) == 2
+    for plan in plans:
+        assert found in plan
+        assert sorts not in plan

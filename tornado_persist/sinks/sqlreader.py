@@ -27,6 +27,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    tuple_,
 )
 from sqlalchemy.types import NullType
 
@@ -113,8 +114,8 @@ class SQLReader(Reader):
         names = [name for name in query.shown() if name in self._columns[query.kind]]
         conditions = self._conditions(connection, query)
         if query.after is not None:
-            conditions.append(_after(query.kind, query.after))
-        key = [_column(name) for name in KEYS[query.kind]]
+            conditions.append(_after(connection, query, query.after))
+        key = [_column(name) for name in _open_key(query)]
         order = [column("sheet_name"), column("row_index"), *key] if query.by_row else key
 
         def ordered(statement: Select[Any], limit: int) -> Any:
@@ -171,13 +172,22 @@ def _values(values: Collection[str]) -> ColumnElement[Any]:
     return bindparam(None, [*values], type_=NullType(), unique=True, expanding=True)
 
 
-def _after(kind: Kind, key: tuple[str, ...]) -> ColumnElement[bool]:
-    first = _column(KEYS[kind][0])
-    if len(key) == 1:
-        return first > _value(key[0])
-    # Said twice, so that MySQL begins at the right place of the index.
-    second = _column(KEYS[kind][1])
-    return (first >= _value(key[0])) & or_(first > _value(key[0]), second > _value(key[1]))
+def _open_key(query: Query) -> tuple[str, ...]:
+    """The part of the key that orders the rows: MariaDB sorts them all if the order names what is the same in each."""
+    first, *rest = KEYS[query.kind]
+    return tuple(rest) if rest and len(query.where.get(first, ())) == 1 else KEYS[query.kind]
+
+
+def _after(connection: Connection, query: Query, key: tuple[str, ...]) -> ColumnElement[bool]:
+    """The rows after a key, in a form for which the database begins at the right place of its index."""
+    names = _open_key(query)
+    columns, values = [*map(_column, names)], [*map(_value, key[-len(names) :])]
+    if len(names) == 1:
+        return columns[0] > values[0]
+    if not _is_mysql(connection):
+        return tuple_(*columns) > tuple_(*values)
+    # It reads the index from its beginning for a comparison of rows.
+    return or_(columns[0] > values[0], (columns[0] == values[0]) & (columns[1] > values[1]))
 
 
 def _size(connection: Connection, names: Sequence[str]) -> ColumnElement[int]:
@@ -207,16 +217,12 @@ def _time(connection: Connection, time: str) -> Any:
 
 
 def _row(names: Sequence[str], values: Sequence[Any]) -> Fields:
-    row: Fields = {}
-    for name, value in zip(names, values, strict=True):
-        if name == EXTRA and value is None:
-            continue
-        if value is not None:
-            if name in _OBJECTS:
-                value = _object(value)
-            elif name in _TIMES:
-                value = _shown(value)
-        row[name] = value
+    row: Fields = dict(zip(names, values, strict=True))
+    for name, shown in _SHOWN.items():
+        if (value := row.get(name)) is not None:
+            row[name] = shown(value)
+    if EXTRA in row and row[EXTRA] is None:
+        del row[EXTRA]
     return row
 
 
@@ -232,10 +238,16 @@ def _object(value: Any) -> Any:
     return msgspec.Raw(raw)
 
 
-def _shown(value: Any) -> Any:
+def _time_shown(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return in_utc(value)
+        except ValueError:
+            return value
     if isinstance(value, datetime):
         return stamp(value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
-    if isinstance(value, str):
-        with suppress(ValueError):
-            return in_utc(value)
     return value
+
+
+#: How the values of some fields become those of a row.
+_SHOWN: Mapping[str, Callable[[Any], Any]] = dict.fromkeys(_OBJECTS, _object) | dict.fromkeys(_TIMES, _time_shown)
