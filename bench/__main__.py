@@ -30,9 +30,9 @@ def main() -> int:
             subprocess.run([root / "bin" / "persistd", "--help"], stdout=subprocess.DEVNULL, check=True)
     rounds, batches = options.rounds or (3 if options.quick else 5), tuple(options.batch)
     if options.quick:
-        scale = Scale(rounds, batches, rows=20_000, requests=4000, seconds=2.0, backlog=40_000)
+        scale = Scale(rounds, batches, rows=20_000, requests=4000, seconds=2.0, backlog=40_000, reads=20)
     else:
-        scale = Scale(rounds, batches, rows=100_000, requests=20_000, seconds=10.0, backlog=200_000)
+        scale = Scale(rounds, batches, rows=100_000, requests=20_000, seconds=10.0, backlog=200_000, reads=100)
     other = f", beside {options.against}" if options.against else ""
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, {rounds} rounds{other}")
     failures = 0

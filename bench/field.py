@@ -104,6 +104,15 @@ class Field:
             return [self._add(Datasette(directory, Path(place)), store)]
         return [self._add(Handwritten(directory, place), store)]
 
+    def reader(self, place: str) -> list[Contender]:
+        """The usual way to read what is at ``place``; none beside another checkout, or for MariaDB."""
+        if self.other or self.sink == "mysql":
+            return []
+        directory = self._directory()
+        peer = Bare(directory, place) if self.sink == "postgres" else Datasette(directory, Path(place))
+        self._stack.callback(peer.kill)
+        return [Contender(peer, None)]
+
     def bare(self) -> list[Contender]:
         """The web server alone; nothing beside another checkout."""
         return [] if self.other else [self._add(Bare(self._directory()), None)]

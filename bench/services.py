@@ -34,6 +34,7 @@ class Service(ABC):
     path: ClassVar[str] = f"{_PREFIX}/tasks/batch"
     flush_path: ClassVar[str] = f"{_PREFIX}/flush"  #: empty if there is nothing to flush
     list_name: ClassVar[str] = "tasks"  #: of the list of rows in a body
+    pages: ClassVar[str] = ""  #: the path of a page of 100 tasks of a session, with ``next`` of the page before it
     headers: str = ""  #: more header lines of a request
 
     def __init__(self, name: str, directory: Path) -> None:
@@ -114,6 +115,8 @@ class Service(ABC):
 class Persistd(Service):
     """This service, from the checkout ``root``, which may be an older one: only its ``bin/persistd`` is used."""
 
+    pages = _PREFIX + "/sessions/{session}/tasks?after={next}"
+
     def __init__(self, name: str, directory: Path, root: Path, sink: str, place: str, buffer: dict[str, Any]) -> None:
         """``place``: the sink's URL, file or directory; ``buffer``: settings of that table."""
         self.root, self.sink, self.place, self.buffer = root, sink, place, buffer
@@ -150,21 +153,25 @@ class Handwritten(Service):
 
 
 class Bare(Service):
-    """A Tornado handler that does nothing."""
+    """A Tornado handler that does nothing, or the SQL of PostgREST alone."""
 
     flush_path = ""
+    pages = "/translation_tasks?session_id=eq.{session}&limit=100&offset={offset}"
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__("bare handler", directory)
+    def __init__(self, directory: Path, url: str = "") -> None:
+        """``url``: of the PostgreSQL that is read."""
+        self.arguments = [url] if url else []
+        super().__init__("PostgREST's SQL" if url else "bare handler", directory)
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "bench.peers.bare", str(self.port)]
+        return [sys.executable, "-m", "bench.peers.bare", str(self.port), *self.arguments]
 
 
 class Datasette(Service):
-    """Datasette's write API on a file in WAL mode, as the root user with a signed token."""
+    """Datasette on a file in WAL mode; its write API as the root user with a signed token."""
 
     path = "/bench/translation_tasks/-/upsert"
+    pages = "/bench/translation_tasks.json?session_id={session}&_size=100&_next={next}"
     flush_path = ""  # it answers when the rows are committed
     list_name = "rows"
 

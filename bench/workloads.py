@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from bench.field import Contender, Field
 from bench.load import SPACE, Load, Sample, send
+from bench.reads import READS, fill, read_one, reading, walk
 from bench.rows import task
 from bench.services import Persistd
 from tornado_persist.records.models import SHAPES, Batch
@@ -19,6 +21,9 @@ from tornado_persist.records.times import stamp
 
 #: Rows of a write for ``guard``.
 UPDATES = 5000
+C = TypeVar("C")
+T = TypeVar("T")
+
 #: Rows a second during an outage.
 RATE = 10_000
 #: Nothing is flushed before the end.
@@ -35,6 +40,7 @@ class Scale:
     requests: int  #: of one row
     seconds: float  #: at a fixed rate
     backlog: int  #: rows in an outage and for a replay
+    reads: int  #: of one row
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +52,9 @@ class Figures:
     values: dict[str, list[float]]
 
 
-def take_turns(
-    contenders: list[Contender], rounds: int, turn: Callable[[Contender, int], Sample]
-) -> list[list[Sample]]:
+def take_turns(contenders: list[C], rounds: int, turn: Callable[[C, int], T]) -> list[list[T]]:
     """``turn(contender, round)`` for each; the samples by contender."""
-    samples: list[list[Sample]] = [[] for _ in contenders]
+    samples: list[list[T]] = [[] for _ in contenders]
     for number in range(rounds):
         for place in range(len(contenders)):
             which = (place + number) % len(contenders)
@@ -61,15 +65,15 @@ def take_turns(
 def run(workload: str, contenders: list[Contender], scale: Scale, load: Load, *measures: str) -> list[Figures]:
     """Run ``load`` on each contender in each round."""
     samples = take_turns(contenders, scale.rounds, lambda contender, number: contender.run(load.moved(number)))
-    return figures(workload, contenders, samples, *measures)
+    return figures(workload, [one.name for one in contenders], samples, *measures)
 
 
-def figures(workload: str, contenders: list[Contender], samples: list[list[Sample]], *measures: str) -> list[Figures]:
+def figures(workload: str, names: list[str], samples: list[list[Sample]], *measures: str) -> list[Figures]:
     """The measures of samples. Processor time is left out where it is unknown."""
     found = []
     for measure in measures:
         value = MEASURES[measure]
-        values = {one.name: [value(sample) for sample in some] for one, some in zip(contenders, samples, strict=True)}
+        values = {name: [value(sample) for sample in some] for name, some in zip(names, samples, strict=True)}
         known = {name: [value for value in some if value is not None] for name, some in values.items()}
         if all(known.values()):
             found.append(Figures(workload, measure, known))
@@ -134,7 +138,8 @@ def outage(field: Field, scale: Scale) -> Iterator[list[Figures]]:
         return sample
 
     samples = take_turns(contenders, min(scale.rounds, 3), turn)
-    yield [*figures("outage", contenders, samples, "p50 ms", "p99 ms"), Figures("outage", "catch-up rows/s", catch_up)]
+    names = [one.name for one in contenders]
+    yield [*figures("outage", names, samples, "p50 ms", "p99 ms"), Figures("outage", "catch-up rows/s", catch_up)]
 
 
 @contextmanager
@@ -216,6 +221,41 @@ def _updates(number: int) -> Batch:
     return Batch(tasks=made)
 
 
+def reads(field: Field, scale: Scale) -> Iterator[list[Figures]]:
+    """Pages of a session of many tasks, fresh reads, and what reads do to writing."""
+    if field.sink == "jsonl":  # it offers no reads
+        return
+    this = field.checkouts()[0]
+    assert isinstance(this.service, Persistd)
+    fill(this.service, scale.rows)
+    this.service.flush()
+    readers = [this, *field.reader(this.service.place)]
+    pages = take_turns(readers, scale.rounds, lambda reader, _: walk(reader.service, scale.rows))
+    yield timed(f"reads, pages of 100 of {scale.rows:,} tasks", [reader.name for reader in readers], pages)
+    for waiting in (1, 900):
+        rounds = [read_one(this.service, waiting, scale.reads) for _ in range(scale.rounds)]
+        yield timed(f"reads, a row with {waiting} waiting", ["this", "not fresh"], [*zip(*rounds, strict=True)])
+
+    def turn(name: str, number: int) -> Sample:
+        with reading(this.service) if name == "this" else nullcontext():
+            return this.run(load.moved(2 * number + (name == "this")))
+
+    names = ["this", "without reads"]
+    for step, rate, measures in ((0, None, ["rows/s"]), (100, RATE, ["p50 ms", "p99 ms", "CPU µs/row"])):
+        load = Load(step * SPACE, int(rate * scale.seconds) if rate else scale.rows, rate=rate)
+        beside = f"reads, {READS} a second beside {f'{rate:,} rows/s' if rate else 'writing'}"
+        yield figures(beside, names, take_turns(names, scale.rounds, turn), *measures)
+
+
+def timed(workload: str, names: list[str], times: Sequence[Sequence[list[float]]]) -> list[Figures]:
+    """Percentiles of the seconds of each round, by name."""
+    found = []
+    for measure, part in (("p50 ms", 0.5), ("p99 ms", 0.99)):
+        values = [[sorted(some)[round((len(some) - 1) * part)] * 1000 for some in rounds] for rounds in times]
+        found.append(Figures(workload, measure, dict(zip(names, values, strict=True))))
+    return found
+
+
 WORKLOADS: dict[str, Callable[[Field, Scale], Iterator[list[Figures]]]] = {
     "rows": rows,
     "lives": lives,
@@ -223,5 +263,6 @@ WORKLOADS: dict[str, Callable[[Field, Scale], Iterator[list[Figures]]]] = {
     "rates": rates,
     "outage": outage,
     "replay": replay,
+    "reads": reads,
     "guard": guard,
 }
