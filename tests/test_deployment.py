@@ -17,11 +17,12 @@ from ruamel.yaml import YAML
 
 from tests import tools
 from tests.process import PATIENCE, Persistd, wait_until
-from tests.rows import task
+from tests.rows import body, task
 from tests.servers import Postgres
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
+TASKS = "/api/v1/persistence/tasks/batch"
 MANUAL = "[buffer]\nflush_interval = 3600\n"
 
 
@@ -64,17 +65,28 @@ def test_the_image_is_not_roots_and_says_how_it_is_and_how_it_is_stopped() -> No
     assert "/health/live" in (ROOT / "Dockerfile").read_text(), "a database that is down is no reason for a restart"
 
 
-def test_the_compose_file_fits_the_schema_of_compose_files() -> None:
-    done = run(installed("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", CONF / "compose.yaml")
+COMPOSE = {
+    "compose.yaml": {"persistd", "postgres", "prometheus", "grafana"},
+    "compose-three.yaml": {"one", "two", "three", "balancer", "postgres"},
+}
+
+
+@pytest.mark.parametrize("file", COMPOSE)
+def test_the_compose_file_fits_the_schema_of_compose_files(file: str) -> None:
+    done = run(installed("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", CONF / file)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_compose_files_services_and_volumes_are_there_and_looked_after() -> None:
-    compose = read_yaml(CONF / "compose.yaml")
+@pytest.mark.parametrize("file", COMPOSE)
+def test_the_compose_files_services_and_volumes_are_there_and_looked_after(file: str) -> None:
+    compose = read_yaml(CONF / file)
     services = compose["services"]
-    assert services.keys() == {"persistd", "postgres", "prometheus", "grafana"}
+    assert services.keys() == COMPOSE[file]
     for name, service in services.items():
-        assert name == "persistd" or "healthcheck" in service, name  # the image of persistd has its own
+        if "extends" in service:  # it is looked at in the other file
+            assert service["extends"] == {"file": "compose.yaml", "service": name}
+            continue
+        assert "build" in service or "healthcheck" in service, name  # the image of persistd has its own
         for volume in service["volumes"]:
             source = volume.partition(":")[0]
             if not source.startswith("."):
@@ -103,6 +115,24 @@ def test_no_container_of_the_compose_file_has_more_rights_than_it_needs() -> Non
         "grafana": {"monitoring"},
     }
     assert compose["networks"]["database"] == {"internal": True}
+
+
+def test_the_balancer_of_compose_has_the_example_with_the_names_of_the_instances(tmp_path: Path) -> None:
+    (_, _, script) = read_yaml(CONF / "compose-three.yaml")["services"]["balancer"]["command"]
+    made = tmp_path / "haproxy.cfg"
+    for old, new in (("/usr/local/etc/haproxy/example.cfg", CONF / "haproxy.cfg"), ("/tmp/haproxy.cfg", made)):
+        script = script.replace(old, str(new))
+    script, _, rest = script.partition(" && exec ")
+    assert run("sh", "-c", script).returncode == 0
+    text = made.read_text()
+    assert "bind :8080\n" in text
+    servers = re.findall(r"^ +server (\w+) (\S+)$", text, re.MULTILINE)
+    assert servers == [(name, f"{name}:8001") for name in ("one", "two", "three")]
+    assert "127.0.0.1" not in text
+    made.write_text(re.sub(r"(?:one|two|three):8001", "127.0.0.1:8001", text))
+    command, *arguments = rest.split()
+    done = run(tools.require(command), "-c", *arguments)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_secrets_of_the_compose_file_are_files_that_nothing_else_takes_along() -> None:
@@ -185,6 +215,40 @@ def test_the_role_that_compose_makes_is_no_superuser_and_is_enough(
     )
     assert not any(rights)
     assert postgres_server.admin("SELECT 1 FROM pg_tables WHERE tableowner = 'composed'", "composed") == []
+
+
+def test_the_three_instances_of_compose_differ_in_name_and_volume_and_know_of_one_another(
+    tmp_path: Path, postgres_server: Postgres, composed: Callable[[str], str]
+) -> None:
+    compose = read_yaml(CONF / "compose-three.yaml")
+    services = compose["services"]
+    one, *others = (dict(services[name]) for name in ("one", "two", "three"))
+    for name, other in zip(("two", "three"), others, strict=True):
+        assert other.pop("environment") == {**one["environment"], "PERSISTD_INSTANCE": name}
+        assert other.pop("volumes") == [f"{name}:/var/lib/persistd"]
+        assert other == {key: value for key, value in one.items() if key not in ("environment", "volumes")}
+    single = read_yaml(CONF / "compose.yaml")
+    for name in ("one", "balancer"):
+        for key in ("read_only", "cap_drop", "security_opt", "pids_limit"):
+            assert services[name][key] == single["services"]["persistd"][key]
+    assert compose["networks"]["database"] == single["networks"]["database"]
+    assert all(single["secrets"][name] == secret for name, secret in compose["secrets"].items())
+    given = {**one["environment"], "PERSISTD_SINKS__POSTGRES__URL_FILE": composed("secret")}
+    # What the image of PostgreSQL runs after postgres-init.sh.
+    (several,) = services["postgres"]["configs"]
+    assert several["target"] > "/docker-entrypoint-initdb.d/postgres-init.sh", "in the order of their names"
+    statements = compose["configs"]["several"]["content"].partition("|\n")[0]
+    done = run("sh", "-c", statements.replace("/usr/share/persistd/postgres.sql", str(tmp_path / "postgres.sql")))
+    postgres_server.admin(done.stdout, "composed")
+    with Persistd(tmp_path, MANUAL, variables=given) as service:
+        assert service.http.get("/health").json()["instance"]["name"] == "one"
+        old = service.post("task", task("t1", context="old")).json()["timestamp"]
+        service.post("task", task("t1", status="completed"))
+        service.flush()
+        again = service.http.post(TASKS, content=body("task", task("t1")), headers={"X-Persist-At": old})
+        assert again.status_code == 200, "there are several writers"
+        assert service.flush()["tasks_written"] == 1
+    assert postgres_server.admin("SELECT status, context FROM translation_tasks", "composed") == [("completed", "old")]
 
 
 def test_compose_mounts_what_postgresql_needs_where_it_looks_for_it() -> None:

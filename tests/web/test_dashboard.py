@@ -171,7 +171,8 @@ def test_it_speaks_the_browsers_language(service: Persistd, visit: Open) -> None
 def test_it_says_which_instance_this_is(service: Persistd, visit: Open) -> None:
     page = visit(service)
     instance = page.locator("#instance")
-    for shown in (gethostname(), service.url, str(service.data_dir), str(service.process.pid)):
+    name = service.http.get("/health").json()["instance"]["name"]
+    for shown in (name, gethostname(), service.url, str(service.data_dir), str(service.process.pid)):
         expect(instance).to_contain_text(shown)
     expect(instance).to_contain_text(re.compile(r"Up for\s*[\d]+ (s|min)"))
     for name, there in (("HTTP interface", "/docs"), ("Metrics", "/metrics")):
