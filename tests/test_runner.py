@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.rig import wait_until
-from tornado_persist.errors import BatchRejected, SinkUnavailable
+from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks import clock
 from tornado_persist.sinks import runner as runner_module
@@ -230,3 +230,15 @@ async def test_a_place_that_cannot_tell_the_time_is_up_all_the_same() -> None:
     async with running(_Clockless()) as runner:
         assert await runner.healthy()
         assert runner.state.clock_skew is None
+
+
+@pytest.mark.gen_test
+async def test_after_conflicts_without_end_the_sink_is_opened_anew() -> None:
+    sink = FlakySink()
+    async with running(sink) as runner:
+        await runner.write(BATCH)
+        runner.gave_up(SinkConflict("another writer won"))
+        assert runner.state.error == "another writer won"
+        await runner.write(BATCH)
+        assert runner.up
+    assert sink.calls == ["open", "write", "close", "open", "write", "close"]

@@ -56,6 +56,20 @@ BINDFS: tuple[Tool, ...] = (
     else ()
 )
 
+#: State transfer between the nodes of a MariaDB cluster. A package has the script, and the library beside it.
+GALERA: tuple[Tool, ...] = (
+    (
+        Tool(
+            "Galera",
+            ("wsrep_sst_rsync", "rsync", "lsof"),
+            {"apt-get": (("galera-4", "mariadb-server", "rsync", "lsof"),)},
+            ("mariadb.service",),
+        ),
+    )
+    if shutil.which("apt-get")
+    else ()
+)
+
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "PostgreSQL server",
@@ -125,6 +139,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("Chromium", ("chromium",), dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("chromium",),))),
     *SYSTEMD,
     *BINDFS,
+    *GALERA,
 )
 
 #: Searched after ``PATH``. Servers are often installed where only their service looks; the highest version wins.

@@ -13,6 +13,7 @@ from typing import Any
 import pymysql
 import pytest
 
+from tests.cluster import galera
 from tests.servers import MariaDB, database_of, free_port
 from tests.sinks.readers import connect_mysql, ids, read_mysql
 from tornado_persist.cli.check import hint
@@ -25,9 +26,6 @@ from tornado_persist.sinks.sql import Blame
 from tornado_persist.testing import session, task
 
 Run = Callable[[str], None]
-
-#: Where Debian and Red Hat have it.
-GALERA_LIBRARIES = ("/usr/lib/galera/libgalera_smm.so", "/usr/lib64/galera-4/libgalera_smm.so")
 
 
 @pytest.fixture(autouse=True)
@@ -568,25 +566,10 @@ def test_a_transaction_that_ends_within_a_write_is_a_conflict(sink: MySQLSink, m
     assert ids(read_mysql(mysql_url)["task"]) == {"a", "b"}
 
 
-GALERA = next((path for path in map(Path, GALERA_LIBRARIES) if path.exists()), None)
-
-
-class GaleraNode(MariaDB):
-    """A cluster of one."""
-
-    def _command(self) -> list[str]:
-        listen = f"gmcast.listen_addr=tcp://127.0.0.1:{free_port()};ist.recv_addr=127.0.0.1:{free_port()}"
-        return [
-            *(*super()._command(), "--wsrep-on=ON", f"--wsrep-provider={GALERA}", "--wsrep-cluster-address=gcomm://"),
-            *("--wsrep-node-address=127.0.0.1", f"--wsrep-provider-options={listen};gcache.size=8M"),
-            *("--binlog-format=ROW", "--innodb-autoinc-lock-mode=2"),
-        ]
-
-
-@pytest.mark.skipif(GALERA is None, reason="Galera's library is not installed (Debian: galera-4)")
+@galera.needs_galera
 @pytest.mark.parametrize("way", ["bulk", "literals"])
 def test_a_transaction_that_galera_aborts_is_a_conflict_and_loses_no_row(tmp_path: Path, way: str) -> None:
-    with GaleraNode() as server, server.variable("max_prepared_stmt_count", 0 if way == "literals" else 99):
+    with galera.Node() as server, server.variable("max_prepared_stmt_count", 0 if way == "literals" else 99):
         url = server.fresh_database()
         sink = MySQLSink(MySQLSettings(url=url), tmp_path)
         sink.open()

@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine, event, text
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
-from tornado_persist.sinks import tls
+from tornado_persist.sinks import mysqlcodes, tls
 from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
@@ -26,7 +26,7 @@ from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.hosts import HOST_TIMEOUT, check_hosts, listed
 from tornado_persist.sinks.reader import READ_TIMEOUT
-from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
+from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
 from tornado_persist.sinks.statements import needed_columns
 from tornado_persist.sinks.tables import TABLES
@@ -63,52 +63,9 @@ _MARIADB = " /*M! , SESSION max_statement_time = 0 */"
 _TRY_BULK = f"UPDATE {TABLES['session'].name} SET session_id = session_id WHERE session_id = ? AND 1 = 0".encode()
 #: Whether a server can be written to: a replica cannot, nor can a node that has left its Galera cluster.
 _READ_ONLY = "SHOW GLOBAL VARIABLES WHERE variable_name IN ('read_only', 'wsrep_on') AND value NOT IN ('OFF', '0')"
-_READY = "SHOW GLOBAL STATUS LIKE 'wsrep_ready'"
-
-#: Error numbers that depend on the row.
-_ROWS = {
-    *(1022, 1062, 1169, 1557, 1586, 1761, 1762),  # duplicate key
-    *(1216, 1217, 1451, 1452),  # foreign keys
-    *(3819, 4025),  # CHECK: MySQL's number, MariaDB's (its JSON columns are a CHECK, too)
-    *(1048, 1263),  # null in a NOT NULL column
-    *(1264, 1690),  # beyond the range
-    *(1265, 1406),  # too long, or not in the list
-    *(1292, 1300, 1366, 1367, 1411, 1441, 1525),  # not a value of that type or character set
-    *(1365, 1526),  # division by zero; no partition
-    *(3140, 3141, 3144, 3150, 3151, 3156, 3157),  # JSON
-    1644,  # SIGNAL
-}
-#: The usual SQLSTATE of a SIGNAL, which the server's own errors never have: the number is the trigger's choice.
-_SIGNAL = "45000"
-#: Another writer has won: a deadlock, a row that changed since the snapshot (MariaDB), a transaction that the other
-#: members of a group or cluster refuse, at the commit too (1180). TiDB's own: 9007, 8002, 8022, 8028. And a lock wait
-#: that timed out: a server that does not look for deadlocks (innodb_deadlock_detect) reports them this way. It rolls
-#: back only the statement, we do the rest.
-_CONFLICTS = {1213, 1020, 3101, 1180, 9007, 8002, 8022, 8028, 1205}
-#: The SQLSTATE of a conflict, which a server may give with a number of its own.
-_SERIALIZATION_FAILURE = "40001"
-#: Error numbers of the server and the schema. Numbers in no list are ambiguous: those that a trigger makes up, those
-#: that some value of a row may cause, such as 1118 and 1713 (a row too large), 1153, 1172 and 1242 (a trigger's query),
-#: and those that a smaller batch may not cause, such as 1197 and 1206.
-_SERVER = {
-    # The client's own: connecting, and losing the connection.
-    *range(2000, 3000),
-    # Connections, sessions, accounts: too many, refused, ended.
-    *(*range(1040, 1046), 1047, 1053, *range(1077, 1082), 1094, *range(1129, 1134), 1135, 1152),
-    *(*range(1154, 1162), 1184, 1189, 1190, 1203, 1226, 1227, 1251, 1317, 1448, 1449, 1461, 1524, 1820, 1835, 1862),
-    *(1927, 1964, 1969, 3024, 3032, 3118, 3159, 3168, 3169, 4031, 4150, 4151),
-    # Files, memory and space, and what broke there (1020 and 1022 are in the other lists).
-    *range(1004, 1040),
-    *(1114, 1119, 1126, 1127, *range(1181, 1184), 1194, 1195, 1436, 1459, 1548, 1558, 1637, 1712, 1728, 1812, 1813),
-    *(1814, 1877, 1878, 1932, 1939, 3675, 4084, 4139, 4182, 4185),
-    # Read-only, or busy with something that forbids writing.
-    *(1099, 1100, 1175, 1192, 1207, 1223, 1290, 1598, 1785, 1786, 1792, 1836, 1874, 3098, 3100, 4047, 4145),
-    # Rights, and what the schema lacks or forbids.
-    *(1046, 1049, 1050, 1051, 1052, 1054, 1060, 1061, 1064, 1072, 1091, 1093, 1102, 1103, 1104, 1109, 1115, 1128, 1136),
-    *(1141, 1142, 1143, 1144, 1146, 1147, 1148, 1149, 1193, 1235, 1253, 1267, 1270, 1271, 1273, 1286, 1288, 1298, 1304),
-    *(1305, 1318, 1347, 1348, 1356, 1360, 1364, 1370, 1394, 1412, 1419, 1422, 1423, 1429, 1442, 1443, 1471, 1501, 1615),
-    3105,
-}
+_GALERA = "SHOW GLOBAL STATUS WHERE variable_name IN ('wsrep_ready', 'wsrep_local_state')"
+#: The wsrep_local_state of a node that has nothing else to do.
+_SYNCED = "4"
 
 
 class MySQLSettings(URLSettings):
@@ -349,7 +306,11 @@ class MySQLSink(SQLSink[MySQLSettings]):
         limit = (
             f"max_statement_time = {READ_TIMEOUT}" if maria else f"max_execution_time = {round(READ_TIMEOUT * 1000)}"
         )
-        driver.query(f"SET SESSION {limit}".encode())
+        with driver.cursor() as cursor:
+            cursor.execute(f"SET SESSION {limit}")
+            # Of a Galera cluster this may be another node than the writer's, and behind it.
+            if cursor.execute("SHOW GLOBAL VARIABLES WHERE variable_name = 'wsrep_on' AND value = 'ON'"):
+                cursor.execute("SET SESSION wsrep_sync_wait = 1")
         return connection
 
     def _begin_read(self, connection: Connection) -> None:
@@ -374,28 +335,26 @@ class MySQLSink(SQLSink[MySQLSettings]):
         message = re.sub(r" '.*' for (?=key |column )", " for ", message, count=1, flags=re.DOTALL)
         if number == 1048 and any(f"'{key}'" in message for keys in KEYS.values() for key in keys):
             message = "a key is null, or another row has the same values in a unique index"
-        blame = _blame(number)
-        # Older versions of PyMySQL do not tell it.
-        state = getattr(error, "sqlstate", None)
-        if state == _SIGNAL and blame is not Blame.ROWS:
-            blame = Blame.UNKNOWN
-        elif state == _SERIALIZATION_FAILURE:
-            blame = Blame.CONFLICT
+        # Older versions of PyMySQL do not tell the state.
+        blame = mysqlcodes.blame(number, getattr(error, "sqlstate", None))
         return Fault(blame, str(number or ""), message or "the connection is closed")
 
 
 def _connect(
     places: Sequence[Mapping[str, Any]], dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]
 ) -> BulkConnection:
-    """Connect to the first of ``places`` that can be written to; to the only one in any case."""
-    problems = []
+    """Connect to the first of ``places`` that can be written to; to the only one in any case.
+
+    A Galera node that gives its data to a new one may hold up writes for as long: it is taken if no other can be.
+    """
+    problems: list[tuple[Exception, str]] = []
+    donor: BulkConnection | None = None
     for place in places:
         try:
             connection = BulkConnection(*arguments, **{**options, **place})
             try:
                 connection.refused_settings = _set_session(connection)
-                if len(places) > 1:
-                    _check_writable(connection)
+                good = len(places) == 1 or _check_writable(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -404,7 +363,16 @@ def _connect(
                 raise
             problems.append((exc, f"{place['host']}:{place['port']}: {exc.args[-1]}"))
         else:
-            return connection
+            if good and donor:
+                donor.close()
+            if good:
+                return connection
+            if donor:
+                connection.close()
+            else:
+                donor = connection
+    if donor:
+        return donor
     number = _number(problems[-1][0])
     raise pymysql.err.OperationalError(number, "; ".join(text for _, text in problems)) from problems[-1][0]
 
@@ -429,27 +397,25 @@ def _set_session(connection: BulkConnection) -> list[str]:
     return refused
 
 
-def _check_writable(connection: BulkConnection) -> None:
+def _check_writable(connection: BulkConnection) -> bool:
+    """Whether it is free for writes. Raises OperationalError if it takes none."""
     with connection.cursor() as cursor:
         cursor.execute(_READ_ONLY)
         found = {name for name, _ in cursor.fetchall()}
         if "read_only" in found:
             raise pymysql.err.OperationalError(1290, "it is read-only")
-        if "wsrep_on" in found and cursor.execute(_READY) and cursor.fetchone()[1] != "ON":
+        if "wsrep_on" not in found:
+            return True
+        cursor.execute(_GALERA)
+        status = {name.lower(): value for name, value in cursor.fetchall()}
+        if status["wsrep_ready"] != "ON":
             raise pymysql.err.OperationalError(1047, "it is not ready in its Galera cluster")
+        return bool(status["wsrep_local_state"] == _SYNCED)
 
 
 def _number(error: Exception) -> int:
     """The error's number. What PyMySQL says of itself has none, or 0."""
     return error.args[0] if error.args and isinstance(error.args[0], int) else 0
-
-
-def _blame(number: int) -> Blame:
-    if number in _ROWS:
-        return Blame.ROWS
-    if number in _CONFLICTS:
-        return Blame.CONFLICT
-    return Blame.SERVER if not number or number in _SERVER else Blame.UNKNOWN
 
 
 class _Insert(ABC):

@@ -101,8 +101,13 @@ class SinkRunner:
         self._note(self._availability.write_ended)
 
     def gave_up(self, error: SinkUnavailable) -> None:
-        """Writes are not tried again for now; not the sink, but its caller knows when conflicts are too many."""
+        """Writes are not tried again for now; not the sink, but its caller knows when conflicts are too many.
+
+        The sink is opened anew for the next one: of several servers another one may be free of what is in the way.
+        """
         self._note(self._availability.write_ended, error)
+        if not self._closed:
+            self._submit(self._close_sink, ())
 
     @property
     def most_rows(self) -> int:
