@@ -269,9 +269,21 @@ function show(now) {
   charts.forEach((chart) => chart.show(now));
 }
 
+// The token was taken away, or may not read.
+async function refuse(response) {
+  const { detail } = await response.json();
+  const words = response.status === 401 ? [text.noToken, text.noTokenDetail] : [text.denied, text.deniedDetail];
+  state("bad", ...words, detail);
+  fresh(false, text.stale(moment(answered ?? Date.now())));
+}
+
 async function look() {
   try {
     const response = await fetch("api/v1/persistence/history", { signal: AbortSignal.timeout(PATIENCE) });
+    if (response.status === 401 || response.status === 403) {
+      await refuse(response);
+      return;
+    }
     if (!response.ok) throw new Error(response.statusText);
     const now = await response.json();
     answered = now.now * 1000;

@@ -44,7 +44,9 @@ async function read(path, parameters, signal) {
     throw signal.aborted ? error : new Unread(text.gone, "");
   }
   const { detail } = await response.json().catch(() => ({}));
-  const sentence = { 501: text.notReadable, 503: text.notReadNow }[response.status] ?? text.notRead;
+  const sentence =
+    { 401: text.noTokenDetail, 403: text.deniedDetail, 501: text.notReadable, 503: text.notReadNow }[response.status] ??
+    text.notRead;
   throw new Unread(sentence, typeof detail === "string" ? detail : `${response.status}`);
 }
 
