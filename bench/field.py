@@ -80,6 +80,17 @@ class Field:
             contenders.append(self._add(Persistd(name, directory, root, self.sink, place, buffer), store))
         return contenders
 
+    def protected(self) -> list[Contender]:
+        """The service with its defaults, with tokens, with TLS, and with both."""
+        kinds = {"this": (False, False), "token": (True, False), "TLS": (False, True), "token and TLS": (True, True)}
+        contenders = []
+        for name, (token, tls) in kinds.items():
+            directory = self._directory()
+            place, store = self._place(directory)
+            service = Persistd(name, directory, ROOT, self.sink, place, {}, token=token, tls=tls)
+            contenders.append(self._add(service, store))
+        return contenders
+
     def ours(self, writers: str) -> Sink[Any]:
         """The service's own sink, open, without the service; ``writers``: that setting."""
         directory = self._directory()

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import socket
+import ssl
 import sys
 import time
 from collections import deque
@@ -30,8 +31,15 @@ FLUSH_PATIENCE = 300
 class Connection:
     """One keep-alive connection, with one request under way at most."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, certificate: str = "") -> None:
+        """``certificate``: the file of the one that the service has, if it speaks TLS."""
         self.socket = socket.create_connection((host, port), timeout=10)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.load_verify_locations(certificate)
+            self.socket = context.wrap_socket(self.socket)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -52,12 +60,15 @@ class Connection:
         try:
             while self.unsent:
                 self.unsent = self.unsent[self.socket.send(self.unsent) :]
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
 
     def receive(self) -> int:
         """Read what arrived; the status once the answer is whole, else 0."""
-        data = self.socket.recv(65536)
+        try:
+            data = self.socket.recv(65536)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):  # part of a record
+            return 0
         if not data:
             raise ConnectionError("the service closed a connection")
         self.answer += data
@@ -174,7 +185,7 @@ def main() -> None:
     load = Load(**job["load"])
     lanes, last = prepare(job, load)
     requests = sum(map(len, lanes))
-    connections = [Connection(job["host"], job["port"]) for _ in range(load.connections)]
+    connections = [Connection(job["host"], job["port"], job["certificate"]) for _ in range(load.connections)]
     tally = Tally()
     gc.collect()
     gc.disable()

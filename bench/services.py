@@ -13,6 +13,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tests.certificates import issue, save
+from tornado_persist.config import tokens
+from tornado_persist.config.tokens import SCOPES
+
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds for a start, a stop, or an answer.
 PATIENCE = 60
@@ -36,6 +40,7 @@ class Service(ABC):
     list_name: ClassVar[str] = "tasks"  #: of the list of rows in a body
     pages: ClassVar[str] = ""  #: the path of a page of 100 tasks of a session, with ``next`` of the page before it
     headers: str = ""  #: more header lines of a request
+    certificate: str = ""  #: the file of the service's certificate, which is then spoken to with TLS
 
     def __init__(self, name: str, directory: Path) -> None:
         """``name`` is for the report; ``directory`` holds the log and the data."""
@@ -82,7 +87,7 @@ class Service(ABC):
 
     def job(self) -> dict[str, Any]:
         """The job for the load generator."""
-        names = ("port", "path", "flush_path", "list_name", "headers")
+        names = ("port", "path", "flush_path", "list_name", "headers", "certificate")
         return {"host": "127.0.0.1", **{name: getattr(self, name) for name in names}}
 
     def ask(self, method: str, path: str) -> tuple[int, dict[str, Any]]:
@@ -117,9 +122,30 @@ class Persistd(Service):
 
     pages = _PREFIX + "/sessions/{session}/tasks?after={next}"
 
-    def __init__(self, name: str, directory: Path, root: Path, sink: str, place: str, buffer: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        root: Path,
+        sink: str,
+        place: str,
+        buffer: dict[str, Any],
+        *,
+        token: bool = False,
+        tls: bool = False,
+    ) -> None:
         """``place``: the sink's URL, file or directory; ``buffer``: settings of that table."""
         self.root, self.sink, self.place, self.buffer = root, sink, place, buffer
+        self._more: dict[str, dict[str, Any]] = {}
+        if token:
+            # One among several, as in production.
+            made = [tokens.make(f"client-{number}", SCOPES) for number in range(20)]
+            self.headers = f"Authorization: Bearer {made[10][0]}\r\n"
+            self._more["auth"] = {"tokens": [line for _, line in made], "anonymous": "never"}
+        if tls:
+            save(directory, "server", issue("server", issue("ca")))
+            self.certificate = str(directory / "server.pem")
+            self._more["tls"] = {"cert": self.certificate, "key": str(directory / "server.key")}
         super().__init__(name, directory)
 
     def command(self) -> list[str]:
@@ -127,6 +153,7 @@ class Persistd(Service):
             "server": {"host": "127.0.0.1", "port": self.port},
             "buffer": {"flush_timeout": 300.0, **self.buffer},
             f"sinks.{self.sink}": {PLACES.get(self.sink, "url"): self.place},
+            **self._more,
         }
         lines = [f"data_dir = {json.dumps(str(self.directory / 'data'))}", f'sink = "{self.sink}"']
         for name, table in tables.items():

@@ -119,6 +119,16 @@ def rates(field: Field, scale: Scale) -> Iterator[list[Figures]]:
         yield run(f"rates, {rate:,} rows/s", contenders, scale, load, "p50 ms", "p99 ms", "CPU µs/row")
 
 
+def protected(field: Field, scale: Scale) -> Iterator[list[Figures]]:
+    """The same rows with tokens, with TLS, and with both: what these cost."""
+    contenders = field.protected()
+    for step, batch in enumerate(scale.batches):
+        load = Load(step * 100 * SPACE, scale.rows, batch)
+        yield run(f"protected, {batch} a request", contenders, scale, load, "rows/s", "p50 ms", "CPU µs/row")
+    load = Load(1000 * SPACE, scale.requests, batch=1)
+    yield run("protected, 1 a request", contenders, scale, load, "requests/s", "p50 ms", "CPU µs/row")
+
+
 def outage(field: Field, scale: Scale) -> Iterator[list[Figures]]:
     """The sink goes away while twice as many rows come as memory may hold, and comes back."""
     contenders = field.checkouts(max_rows=scale.backlog // 2)
@@ -265,4 +275,5 @@ WORKLOADS: dict[str, Callable[[Field, Scale], Iterator[list[Figures]]]] = {
     "replay": replay,
     "reads": reads,
     "guard": guard,
+    "protected": protected,
 }
