@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -325,3 +327,29 @@ def test_the_running_service_is_reached_despite_a_mistake_in_the_configuration(p
     assert run(place, "rejected", "ls")[0] == 0
     assert run(place, "status")[0] == 0
     assert run(place, "stop") == (0, "persistd stopped\n", "")
+
+
+#: Large rows with small ones between them, as the buffer holds them, are freed; the MiB that the process keeps.
+LARGE_ROWS = """
+import sys
+from tornado_persist.cli import daemon
+
+if "limited" in sys.argv:
+    daemon._return_large_memory()
+body = bytes(16 << 20)
+del body  # by itself glibc keeps what is smaller than this from now on
+rows = [(b"x" * 1_000_000, bytes(100_000)) for _ in range(200)]
+rows = [small for _, small in rows]
+print(int(next(line for line in open("/proc/self/status") if "VmRSS" in line).split()[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="other C libraries give memory back in other ways")
+def test_the_memory_of_large_rows_is_given_back() -> None:
+    kept = {}
+    for word in ("limited", "plain"):
+        done = subprocess.run(
+            [sys.executable, "-c", LARGE_ROWS, word], env=environment(), capture_output=True, text=True, check=True
+        )
+        kept[word] = int(done.stdout)
+    assert kept["limited"] < 110 < 200 < kept["plain"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import resource
 import signal
@@ -41,6 +42,9 @@ def add(commands: Commands) -> None:
 
 #: Bytes of a thread's stack. The usual 8 MiB would count against a limit of memory, for each thread that there is.
 THREAD_STACK = 2 << 20
+#: Bytes from which memory is mapped by itself, and given back when freed; and free bytes kept for the next request.
+LARGE_MEMORY, KEPT_MEMORY = 512 << 10, 8 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def run(configuration: Configuration, options: argparse.Namespace) -> int:
@@ -55,6 +59,7 @@ def run(configuration: Configuration, options: argparse.Namespace) -> int:
     data_dir.make()
     _raise_open_files()
     threading.stack_size(THREAD_STACK)
+    _return_large_memory()
     # In the background standard output and error are a file as well, which is rotated and reopened as any other.
     streams = data_dir.log_file if options.daemon else None
     named = settings.path(settings.log.file) if settings.log.file else streams
@@ -75,6 +80,18 @@ def run(configuration: Configuration, options: argparse.Namespace) -> int:
 
     asyncio.run(serve())
     return OK
+
+
+def _return_large_memory() -> None:
+    """Have glibc give large memory back to the system when it is freed.
+
+    By itself it raises this limit to 32 MiB, and then rows of 1 MB leave holes that larger bodies do not fit in: the
+    backlog of an outage took 510 MiB of memory to drain, and takes 390.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, LARGE_MEMORY)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)  # else 128 KiB: each request would ask for memory anew
 
 
 def _raise_open_files() -> None:
