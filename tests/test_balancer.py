@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.servers import free_port
 from tests.sinks.readers import read_postgres
 
 CONF = Path(__file__).parent.parent / "conf"
+#: Another address of this machine's; only Linux has all of 127.0.0.0/8.
+CLIENT = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 TASKS = "/api/v1/persistence/tasks/batch"
 
 
@@ -32,7 +35,8 @@ def haproxy(directory: Path, instances: list[Persistd]) -> Iterator[httpx.Client
     file.write_text(text)
     process = subprocess.Popen([tools.require("haproxy"), "-db", "-q", "-f", str(file)])
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        transport = httpx.HTTPTransport(local_address=CLIENT)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, transport=transport) as client:
 
             def serves() -> bool:
                 assert process.poll() is None, "haproxy has ended"
@@ -55,7 +59,8 @@ def test_a_session_stays_on_one_instance_and_the_death_of_one_stops_no_batch(tmp
     with contextlib.ExitStack() as stack:
         for number in range(3):
             (tmp_path / f"{number}").mkdir()
-        instances = [stack.enter_context(Persistd(tmp_path / f"{n}", config)) for n in range(3)]
+        proxy = "trusted_proxies = ['127.0.0.1']\n"
+        instances = [stack.enter_context(Persistd(tmp_path / f"{n}", config, server=proxy)) for n in range(3)]
         client = stack.enter_context(haproxy(tmp_path, instances))
 
         def post(session: int, status: str) -> str:
@@ -72,6 +77,8 @@ def test_a_session_stays_on_one_instance_and_the_death_of_one_stops_no_batch(tmp
             post(session, "pending")
         before = taken()
         assert sum(before) == 60
+        sent = [line for one in instances for line in one.log("request") if line["path"] == TASKS]
+        assert {line["client"] for line in sent} == {CLIENT}
         assert min(before) > 5, before
         for session in range(60):
             post(session, "processing")

@@ -139,6 +139,9 @@ def test_the_secrets_of_the_compose_file_are_files_that_nothing_else_takes_along
     text = (CONF / "compose.yaml").read_text()
     compose = read_yaml(CONF / "compose.yaml")
     made = set(re.findall(r"> conf/(secrets/\w+)", text))
+    running = (ROOT / "docs" / "running.rst").read_text()
+    for command in re.findall(r"(?m)^#   (.*)$", text):
+        assert f"    {command}\n" in running, "the page makes them in the same way"
     assert {secret["file"] for secret in compose["secrets"].values()} == {f"./{name}" for name in made}
     for service in compose["services"].values():
         for name, value in service.get("environment", {}).items():

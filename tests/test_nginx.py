@@ -125,7 +125,11 @@ def front(tmp_path_factory: pytest.TempPathFactory, service: Persistd) -> Iterat
 
 def test_nginx_understands_every_line(tmp_path: Path) -> None:
     file = adapted(tmp_path, "127.0.0.1:8001", 8443, {})
-    file.write_text(file.read_text().replace("127.0.0.1:8443 ssl", "8443 ssl; listen [::]:8443 ssl"))
+    text = file.read_text().replace("127.0.0.1:8443 ssl", "8443 ssl; listen [::]:8443 ssl")
+    # The lines that wait for somebody to need them, too.
+    text, count = re.subn(r"(?m)^( +)#(?=\S.*;$)", r"\1", text.replace("/etc/nginx/clients.pem", f"{tmp_path}/ca.pem"))
+    assert count == 6
+    file.write_text(text)
     command = [str(tools.require("nginx")), "-t", "-q", "-e", "stderr", "-c", str(file), "-g", "pid /dev/null;"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, "[warn]" in done.stderr) == (0, False), done.stderr
@@ -277,6 +281,16 @@ def test_the_clients_address_reaches_the_log_if_the_proxy_is_trusted(tmp_path: P
         assert own["client"] == OPERATOR
         assert "192.0.2.7" not in service.log_text()
         assert not {part for part in (token, prying) if part in front.log.read_text() + service.log_text()}
+
+
+def test_a_unix_socket_leads_to_the_service_as_well(tmp_path: Path) -> None:
+    server = "unix_socket = 'persistd.sock'\ntrusted_proxies = ['unix']\n"
+    with (
+        Persistd(tmp_path, MANUAL, server=server) as service,
+        nginx(tmp_path / "nginx", f"unix:{service.data_dir}/persistd.sock", CLIENTS | NO_LIMITS) as front,
+    ):
+        assert front.client(CLIENT).post(TASKS, content=body("task", task())).status_code == 200
+        assert {line["client"] for line in service.log("request")} == {CLIENT}
 
 
 def test_a_service_that_is_away_is_said_in_json(tmp_path: Path) -> None:

@@ -308,6 +308,23 @@ def test_more_is_not_permitted(place: Place, strict: bool) -> None:
             assert denied.value.args[0] in {1044, 1045, 1142, 1227}, (sql, denied.value)
 
 
+def test_the_simple_way_turns_into_the_strict_one(place: Place) -> None:
+    place.follow(documented(place.sink))
+    assert place() == {}
+    (change,) = (
+        text
+        for text in re.findall(r"(?m)(?:^ +\S.*\n)+", (ROOT / "docs/sinks.rst").read_text())
+        if "REVOKE CREATE" in text and ("OWNER TO" in text) == (place.sink == "postgres")
+    )
+    for statement in re.sub("(?m)^ +", "", change).splitlines():
+        place.admin(re.sub(r"\bpersist\b", place.name, statement))
+    assert place(create_tables=False) == {}
+    for table in (SESSIONS, TASKS):
+        place.admin(f"DROP TABLE {table}")
+    old_schema(place)
+    assert place()["open"] in ("42501", "1142")
+
+
 def test_the_right_to_select_is_enough_to_read(place: Place) -> None:
     place.follow(documented(place.sink, strict=True))
     assert place(create_tables=False) == {}
