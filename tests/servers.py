@@ -472,11 +472,14 @@ class MariaDB(Server):
 
 
 class PgBouncer:
-    """A pooler in transaction mode before a PostgreSQL, with one connection to it: all clients share that."""
+    """A pooler before a PostgreSQL. In transaction mode it has one connection to it, which all clients share."""
 
-    def __init__(self, server: Postgres) -> None:
+    def __init__(self, server: Postgres, *, mode: str = "transaction", behind: int = 0) -> None:
+        """``behind``: the port of what stands between it and the server."""
         self.server = server
         self.port = free_port()
+        self._mode = mode
+        self._behind = behind or server.port
 
     def __enter__(self) -> Self:
         self._directory = Path(tempfile.mkdtemp(prefix="tp-bo-"))
@@ -487,15 +490,17 @@ class PgBouncer:
         configuration = self._directory / "pgbouncer.ini"
         configuration.write_text(
             "[databases]\n"
-            f"* = host=127.0.0.1 port={self.server.port}\n"
+            f"* = host=127.0.0.1 port={self._behind}\n"
             "[pgbouncer]\n"
             "listen_addr = 127.0.0.1\n"
             f"listen_port = {self.port}\n"
             "unix_socket_dir =\n"
             "auth_type = plain\n"
             f"auth_file = {self._directory}/users\n"
-            "pool_mode = transaction\n"
-            "default_pool_size = 1\n"
+            f"pool_mode = {self._mode}\n"
+            f"default_pool_size = {1 if self._mode == 'transaction' else 10}\n"
+            # The default is 15: so long it would not look for the new primary.
+            "server_login_retry = 1\n"
         )
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen([require("pgbouncer"), configuration], stdout=log, stderr=log, **options)

@@ -73,7 +73,7 @@ GALERA: tuple[Tool, ...] = (
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "PostgreSQL server",
-        ("initdb", "postgres", "psql"),
+        ("initdb", "postgres", "pg_basebackup", "psql"),
         {
             "apt-get": (("postgresql",),),
             "dnf": (("postgresql-server",),),

@@ -232,12 +232,13 @@ class Health:
             await asyncio.wait([self._look], timeout=DISK_PATIENCE)
         return self.snapshot()
 
-    async def ping(self) -> HealthSnapshot:
+    async def ping(self, **how: float) -> HealthSnapshot:
         """As :meth:`look`, and after a ping of an idle sink; the ping goes on in the background if it takes longer.
 
-        If the sink can be reached again, a flush that failed is tried at once.
+        If the sink can be reached again, a flush that failed is tried at once. ``how``: for
+        :meth:`~tornado_persist.sinks.runner.SinkRunner.healthy`.
         """
-        await asyncio.gather(self._flusher.runner.healthy(), self.look())
+        await asyncio.gather(self._flusher.runner.healthy(**how), self.look())
         if self._flusher.runner.came_back():
             self._flusher.try_now()
         return self.snapshot()

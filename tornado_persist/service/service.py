@@ -337,10 +337,14 @@ class Service:
 
     async def _watch(self) -> None:
         now = time.monotonic()
-        if self._flusher.runner.up and now - self._watched_at < WATCH_INTERVAL - WATCH_DOWN / 2:
+        if not self._flusher.runner.up:
+            # Also right after a try that failed, and to its end: its success is what starts the next flush.
+            await self._health.ping(wait=WATCH_INTERVAL, max_age=0.0)
+        elif now - self._watched_at > WATCH_INTERVAL - WATCH_DOWN / 2:
+            self._watched_at = now
+            await self._health.ping()
+        else:
             return
-        self._watched_at = now
-        await self._health.ping()
         self._say_status()
 
     def _say_status(self) -> None:

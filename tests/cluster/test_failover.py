@@ -1,0 +1,175 @@
+"""Databases whose primary is killed, or hands over: the service follows without a restart, and nothing is lost.
+
+PostgreSQL by a list of hosts, behind HAProxy with its example of ``conf/``, and behind PgBouncer in both of its modes;
+MariaDB by a list of hosts. Replication is synchronous, so that all that the service was told is committed is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tools
+from tests.cluster.replicas import Source, Standby, follow, status, wait_for_write
+from tests.faults.load import Load
+from tests.process import Persistd, wait_until
+from tests.servers import PgBouncer, Postgres, database_of, free_port
+from tests.sinks.readers import read_mysql, read_postgres
+from tornado_persist.testing import Stored
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+#: Seconds from the moment in which the new primary can be written to until it has a row.
+SOON = 3.0
+#: Seconds that a cluster manager takes to see that the primary is gone.
+DETECTION = 3.0
+
+pytestmark = pytest.mark.alone
+
+
+@pytest.fixture
+def primary() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def haproxy(directory: Path, *servers: Postgres) -> Iterator[int]:
+    """The example before these servers; its port."""
+    text, port = (CONF / "haproxy-postgres.cfg").read_text(), free_port()
+    for example, real in {
+        "127.0.0.1:5000": f"127.0.0.1:{port}",
+        "/etc/haproxy/postgres-is-primary": str(CONF / "postgres-is-primary"),
+        "/usr/local/bin:/usr/bin:/bin": f"{tools.require('psql').parent}:/usr/bin:/bin",
+        "127.0.0.1:5432": f"127.0.0.1:{servers[0].port}",
+        "127.0.0.1:5433": f"127.0.0.1:{servers[1].port}",
+    }.items():
+        assert text.count(example) == 1, example
+        text = text.replace(example, real)
+    file = directory / "haproxy.cfg"
+    file.write_text(text)
+    process = subprocess.Popen([tools.require("haproxy"), "-db", "-q", "-f", str(file)])
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def url(name: str, *ports: int, scheme: str = "postgresql") -> str:
+    return f"{scheme}://persist:secret@{','.join(f'127.0.0.1:{port}' for port in ports)}/{name}"
+
+
+@contextlib.contextmanager
+def way(name: str, directory: Path, database: str, primary: Postgres, standby: Postgres) -> Iterator[str]:
+    """The service's URL, for one way to the servers."""
+    if name == "hosts":
+        yield url(database, primary.port, standby.port)
+        return
+    with haproxy(directory, primary, standby) as port:
+        if name == "haproxy":
+            yield url(database, port)
+        else:
+            with PgBouncer(primary, mode=name.partition(" ")[2], behind=port) as pool:
+                yield pool.url(database)
+
+
+def serve(directory: Path, sink: str, url: str) -> Persistd:
+    return Persistd(directory, f"sink = '{sink}'\n[buffer]\nflush_interval = 1\n[sinks.{sink}]\nurl = '{url}'\n")
+
+
+def settle(service: Persistd, load: Load, stored: Stored) -> None:
+    load.record.check(stored)
+    accounting = service.stats()["accounting"]
+    assert accounting["accepted"] == load.record.acknowledged
+    assert (accounting["pending"], accounting["rejected"]) == (0, 0)
+
+
+def history(service: Persistd) -> str:
+    """The log without its requests."""
+    lines = [line for line in service.log() if line["event"] != "request"]
+    return "\n".join(f"{line['time'][14:23]} {line['event']} {line.get('error', '')}" for line in lines)
+
+
+@pytest.mark.parametrize("name", ["hosts", "haproxy", "pgbouncer session", "pgbouncer transaction"])
+def test_a_postgres_that_is_killed_is_followed_to_its_standby(name: str, primary: Postgres, tmp_path: Path) -> None:
+    database = database_of(primary.fresh_database())
+    with (
+        Standby(primary) as standby,
+        way(name, tmp_path, database, primary, standby) as address,
+        serve(tmp_path, "postgres", address) as service,
+    ):
+        load = Load(service, seed=23, pause=0.02)
+        with load:
+            load.wait_for(50)
+            wait_until(lambda: service.stats()["accounting"]["written"] > 100)
+            primary.kill()
+            time.sleep(DETECTION)
+            alone_later = standby.admin("SHOW synchronous_standby_names")
+            standby.promote()
+            seconds = wait_for_write(standby, database)
+            load.wait_for(50)
+        service.flush()
+        assert seconds < SOON, history(service)
+        assert alone_later == [("",)]
+        settle(service, load, read_postgres(url(database, standby.port)))
+
+
+@pytest.mark.parametrize("name", ["hosts", "haproxy"])
+def test_a_postgres_that_hands_over_and_comes_back_read_only_is_left(
+    name: str, primary: Postgres, tmp_path: Path
+) -> None:
+    database = database_of(primary.fresh_database())
+    with (
+        Standby(primary) as standby,
+        way(name, tmp_path, database, primary, standby) as address,
+        serve(tmp_path, "postgres", address) as service,
+    ):
+        load = Load(service, seed=24, pause=0.02)
+        with load:
+            wait_until(lambda: service.stats()["accounting"]["written"] > 100)
+            primary.stop()
+            standby.promote()
+            seconds = wait_for_write(standby, database)
+            follow(primary, standby)
+            # The list begins with the old primary, which takes connections again.
+            standby.admin(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+                " AND pid <> pg_backend_pid()"
+            )
+            again = wait_for_write(standby, database)
+            load.wait_for(50)
+        service.flush()
+        assert (seconds < SOON, again < SOON) == (True, True), (seconds, again)
+        settle(service, load, read_postgres(url(database, standby.port)))
+        wait_until(lambda: read_postgres(url(database, primary.port)) == read_postgres(url(database, standby.port)))
+
+
+@pytest.mark.parametrize("how", ["killed", "read-only"])
+def test_a_mariadb_is_followed_to_its_replica(how: str, tmp_path: Path) -> None:
+    with Source() as source, source.replica() as replica:
+        database = database_of(source.fresh_database())
+        address = url(database, source.port, replica.port, scheme="mysql")
+        with serve(tmp_path, "mysql", address) as service:
+            load = Load(service, seed=25, pause=0.02)
+            with load:
+                wait_until(lambda: service.stats()["accounting"]["written"] > 100)
+                if how == "killed":
+                    source.kill()
+                    time.sleep(DETECTION)
+                else:  # its connections stay
+                    source.admin("SET GLOBAL read_only = 1")
+                    time.sleep(DETECTION)
+                    assert status(source, "Rpl_semi_sync_master_clients") == "1"
+                replica.promote()
+                seconds = wait_for_write(replica, database)
+                load.wait_for(50)
+            service.flush()
+            assert seconds < SOON, history(service)
+            settle(service, load, read_mysql(url(database, replica.port, scheme="mysql")))
+            if how == "read-only":
+                assert len(read_mysql(url(database, source.port, scheme="mysql"))["task"]) > 0
