@@ -87,9 +87,9 @@ def go(app: Api, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """While it is not set, no batch is accepted or refused."""
     accept, event = app.ingest.accept, asyncio.Event()
 
-    async def slowly(*args: Any) -> Any:
+    async def slowly(*args: Any, **options: Any) -> Any:
         await event.wait()
-        return await accept(*args)
+        return await accept(*args, **options)
 
     monkeypatch.setattr(app.ingest, "accept", slowly)
     return event

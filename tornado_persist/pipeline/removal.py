@@ -102,7 +102,6 @@ class Remover:
             BatchRejected: the sink refuses it (a foreign key, for instance); it may be partly deleted.
             SinkUnavailable, FlushFailed, NotAccepting: it cannot be done now; it may be partly deleted.
         """
-
         with self._backlog.watching([session_id]) as watch, self._work("request", session_id=session_id) as work:
             await self._flush(timeout)
             _refuse_newer(watch, f"session {session_id}")
