@@ -9,6 +9,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from tornado_persist.errors import NotReadable, ReadFailed, SinkUnavailable
@@ -26,6 +27,7 @@ READ_TIMEOUT = 5.0
 THREADS = 2
 
 _SLOW = f"The read took more than {READ_TIMEOUT:g} seconds; ask for fewer rows, or with other conditions"
+_BUSY = f"Other reads have kept the database busy for {READ_TIMEOUT:g} seconds; try again later"
 
 
 class Page(NamedTuple):
@@ -71,6 +73,13 @@ class Reader(ABC):
         """For each of these sessions that has tasks: how many of each status."""
 
 
+@dataclass(slots=True)
+class _Call:
+    function: Callable[[Reader], Any]
+    future: asyncio.Future[Any]
+    begun: bool = False
+
+
 class ReadPool:
     """Runs reads in ``THREADS`` daemon threads, which start with the first read."""
 
@@ -78,8 +87,7 @@ class ReadPool:
         """``make`` is :meth:`Sink.reader`; ``name`` the sink's."""
         self._name = name
         self._readers = [reader for _ in range(THREADS) if (reader := make())]
-        self._calls: queue.SimpleQueue[tuple[Callable[[Reader], Any], asyncio.Future[Any]] | None]
-        self._calls = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._threads: list[threading.Thread] = []
         self._waiting: set[asyncio.Future[Any]] = set()
@@ -101,12 +109,13 @@ class ReadPool:
         future: asyncio.Future[T] = self._loop.create_future()
         self._waiting.add(future)
         future.add_done_callback(self._waiting.discard)
-        self._calls.put((function, future))
+        call = _Call(function, future)
+        self._calls.put(call)
         try:
             async with asyncio.timeout(READ_TIMEOUT + 0.5):  # what the database says at its limit tells more
                 return await future
         except TimeoutError:
-            raise ReadFailed(_SLOW) from None
+            raise ReadFailed(_SLOW if call.begun else _BUSY) from None
 
     async def close(self, timeout: float = 1.0) -> None:
         """Close the connections; after ``timeout`` seconds abandon reads that still run. Never raises."""
@@ -134,9 +143,10 @@ class ReadPool:
     def _run(self, reader: Reader) -> None:
         is_open = False
         while (call := self._calls.get()) is not None:
-            function, future = call
+            function, future = call.function, call.future
             if future.done():  # nobody waits any more
                 continue
+            call.begun = True
             result: Any = None
             error: BaseException | None = None
             began = time.monotonic()

@@ -1,0 +1,63 @@
+"""The threads that read: what callers are told when reads take too long, and when the pool is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tornado_persist.errors import NotReadable, ReadFailed
+from tornado_persist.sinks import reader
+from tornado_persist.sinks.reader import ReadPool
+from tornado_persist.testing import MemorySink
+
+GO = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(reader, "READ_TIMEOUT", 0.0)  # and half a second of grace
+    GO.clear()
+    yield
+    GO.set()
+
+
+def blocked(of: Any) -> bool:
+    return GO.wait(30)
+
+
+@pytest.mark.gen_test
+async def test_a_read_that_waited_for_others_is_not_told_that_it_was_slow() -> None:
+    sink = MemorySink()
+    sink.open()
+    pool = ReadPool(sink.reader, sink.name)
+    slow = [asyncio.create_task(pool.read(blocked)) for _ in range(reader.THREADS)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(ReadFailed, match="Other reads have kept the database busy"):
+        await pool.read(lambda reader: 1)
+    for one in slow:
+        with pytest.raises(ReadFailed, match="The read took more than"):
+            await one
+    GO.set()
+    assert await pool.read(lambda reader: 1) == 1
+    await pool.close()
+
+
+@pytest.mark.gen_test
+async def test_reads_that_wait_for_a_pool_that_is_closed_end() -> None:
+    sink = MemorySink()
+    sink.open()
+    pool = ReadPool(sink.reader, sink.name)
+    reads = [asyncio.create_task(pool.read(blocked)) for _ in range(reader.THREADS + 1)]
+    await asyncio.sleep(0.01)
+    await pool.close(timeout=0.05)
+    for read in reads:
+        with pytest.raises(ReadFailed, match="The sink was closed"):
+            await read
+    with pytest.raises(ReadFailed, match="The sink is closed"):
+        await pool.read(lambda reader: 1)
+    with pytest.raises(NotReadable):
+        await ReadPool(lambda: None, "other").read(lambda reader: 1)
