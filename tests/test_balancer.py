@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +24,7 @@ CONF = Path(__file__).parent.parent / "conf"
 #: Another address of this machine's; only Linux has all of 127.0.0.0/8.
 CLIENT = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 TASKS = "/api/v1/persistence/tasks/batch"
+MANUAL = "[buffer]\nflush_interval = 3600\n"
 
 
 @contextlib.contextmanager
@@ -97,3 +101,82 @@ def test_a_session_stays_on_one_instance_and_the_death_of_one_stops_no_batch(tmp
         assert {key[0]: row["updated_at"] for key, row in stored.items()} == {
             f"s{session}": at for session, at in latest.items()
         }
+
+
+def test_nginx_as_the_page_says_keeps_sessions_and_sends_a_batch_to_another_instance_when_one_dies(
+    tmp_path: Path,
+) -> None:
+    page = (CONF.parent / "docs" / "scaling.rst").read_text()
+    upstream, location = (
+        textwrap.dedent(block) for block in re.findall(r"\.\. code-block:: nginx\n\n((?:    .*\n|\n)+)", page)
+    )
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        instances = []
+        for number in range(3):
+            (tmp_path / f"{number}").mkdir()
+            instances.append(stack.enter_context(Persistd(tmp_path / f"{number}", MANUAL)))
+            upstream = upstream.replace(f"127.0.0.1:{8001 + number}", instances[-1].url.removeprefix("http://"))
+        file = tmp_path / "nginx.conf"
+        names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = "".join(f"{name}_temp_path {tmp_path}/{name};\n" for name in names)
+        file.write_text(
+            f"{'user root;' if os.geteuid() == 0 else ''} worker_processes 1; pid {tmp_path}/pid; daemon off;\n"
+            f"error_log stderr; events {{}}\nhttp {{ access_log off;\n{temporary}{upstream}\nserver {{\n"
+            f"listen 127.0.0.1:{port}; location / {{\n{location}proxy_http_version 1.1;\n"
+            "proxy_set_header Connection ''; proxy_set_header Host localhost; proxy_pass http://persistd;\n} } }\n"
+        )
+        process = subprocess.Popen([tools.require("nginx"), "-e", "stderr", "-c", str(file)])
+        stack.callback(process.wait, 10)
+        stack.callback(process.terminate)
+        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20))
+
+        def serves() -> bool:
+            assert process.poll() is None, "nginx has ended"
+            with contextlib.suppress(httpx.TransportError):
+                return client.get("/health/ready").status_code == 200
+            return False
+
+        wait_until(serves)
+
+        def post_all() -> None:
+            for session in range(30):
+                rows = {"tasks": [task(session_id=f"s{session}")]}
+                answer = client.post(TASKS, json=rows, headers={"X-Session-ID": f"s{session}"})
+                assert answer.status_code == 200, answer.text
+
+        def taken(*which: Persistd) -> list[int]:
+            return [one.stats()["accounting"]["accepted"] for one in which]
+
+        post_all()
+        before = taken(*instances)
+        assert (sum(before), min(before) > 2) == (30, True), before
+        post_all()
+        assert taken(*instances) == [2 * count for count in before], "each session where it was"
+        instances[0].kill()
+        post_all()
+        assert sum(taken(*instances[1:])) == 2 * sum(before[1:]) + 30
+
+
+def test_what_is_flushed_everywhere_before_a_delete_stays_deleted_and_what_waits_elsewhere_comes_back(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """As the page says under "What is not promised"."""
+    config = f"sink = 'postgres'\n{MANUAL}[sinks.postgres]\nurl = '{postgres_url}'\nwriters = 'several'\n"
+    with contextlib.ExitStack() as stack:
+        for name in "ab":
+            (tmp_path / name).mkdir()
+        one, other = (stack.enter_context(Persistd(tmp_path / name, config)) for name in "ab")
+        for session in ("flushed", "waiting"):
+            one.post("task", task("t", session_id=session, context="first"))
+        one.flush()
+        other.post("task", task("t", session_id="flushed", status="processing"))
+        other.flush()
+        late = other.post("task", task("t", session_id="waiting", status="processing")).json()["timestamp"]
+        for session in ("flushed", "waiting"):
+            assert one.http.delete(f"/api/v1/persistence/sessions/{session}").status_code == 200
+        assert read_postgres(postgres_url)["task"] == {}
+        other.flush()
+        ((key, row),) = read_postgres(postgres_url)["task"].items()
+        assert (key, row["status"], row["context"]) == (("waiting", "t"), "processing", None)
+        assert (row["created_at"], row["updated_at"]) == (late, late)

@@ -221,6 +221,7 @@ def test_the_glossary_has_every_term() -> None:
     terms = re.findall(r"^   (\S.*)\n      \S", text, re.MULTILINE)
     wanted = {"journal", "segment", "record", "cursor", "checkpoint", "group commit", "batch", "row", "merge", "flush"}
     wanted |= {"chunk", "sink", "upsert", "dead letter", "backlog", "backoff", "drain"}
+    wanted |= {"instance", "sticky routing", "guard", "fail-over"}
     assert wanted <= set(terms)
     assert len(terms) == len(set(terms))
     assert "<glossary.rst>" in (DOCS / "index.rst").read_text(encoding="utf-8")
