@@ -13,6 +13,7 @@ import sys
 import textwrap
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -25,7 +26,12 @@ from tests.test_config import flat, keys
 from tornado_persist import service
 from tornado_persist.cli import program
 from tornado_persist.config import loading
-from tornado_persist.sinks import registry
+from tornado_persist.errors import InvalidBatch
+from tornado_persist.pipeline import ingest
+from tornado_persist.records import freejson, models
+from tornado_persist.sinks import reader, registry
+from tornado_persist.telemetry import refusals
+from tornado_persist.web import base, bodies, reading, server
 from tornado_persist.web.app import ROUTES
 from tornado_persist.web.base import GetHandler
 
@@ -298,3 +304,30 @@ def test_a_mistake_in_the_table_of_the_documented_sink_is_named(tmp_path: Path, 
     done = persistd("check", "-c", "c.toml", cwd=tmp_path, PYTHONPATH=str(installed))
     problem = "sinks.keyvalue.paht: this key is not known (did you mean path?)"
     assert (done.returncode, done.stderr) == (2, f"persistd: c.toml, line 3: {problem}\n")
+
+
+def test_the_fixed_limits_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "security.rst").read_text().partition("Fixed:")[2].partition("---")[0]
+    rows = dict(re.findall(r"^   \* - (.+)\n     - (.+)$", text, re.MULTILINE))
+    expected: dict[str, Sequence[float]] = {
+        "Request line and headers": [server.MAX_HEADER_BYTES >> 10],
+        "``Content-Type``": [bodies.LONGEST_TYPE],
+        "``X-Persist-After``": [ingest.MOST_AHEAD.total_seconds()],
+        "A body over": [base.PATIENCE],
+        "A client that sends on": [server.LINGER],
+        "Members": [bodies.MOST_MEMBERS],
+        "A text": [models.MAX_TEXT, 255, 512, 50, models.MAX_KEY],
+        "Nesting": [models.MAX_DEPTH],
+        "A number": [freejson.MAX_NUMBER],
+        "Errors": [InvalidBatch.MAX_ERRORS],
+        "``detail``": [InvalidBatch.MAX_MESSAGE, InvalidBatch.MAX_STEP],
+        "Rows of a page": [reading.MOST_ROWS, reading.MOST_UNFINISHED],
+        "A read": [reader.READ_TIMEOUT],
+        "Log lines": [1, refusals.LINES_A_SECOND, refusals.EVERY],
+        "A client's text": [refusals.LONGEST],
+        "Descriptors": [server.RESERVED],
+    }
+    for name, numbers in expected.items():
+        (found,) = (value for row, value in rows.items() if row.startswith(name))
+        told = [float(number) for number in re.findall(r"[0-9]+", found.replace(",", "").replace("one in", ""))]
+        assert [number for number in numbers if number not in told] == [], name

@@ -210,6 +210,31 @@ def test_the_load_of_the_fault_tests_over_tls_and_kill_9(tmp_path: Path, keys: P
         load.record.check(read_sqlite(service.data_dir / "persist.db"))
 
 
+@pytest.mark.parametrize(
+    "head",
+    [b"GET / HTTP/1.1\r\nHost: localhost\r\nX: %b" % (b"x" * 100_000), b"x" * 200_000],
+    ids=["header", "line"],
+)
+def test_a_head_that_is_too_long_is_answered_in_json_and_counted(tmp_path: Path, keys: Path, head: bytes) -> None:
+    with Persistd(tmp_path, table(keys)) as service:
+        plain = socket.create_connection(("127.0.0.1", port(service)), 10)
+        with plain, context(keys).wrap_socket(plain, server_hostname="127.0.0.1") as secured:
+            with contextlib.suppress(OSError):  # it need not read all of it
+                secured.sendall(head)
+            answer = b""
+            with contextlib.suppress(OSError):
+                while more := secured.recv(65536):
+                    answer += more
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.endswith(b'{"detail": "The request is not valid HTTP"}\n')
+        line = service.wait_for_log("batch refused")
+        assert (line["reason"], line["msg"]) == ("malformed", "A line or the head is too long")
+        with httpx.Client(base_url=service.url, verify=context(keys)) as http:
+            assert http.get("/health/live").status_code == 200
+        assert service.stop() == 0
+        assert "Traceback" not in service.log_text()
+
+
 # The Unix socket.
 
 

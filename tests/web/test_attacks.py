@@ -10,12 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.process import Persistd
+from tests.process import Persistd, wait_until
 from tests.records.test_bodies import HEAVY, SIZE, TASK
 from tests.rows import body, task
 from tests.web.test_http import BATCH, get, post
@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", rea
 
 #: Seconds that another client may wait for its answer. Measured: 0.08 on two cores.
 STALL = 0.25
+#: Seconds until what is not worth reading is refused. Measured: 0.002 and 0.007.
+REFUSED = 0.05
 #: MiB of memory more than when idle. Measured: 150.
 MEMORY = 400
 
@@ -125,6 +127,44 @@ def test_no_request_holds_the_others_or_takes_much_memory(service: Persistd, num
 )
 def test_no_compressed_body_holds_the_others(service: Persistd, packed: bytes) -> None:
     assert stall(service, post(BATCH, packed, "Content-Encoding: gzip"), 400, 413) < STALL
+
+
+@pytest.mark.parametrize("size", [1 << 20, SIZE], ids=["1 MiB", "10 MiB"])
+def test_a_body_of_many_gzip_members_is_refused_at_once(service: Persistd, size: int) -> None:
+    member = gzip.compress(b"")
+    packed = member * ((size - 100) // len(member)) + gzip.compress(b"{}")
+    request = post(BATCH, packed, "Content-Encoding: gzip")
+    shortest = float("inf")
+    for _ in range(5):
+        with connect(service) as client:
+            client.sendall(request[:-1])
+            time.sleep(0.1)  # until it has read what came
+            began = time.monotonic()
+            client.sendall(request[-1:])
+            assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+            shortest = min(shortest, time.monotonic() - began)
+    assert shortest < REFUSED
+
+
+def test_hundreds_of_slow_bodies_and_half_heads_take_little_memory_and_leave_the_log_quiet(tmp_path: Path) -> None:
+    started = post(BATCH, body("task", task("slow", source_text="x" * (9 << 20))))[: 1 << 20]
+    with Persistd(tmp_path, server="header_timeout = 2.0\nbody_timeout = 2.0\nmax_connections = 500\n") as service:
+        before, lines = mebibytes(service, "VmRSS"), len(service.log())
+        with ExitStack() as stack:
+            for sent in (started, b"GET /health HTTP/1.1\r\nHost: loc"):
+                for _ in range(200):
+                    client = stack.enter_context(connect(service))
+                    client.settimeout(0.05)
+                    with suppress(OSError):  # what is over server.max_inflight_bytes is refused and not read
+                        client.sendall(sent)
+            # Meanwhile it answers others.
+            assert service.http.get("/health/live").status_code == 200
+            assert service.post("task", task("good")).status_code in (200, 503)
+            assert mebibytes(service, "VmHWM") - before < MEMORY
+            wait_until(lambda: service.post("task", task("good")).status_code == 200, "room for bodies")
+        told = [line for line in service.log()[lines:] if line["event"] != "request"]
+        assert len(told) < 50
+        assert "Traceback" not in service.log_text()
 
 
 def test_clients_that_go_away_within_large_bodies_leave_no_memory_behind(service: Persistd) -> None:
