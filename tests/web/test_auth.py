@@ -245,6 +245,7 @@ def test_origins(tmp_path: Path) -> None:
         asked = {"Access-Control-Request-Method": "POST"}
         answer = service.http.options(TASKS, headers={"Origin": trusted, **asked})
         assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (204, trusted)
+        assert {"Authorization", "X-Persist-After"} <= {*answer.headers["Access-Control-Allow-Headers"].split(", ")}
         answer = service.http.options(TASKS, headers={"Origin": "http://evil.example", **asked})
         assert answer.status_code in (403, 405)
         assert "Access-Control-Allow-Origin" not in answer.headers

@@ -23,6 +23,7 @@ from tornado_persist.records.models import STATUSES
 from tornado_persist.records.rules import UnknownFields
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
+from tornado_persist.telemetry.refusals import Quota
 from tornado_persist.web import handlers, history, openapi, pages, prometheus, reading, removal
 from tornado_persist.web.auth import Access
 from tornado_persist.web.base import Handler, NotFound
@@ -117,6 +118,8 @@ class Api(Application):
         self._max_batch = max_batch
         self._unknown_fields = unknown_fields
         self._statuses = statuses
+        #: Which tracebacks are logged.
+        self.bugs = Quota()
         #: The requests in progress, from their headers to the end of the answer.
         self.requests: set[Handler] = set()
         super().__init__(list(ROUTES), default_handler_class=NotFound, cross_origin_protection=True)

@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -73,7 +74,7 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 #: What a page of a trusted origin may send and read besides the usual.
-_CORS_REQUEST = "Authorization, Content-Encoding, Content-Type, X-Request-ID"
+_CORS_REQUEST = "Authorization, Content-Encoding, Content-Type, X-Persist-After, X-Persist-At, X-Request-ID"
 _CORS_ANSWER = "Retry-After, WWW-Authenticate, X-Request-ID"
 
 
@@ -318,9 +319,12 @@ class Handler(RequestHandler):
         tb: TracebackType | None,
     ) -> None:
         """Log a traceback, but only for bugs: the answer tells the client everything else."""
-        if not isinstance(value, HTTPError | PersistError):
+        if isinstance(value, HTTPError | PersistError):
+            return
+        held = self.application.bugs.take((type(self), typ), time.monotonic())
+        if held is not None:  # else a client that has found a bug could fill the disk
             where = {"method": self.request.method, "path": self.request.path, "request_id": self.request_id}
-            logger.error("a bug in a request handler", **where, exc_info=(typ, value, tb))
+            logger.error("a bug in a request handler", **where, held_back=sum(held), exc_info=(typ, value, tb))
 
 
 _UNIMPLEMENTED = RequestHandler.get
