@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,4 +118,6 @@ def wait_for_write(server: Server, database: str) -> float:
     """Seconds until the server has written a task that it has not yet."""
     began, before = time.monotonic(), newest(server, database)
     wait_until(lambda: newest(server, database) > before, "a write")
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    sys.stdout.write(f"the first row came after {seconds:.2f} s\n")  # pytest -s shows it
+    return seconds

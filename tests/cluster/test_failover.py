@@ -18,6 +18,7 @@ from tests import tools
 from tests.cluster.replicas import Source, Standby, follow, status, wait_for_write
 from tests.faults.load import Load
 from tests.process import Persistd, wait_until
+from tests.rows import session
 from tests.servers import PgBouncer, Postgres, database_of, free_port
 from tests.sinks.readers import read_mysql, read_postgres
 from tornado_persist.testing import Stored
@@ -149,6 +150,11 @@ def test_a_postgres_that_hands_over_and_comes_back_read_only_is_left(
         wait_until(lambda: read_postgres(url(database, primary.port)) == read_postgres(url(database, standby.port)))
 
 
+def read(service: Persistd, key: str) -> set[int]:
+    """How fresh reads of a session are answered, over all of the service's connections for reads."""
+    return {service.http.get(f"/api/v1/persistence/sessions/{key}").status_code for _ in range(8)}
+
+
 @pytest.mark.parametrize("how", ["killed", "read-only"])
 def test_a_mariadb_is_followed_to_its_replica(how: str, tmp_path: Path) -> None:
     with Source() as source, source.replica() as replica:
@@ -158,6 +164,7 @@ def test_a_mariadb_is_followed_to_its_replica(how: str, tmp_path: Path) -> None:
             load = Load(service, seed=25, pause=0.02)
             with load:
                 wait_until(lambda: service.stats()["accounting"]["written"] > 100)
+                assert read(service, "none") == {404}
                 if how == "killed":
                     source.kill()
                     time.sleep(DETECTION)
@@ -171,5 +178,7 @@ def test_a_mariadb_is_followed_to_its_replica(how: str, tmp_path: Path) -> None:
             service.flush()
             assert seconds < SOON, history(service)
             settle(service, load, read_mysql(url(database, replica.port, scheme="mysql")))
+            service.post("session", session("after"))
+            assert read(service, "after") == {200}, "and not what the old primary still has"
             if how == "read-only":
                 assert len(read_mysql(url(database, source.port, scheme="mysql"))["task"]) > 0

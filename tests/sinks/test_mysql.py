@@ -723,3 +723,11 @@ def test_a_users_time_limit_for_a_statement_does_not_matter(
         sink = make()
         sink.open()
         sink.write(Batch(tasks=[task(f"{number}") for number in range(30)]))
+
+
+def test_a_silent_machine_is_noticed_by_tcp(sink: MySQLSink) -> None:
+    assert sink._connection is not None
+    driver = mysql._driver(sink._connection)
+    assert driver._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+    assert driver._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+    assert driver._read_timeout == 60, "and a statement has its time"

@@ -107,12 +107,15 @@ class MySQLSink(SQLSink[MySQLSettings]):
         #: Why rows do not go by MariaDB's bulk command; empty if they do, or on a server that never has it.
         self._no_bulk = ""
         self._broke_at_bulk = False
+        #: The host that rows go to, if there are several.
+        self._place: dict[str, Any] = {}
 
     @property
     def address(self) -> str:
         return self.settings.address
 
-    def _create_engine(self) -> Engine:
+    def _create_engine(self, place: Mapping[str, Any] | None = None) -> Engine:
+        """``place``: the only host to connect to."""
         url = self.settings.parsed
         limit = self.settings.answer_timeout
         timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": limit, "write_timeout": limit}
@@ -133,7 +136,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
             isolation_level="REPEATABLE READ",
             connect_args=arguments,
         )
-        event.listen(engine, "do_connect", partial(_connect, places or [{}]))
+        event.listen(engine, "do_connect", partial(_connect, [place] if place else places or [{}]))
         return engine
 
     def open(self) -> None:
@@ -146,7 +149,9 @@ class MySQLSink(SQLSink[MySQLSettings]):
     def _check(self, connection: Connection) -> None:
         # A command and some room for what the server counts besides.
         self._packet = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one()) - 16
-        self._try_bulk(_driver(connection))
+        driver = _driver(connection)
+        self._place = {"host": driver.host, "port": driver.port} if "," in self.address else {}
+        self._try_bulk(driver)
         for kind, column in [(owner, name) for owner in KINDS for name in KEYS[owner]]:
             collation = connection.execute(
                 text(
@@ -299,7 +304,8 @@ class MySQLSink(SQLSink[MySQLSettings]):
         _query(insert.driver, f"SET {', '.join(used)}".encode())
 
     def _connect_reader(self) -> Connection:
-        connection = super()._connect_reader()
+        # In a cluster another node may not have yet what this one has.
+        connection = self._create_engine(self._place).connect()
         driver = _driver(connection)
         driver.limit(READ_TIMEOUT + 1)
         maria = getattr(connection.dialect, "is_mariadb", False)

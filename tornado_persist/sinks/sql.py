@@ -77,6 +77,8 @@ class SQLSink(Sink[SQLSettingsT]):
         self._engine: Engine | None = None
         self._connection: Connection | None = None
         self._description = self.name
+        #: How often it was opened.
+        self._openings = 0
         self._guarded = settings.writers == "several"
 
     # What differs
@@ -166,7 +168,7 @@ class SQLSink(Sink[SQLSettingsT]):
     # The interface
 
     def reader(self) -> SQLReader:
-        return SQLReader(self._connect_reader, self._begin_read, self._faults)
+        return SQLReader(self._connect_reader, self._begin_read, self._faults, lambda: self._openings)
 
     def open(self) -> None:
         self.close()
@@ -187,6 +189,7 @@ class SQLSink(Sink[SQLSettingsT]):
                     self._check_keys(connection, *KINDS)
                     self._check(connection)
                     self._description = self._describe(connection)
+            self._openings += 1
         except BaseException:
             self.close()
             raise

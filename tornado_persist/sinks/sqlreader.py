@@ -54,14 +54,20 @@ class SQLReader(Reader):
         connect: Callable[[], Connection],
         begin: Callable[[Connection], None],
         faults: Callable[[], AbstractContextManager[None]],
+        openings: Callable[[], int],
     ) -> None:
-        """``begin`` begins a read-only transaction with one snapshot and a time limit; ``faults`` translates errors."""
-        self._connect, self._begin, self._faults = connect, begin, faults
+        """``begin`` begins a read-only transaction with one snapshot and a time limit; ``faults`` translates errors.
+
+        ``openings``: how often the sink was opened. After another time this connection may lead to another server.
+        """
+        self._connect, self._begin, self._faults, self._openings = connect, begin, faults, openings
+        self._opened_at = 0
         self._connection: Connection | None = None
         self._columns: dict[Kind, set[str]] = {}
 
     def open(self) -> None:
         self.close()
+        self._opened_at = self._openings()
         with self._faults():
             self._connection = self._connect()
         for kind in KINDS:
@@ -98,6 +104,9 @@ class SQLReader(Reader):
         return found
 
     def _run(self, function: Callable[[Connection], Any]) -> Any:
+        if self._opened_at != self._openings():
+            # The sink may write to a new primary by now, and the old one may still answer with what it had.
+            self.open()
         connection = self._connection
         with self._faults():
             if connection is None or connection.invalidated:
