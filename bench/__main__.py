@@ -17,6 +17,8 @@ from bench.services import ROOT
 from bench.workloads import WORKLOADS, Figures, Scale
 from tests.servers import Server
 
+#: A Galera cluster of three nodes is for one workload only.
+GALERA = "galera"
 SINKS = ("sqlite", "postgres", "mysql", "jsonl")
 
 
@@ -40,7 +42,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         for sink in dict.fromkeys(options.sink):
-            for name in dict.fromkeys(options.workload):
+            for name in ["instances"] if sink == GALERA else dict.fromkeys(options.workload):
                 print(f"{time.monotonic() - began:5.0f} s  {sink}: {name}", file=sys.stderr)
                 try:
                     with Field(sink, servers, options.against) as field:
@@ -78,7 +80,14 @@ def _columns(values: list[float]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/run", description="Measure the service beside others.")
-    parser.add_argument("--sink", nargs="+", choices=SINKS, default=list(SINKS), metavar="NAME", help=", ".join(SINKS))
+    parser.add_argument(
+        "--sink",
+        nargs="+",
+        choices=(*SINKS, GALERA),
+        default=list(SINKS),
+        metavar="NAME",
+        help=f"{', '.join(SINKS)}; {GALERA} for instances",
+    )
     parser.add_argument(
         "--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME", help=", ".join(WORKLOADS)
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,8 @@ from typing import Any, Self
 from bench.load import Load, Sample, send
 from bench.services import PLACES, ROOT, Bare, Datasette, Handwritten, Persistd, Service
 from bench.stores import INDEX, TABLE, TIMES, LinesStore, SQLStore, Store
-from tests.servers import MariaDB, Postgres, Server
+from tests.cluster.galera import Cluster
+from tests.servers import MariaDB, Postgres, Server, _family
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 
@@ -51,7 +53,9 @@ class Field:
 
     def __init__(self, sink: str, servers: dict[str, Server], other: Path | None) -> None:
         """``other``: the root of another checkout, instead of the peers."""
-        self.sink, self.other, self._servers = sink, other, servers
+        self.galera = sink == "galera"
+        self.sink, self.other, self._servers = "mysql" if self.galera else sink, other, servers
+        self._cluster: Cluster | None = None
         self._stack = ExitStack()
         self._root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="tp-bench-")))
         self._numbers = itertools.count()
@@ -101,6 +105,33 @@ class Field:
         self._stack.callback(sink.close)
         sink.open()
         return sink
+
+    def instances(self, count: int) -> list[Persistd]:
+        """So many instances over one database; of a Galera cluster each has a node of its own."""
+        if self.galera:
+            cluster = self._stack.enter_context(Cluster()) if self._cluster is None else self._cluster
+            self._cluster = cluster
+            name = f"bench_{next(self._numbers)}"
+            cluster.nodes[0]._create(name)
+            places = [node.url(name) for node in cluster.nodes]
+        else:
+            places = [self._place(self._root)[0]] * 3
+        made = []
+        for number, place in enumerate(places[:count]):
+            service = Persistd(f"{number}", self._directory(), ROOT, self.sink, place, {}, several=True)
+            self._add(service, None)
+            made.append(service)
+        return made
+
+    def server_cpu(self) -> float:
+        """Seconds of processor time that the database servers have used so far."""
+        servers = self._cluster.nodes if self._cluster else [self.server]
+        ticks = 0
+        for pid in [pid for server in servers for pid in _family(server.pid)]:
+            with suppress(OSError):  # it has ended
+                # User and system time, its own and that of the children it has waited for.
+                ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def peer(self) -> list[Contender]:
         """The usual alternative; none beside another checkout, or for JSON lines."""

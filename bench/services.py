@@ -133,10 +133,15 @@ class Persistd(Service):
         *,
         token: bool = False,
         tls: bool = False,
+        several: bool = False,
     ) -> None:
-        """``place``: the sink's URL, file or directory; ``buffer``: settings of that table."""
+        """``place``: the sink's URL, file or directory; ``buffer``: settings of that table.
+
+        ``several``: other instances write there, too.
+        """
         self.root, self.sink, self.place, self.buffer = root, sink, place, buffer
         self._more: dict[str, dict[str, Any]] = {}
+        self._writers = {"writers": "several"} if several else {}
         if token:
             # One among several, as in production.
             made = [tokens.make(f"client-{number}", SCOPES) for number in range(20)]
@@ -152,7 +157,7 @@ class Persistd(Service):
         tables: dict[str, dict[str, Any]] = {
             "server": {"host": "127.0.0.1", "port": self.port},
             "buffer": {"flush_timeout": 300.0, **self.buffer},
-            f"sinks.{self.sink}": {PLACES.get(self.sink, "url"): self.place},
+            f"sinks.{self.sink}": {PLACES.get(self.sink, "url"): self.place, **self._writers},
             **self._more,
         }
         lines = [f"data_dir = {json.dumps(str(self.directory / 'data'))}", f'sink = "{self.sink}"']

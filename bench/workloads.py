@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -220,6 +221,32 @@ def guard(field: Field, scale: Scale) -> Iterator[list[Figures]]:
     yield [Figures(f"guard, {UPDATES:,} updates", measure, values) for measure, values in times.items()]
 
 
+def instances(field: Field, scale: Scale) -> Iterator[list[Figures]]:
+    """One, two and three instances over one database. They share this machine: only the processor time a row tells."""
+    if field.sink not in ("postgres", "mysql"):
+        return
+    groups = {name: field.instances(count) for count, name in enumerate(("this", "2 instances", "3 instances"), 1)}
+    values: dict[str, dict[str, list[float]]] = {}
+
+    def turn(name: str, number: int) -> None:
+        group, rows = groups[name], scale.rows
+        before = field.server_cpu()
+        loads = [Load((3 * number + place) * SPACE, rows // len(group)) for place in range(len(group))]
+        with ThreadPoolExecutor(len(group)) as pool:
+            samples = [*pool.map(send, group, loads)]
+        cpu = sum(sample.cpu or 0.0 for sample in samples)
+        measures = {
+            "rows/s": rows / max(sample.accepting + sample.flushing for sample in samples),
+            "instances' CPU µs/row": cpu / rows * 1e6,
+            "server's CPU µs/row": (field.server_cpu() - before) / rows * 1e6,
+        }
+        for measure, value in measures.items():
+            values.setdefault(measure, {}).setdefault(name, []).append(value)
+
+    take_turns([*groups], scale.rounds, turn)
+    yield [Figures(f"instances, {scale.rows:,} rows", measure, found) for measure, found in values.items()]
+
+
 def _updates(number: int) -> Batch:
     """Whole rows with the same keys each time, and as times the days of one year."""
     made = []
@@ -275,5 +302,6 @@ WORKLOADS: dict[str, Callable[[Field, Scale], Iterator[list[Figures]]]] = {
     "replay": replay,
     "reads": reads,
     "guard": guard,
+    "instances": instances,
     "protected": protected,
 }

@@ -65,6 +65,7 @@ def fuzz_examples(request: pytest.FixtureRequest) -> int:
 #: Where the longest tests are: they are given out first, lest one process is left with them at the end. Most of those
 #: that are to be alone come later, in company of short ones, for whose end they do not wait long.
 LONG = (
+    "tests/cluster/test_galera.py",
     *("tests/faults/test_kill.py", "tests/faults/test_bad_rows.py", "tests/faults/test_memory.py"),
     *("tests/web/test_description.py", "tests/web/test_dashboard.py", "tests/cli/test_daemon.py"),
 )

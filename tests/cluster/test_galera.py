@@ -28,7 +28,7 @@ from tornado_persist.records.queries import Query
 from tornado_persist.sinks.mysql import MySQLSettings, MySQLSink
 from tornado_persist.testing import Stored
 
-pytestmark = [galera.needs_transfer, pytest.mark.alone]
+pytestmark = galera.needs_transfer
 
 #: Seconds from the cluster's own recovery until rows are written as before.
 BACK = 10
@@ -144,14 +144,15 @@ def isolate_node(bench: Bench) -> float:
         bench.cluster.wait()
 
 
+@pytest.mark.alone
 def test_lost_nodes_and_instances_under_load_cost_no_row_and_all_nodes_agree(
-    cluster: Cluster, database: str, tmp_path: Path, request: pytest.FixtureRequest
+    cluster: Cluster, database: str, tmp_path: Path, soak: int
 ) -> None:
     seed = time.time_ns() % 10**9
     sys.stdout.write(f"seed {seed}\n")
     rng = random.Random(seed)
     faults: list[Callable[[Bench], float]] = [kill_node, kill_instance, stop_node, isolate_node]
-    for _ in range((request.config.getoption("--soak") or len(faults)) - len(faults)):
+    for _ in range((soak or len(faults)) - len(faults)):
         faults.append(rng.choice(faults))
     with contextlib.ExitStack() as stack:
         instances = []
@@ -202,6 +203,7 @@ def busy_elsewhere(node: Node, database: str, statement: str, pause: float) -> I
         thread.join()
 
 
+@pytest.mark.alone
 def test_a_backlog_with_a_row_that_is_busy_on_another_node_does_not_starve(
     cluster: Cluster, database: str, tmp_path: Path
 ) -> None:
@@ -353,6 +355,7 @@ def test_a_read_by_another_node_sees_what_was_written_before(cluster: Cluster, d
 # HAProxy before the nodes
 
 
+@pytest.mark.alone
 def test_haproxy_takes_a_node_that_has_left_the_cluster_out(cluster: Cluster, database: str, tmp_path: Path) -> None:
     first = cluster.nodes[0]
     aborted = first.admin("SHOW GLOBAL STATUS LIKE 'Aborted_connects'")
