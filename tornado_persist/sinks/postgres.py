@@ -68,10 +68,10 @@ _TRANSACTION = {
 _DURABLE = "CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END"
 #: A statement that is cancelled is undone, but a COMMIT that is cancelled while it waits for a standby reports success.
 _UNLIMITED = b"SET LOCAL statement_timeout = 0"
-#: The beginning of a transaction that reads. Rows come in the order of an index; without statistics, as in a table that
-#: was just filled, the server would rather sort all rows of a session for each page.
+#: The beginning of a transaction that reads. An index scan gives rows in order. Without statistics, as in a table that
+#: was just filled, the server would rather make a bitmap of all rows of a session, and sort them, for each page.
 _READ = (
-    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_sort = off;"
+    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_bitmapscan = off;"
     f"SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s';"
     f"SET LOCAL statement_timeout = '{round(READ_TIMEOUT * 1000)}ms'"
 ).encode()
