@@ -326,6 +326,32 @@ async def test_each_flush_is_one_line_with_rows_merged_and_milliseconds(tmp_path
 
 
 @pytest.mark.gen_test
+async def test_many_flushes_of_a_second_share_a_line_and_none_is_forgotten(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with rig(tmp_path) as it:
+            for n in range(20):
+                await it.add(f"t{n}", f"t{n}")
+                await it.flusher.flush(5)
+            await wait_until(lambda: len([log for log in logs if log["event"] == "flush"]) == 2)
+            await it.add("last")
+            await it.flusher.flush(5)
+            it.sink.down = True
+            await it.add("failing")
+            for _ in range(5):
+                await it.flusher.flush(5)
+            it.sink.down = False
+            await it.flusher.flush(5)
+    flushes = [log for log in logs if log["event"] == "flush"]
+    assert [(log["rows"], log["merged"], log.get("flushes")) for log in flushes] == [
+        (1, 1, None),
+        (19, 19, 19),
+        (1, 0, None),
+        (1, 0, None),  # at the end
+    ]
+    assert len([log for log in logs if log["event"] == "flush failed"]) == 1
+
+
+@pytest.mark.gen_test
 async def test_drain_tries_until_all_is_written_or_the_time_is_over(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         await it.add("a")

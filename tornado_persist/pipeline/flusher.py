@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tornado.ioloop import PeriodicCallback
 
@@ -39,6 +40,8 @@ GATHER = 0.02
 ENOUGH_ROWS = 5000
 #: Written rows freed in one round of the event loop. All 20,000 of a chunk at once would hold it up for 8 ms.
 FREE_ROWS = 500
+#: Seconds between two lines of the log about flushes.
+LINE_EVERY = 1.0
 #: The wall clock was set if it is off by so much.
 CLOCK_SET = timedelta(seconds=1)
 #: Flushes in a row that fail with an unknown code before single rows are tried.
@@ -94,6 +97,7 @@ class Flusher:
         self._unknown_failures = 0
         # Rows merged so far when the log last told of a flush.
         self._merged_before = sum(metrics.totals.merged.values())
+        self._lines = _Lines(self._tell)
         self._timer: PeriodicCallback | None = None
         self._ending = False
         self.set_interval(interval)
@@ -260,6 +264,7 @@ class Flusher:
         if going:
             await asyncio.wait(going, timeout=timeout)
         await self._checkpointer.finish(deadline - time.monotonic())
+        self._lines.write()
 
     # One flush.
 
@@ -365,13 +370,7 @@ class Flusher:
             self._unknown_failures = 0
             self._set_retry(None)
             if taken:
-                merged = sum(self._metrics.totals.merged.values())
-                figures["merged"] = merged - self._merged_before
-                requests = self._backlog.pop_request_ids(self.flushed_through)
-                logger.info(
-                    "flush", **figures, requests=requests, clients=self._backlog.pop_clients(self.flushed_through)
-                )
-                self._merged_before = merged
+                self._lines.flushed(figures)
             return
         self._unknown_failures += isinstance(error, SinkUnavailable) and error.unknown_code
         delay = self._backoff.failed()
@@ -379,9 +378,61 @@ class Flusher:
         code = error.code if isinstance(error, SinkError) else ""
         self._metrics.failed(error, now, code=code)
         waiting = sum(map(self._backlog.pending, KINDS))
-        logger.warning(
-            "flush failed", **figures, waiting=waiting, retry_in=round(delay, 2), error=str(error), code=code
-        )
+        self._lines.failed(**figures, waiting=waiting, retry_in=round(delay, 2), error=str(error), code=code)
+
+    def _tell(self, figures: dict[str, int]) -> None:
+        """The line of the log about one flush, or about the flushes of a second."""
+        merged = sum(self._metrics.totals.merged.values())
+        requests = self._backlog.pop_request_ids(self.flushed_through)
+        clients = self._backlog.pop_clients(self.flushed_through)
+        logger.info("flush", **figures, merged=merged - self._merged_before, requests=requests, clients=clients)
+        self._merged_before = merged
+
+
+class _Lines:
+    """Bounds the lines about flushes: ``POST /flush`` lets a client cause as many flushes as it likes.
+
+    Flushes within a second of a line share the next one.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, int]], None]) -> None:
+        """``tell`` writes the line about good flushes."""
+        self._tell = tell
+        self._told = self._told_failure = -math.inf
+        self._sums: dict[str, int] = {}
+        self._flushes = self._held_back = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def flushed(self, figures: dict[str, int]) -> None:
+        """A flush went well, with these figures: write them now, or, added up, once a second is over."""
+        self._sums = {name: self._sums.get(name, 0) + figure for name, figure in figures.items()}
+        self._flushes += 1
+        wait = self._told + LINE_EVERY - time.monotonic()
+        if wait <= 0:
+            self.write()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(wait, self.write, context=Context())
+
+    def failed(self, **figures: Any) -> None:
+        """A flush failed; tells also how many failures had no line of their own."""
+        self.write()
+        now = time.monotonic()
+        if now - self._told_failure < LINE_EVERY:
+            self._held_back += 1
+            return
+        more = {"held_back": self._held_back} if self._held_back else {}
+        self._told_failure, self._held_back = now, 0
+        logger.warning("flush failed", **figures, **more)
+
+    def write(self) -> None:
+        """Write what is held back."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._flushes:
+            several = {"flushes": self._flushes} if self._flushes > 1 else {}
+            self._tell({**self._sums, **several})
+            self._told, self._sums, self._flushes = time.monotonic(), {}, 0
 
 
 def _free(rows: list[Row]) -> None:
