@@ -74,11 +74,11 @@ def find_expired(connection: Connection, expiry: Expiry, after: str | None, limi
         # The groups come from the primary key, and only those of this page are read.
         query = select(key).group_by(key).order_by(key).limit(limit)
         page = [str(id) for id in connection.scalars(query if after is None else query.where(key > _plain(after)))]
-        found = [
-            id
-            for id in page
-            if connection.scalar(select(_SESSIONS.c.session_id).where(_SESSIONS.c.session_id == _plain(id))) is None
-        ]
+        here = bindparam(None, page, _Plain(), unique=True, expanding=True)
+        there = {
+            str(id) for id in connection.scalars(select(_SESSIONS.c.session_id).where(_SESSIONS.c.session_id.in_(here)))
+        }
+        found = [id for id in page if id not in there]
     else:
         key = _SESSIONS.c.session_id
         query = select(key, _SESSIONS.c.status, _SESSIONS.c.updated_at).order_by(key).limit(limit)
