@@ -22,7 +22,7 @@ from tests.servers import free_port
 from tests.sinks.readers import connect_mysql, read_mysql
 from tests.test_balancer import haproxy
 from tornado_persist import testing
-from tornado_persist.errors import SinkConflict
+from tornado_persist.errors import SinkConflict, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.records.queries import Query
 from tornado_persist.sinks.mysql import MySQLSettings, MySQLSink
@@ -327,6 +327,32 @@ def test_of_several_hosts_the_first_that_may_write_is_taken(cluster: Cluster, da
         with read_only(second), read_only(third):
             assert taken() == first.port, "better than one that may not write"
     cluster.wait()
+
+
+def test_a_node_that_does_not_replicate_is_not_written_to(cluster: Cluster, database: str, tmp_path: Path) -> None:
+    first, second, third = cluster.nodes
+    one_host = MySQLSink(MySQLSettings(url=first.url(database)), tmp_path)
+    three = MySQLSink(MySQLSettings(url=cluster.urls(database)[0]), tmp_path)
+    first.admin("SET GLOBAL wsrep_on = OFF")
+    try:
+        with contextlib.closing(connect_mysql(first.url(database))) as connection, connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE t (a INT PRIMARY KEY)")  # it says OK
+        with pytest.raises(SinkUnavailable, match="wsrep_on is OFF"):
+            one_host.open()
+        three.open()
+        three.write(Batch([testing.session("s")]))
+    finally:
+        first.admin("DROP TABLE IF EXISTS t", database)
+        first.admin("SET GLOBAL wsrep_on = ON")
+        one_host.close()
+        three.close()
+    assert three.describe().endswith(f":{second.port}/{database}")
+    for node in cluster.nodes:
+        assert [*read(node, database)["session"]] == [("s",)]
+    with pytest.raises(pymysql.err.ProgrammingError):
+        third.admin("SELECT * FROM t", database)
+    one_host.open()
+    one_host.close()
 
 
 def test_a_read_by_another_node_sees_what_was_written_before(cluster: Cluster, database: str, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ _MARIADB = " /*M! , SESSION max_statement_time = 0 */"
 _TRY_BULK = f"UPDATE {TABLES['session'].name} SET session_id = session_id WHERE session_id = ? AND 1 = 0".encode()
 #: Whether a server can be written to: a replica cannot, nor can a node that has left its Galera cluster.
 _READ_ONLY = "SHOW GLOBAL VARIABLES WHERE variable_name IN ('read_only', 'wsrep_on') AND value NOT IN ('OFF', '0')"
+_REPLICATING = "SHOW SESSION VARIABLES WHERE variable_name IN ('wsrep_on', 'wsrep_provider')"
 _GALERA = "SHOW GLOBAL STATUS WHERE variable_name IN ('wsrep_ready', 'wsrep_local_state')"
 #: The wsrep_local_state of a node that has nothing else to do.
 _SYNCED = "4"
@@ -360,6 +361,7 @@ def _connect(
             connection = BulkConnection(*arguments, **{**options, **place})
             try:
                 connection.refused_settings = _set_session(connection)
+                _check_replicating(connection)
                 good = len(places) == 1 or _check_writable(connection)
             except BaseException:
                 connection.close()
@@ -401,6 +403,17 @@ def _set_session(connection: BulkConnection) -> list[str]:
                         raise
                     refused.append(name)
     return refused
+
+
+def _check_replicating(connection: BulkConnection) -> None:
+    """Raises OperationalError if a Galera node would commit what the other nodes never see."""
+    with connection.cursor() as cursor:
+        cursor.execute(_REPLICATING)
+        found = {name.lower(): value for name, value in cursor.fetchall()}
+        if found.get("wsrep_on") == "OFF" and found["wsrep_provider"] not in ("", "none"):
+            raise pymysql.err.OperationalError(
+                1047, "wsrep_on is OFF: what this Galera node commits is on no other; SET GLOBAL wsrep_on = ON"
+            )
 
 
 def _check_writable(connection: BulkConnection) -> bool:
