@@ -83,6 +83,7 @@ class DeletingContract:
         same(_walk(sink, Expiry("completed", T0 + DAY), 100), [*(f"s{i:02}" for i in range(1, 20, 2)), "s30"])
 
     def test_tasks_without_a_session_are_found_page_by_page(self, sink: Any) -> None:
+        same(_walk(sink, Expiry(None, T0), 3), [])
         tasks: list[Row] = [it for i in range(10) for it in _tasks(f"s{i}", 5)]
         sink.write(Batch([session(f"s{i}", status="failed") for i in range(0, 10, 2)], tasks))
         for limit in (1, 3, 100):
