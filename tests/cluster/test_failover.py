@@ -96,6 +96,11 @@ def history(service: Persistd) -> str:
     return "\n".join(f"{line['time'][14:23]} {line['event']} {line.get('error', '')}" for line in lines)
 
 
+def read(service: Persistd, key: str) -> set[int]:
+    """How fresh reads of a session are answered, over all of the service's connections for reads."""
+    return {service.http.get(f"/api/v1/persistence/sessions/{key}").status_code for _ in range(8)}
+
+
 @pytest.mark.parametrize("name", ["hosts", "haproxy", "pgbouncer session", "pgbouncer transaction"])
 def test_a_postgres_that_is_killed_is_followed_to_its_standby(name: str, primary: Postgres, tmp_path: Path) -> None:
     database = database_of(primary.fresh_database())
@@ -118,6 +123,24 @@ def test_a_postgres_that_is_killed_is_followed_to_its_standby(name: str, primary
         assert seconds < SOON, history(service)
         assert alone_later == [("",)]
         settle(service, load, read_postgres(url(database, standby.port)))
+
+
+def test_an_idle_service_writes_to_the_new_primary_at_once_and_says_so(primary: Postgres, tmp_path: Path) -> None:
+    database = database_of(primary.fresh_database())
+    with (
+        Standby(primary) as standby,
+        serve(tmp_path, "postgres", url(database, primary.port, standby.port)) as service,
+    ):
+        service.post("session", session("before"))
+        service.flush()
+        primary.stop()
+        standby.promote()
+        service.post("session", session("after"))
+        service.flush()
+        assert f":{standby.port}/" in service.log("sink up")[-1]["at"]
+        state = service.http.get("/health").json()
+        assert f":{standby.port}/" in state["sink"]["description"]
+        assert read(service, "before") == read(service, "after") == {200}
 
 
 @pytest.mark.parametrize("name", ["hosts", "haproxy"])
@@ -148,11 +171,6 @@ def test_a_postgres_that_hands_over_and_comes_back_read_only_is_left(
         assert (seconds < SOON, again < SOON) == (True, True), (seconds, again)
         settle(service, load, read_postgres(url(database, standby.port)))
         wait_until(lambda: read_postgres(url(database, primary.port)) == read_postgres(url(database, standby.port)))
-
-
-def read(service: Persistd, key: str) -> set[int]:
-    """How fresh reads of a session are answered, over all of the service's connections for reads."""
-    return {service.http.get(f"/api/v1/persistence/sessions/{key}").status_code for _ in range(8)}
 
 
 @pytest.mark.parametrize("how", ["killed", "read-only"])

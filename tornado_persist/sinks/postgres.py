@@ -33,6 +33,9 @@ from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Faul
 from tornado_persist.sinks.sqlsettings import URLSettings
 from tornado_persist.sinks.statements import on_conflict, quoted
 from tornado_persist.sinks.tables import TABLES
+from tornado_persist.telemetry import log
+
+logger = log.get(__name__)
 
 Cursor: TypeAlias = psycopg.Cursor[Any]
 
@@ -268,7 +271,10 @@ class PostgresSink(SQLSink[PostgresSettings]):
     def _before_use(self, connection: Connection) -> None:
         # An idle server sends nothing, unless it closes the connection: after a time limit, or when it shuts down.
         if select.select([_driver(connection).fileno()], [], [], 0)[0]:
+            before = self.describe()
             self.open()
+            if self.describe() != before:  # another host, perhaps, and nobody else has noticed
+                logger.info("sink up", sink=self.name, at=self.describe())
 
     def _check(self, connection: Connection) -> None:
         driver = _driver(connection)

@@ -301,7 +301,9 @@ class SinkRunner:
                     self._rewind_to = None
                 self._opened = True
                 self.description = self.sink.describe()
-            return function(*args)
+            result = function(*args)
+            self.description = self.sink.describe()  # it may have moved to another host by itself
+            return result
         except SinkError as exc:
             # The driver's message goes to the log, into answers and to the dead letters.
             exc.args = (redaction.mask(str(exc)),)
