@@ -245,9 +245,9 @@ def test_a_write_that_lost_to_another_node_is_never_taken_for_a_commit(
     change = "UPDATE translation_tasks SET retry_count = retry_count + 1 WHERE task_id = 'a-7'"
     written = conflicts = 0
     try:
-        with busy_elsewhere(second, database, change, 0.001):
-            deadline = time.monotonic() + 5
-            while written < 30 and time.monotonic() < deadline:
+        with busy_elsewhere(second, database, change, 0.05):
+            deadline = time.monotonic() + 30
+            while (written < 10 or conflicts < 20) and time.monotonic() < deadline:
                 # They come after the busy ones in the order of the keys: there is more to do when that one is lost.
                 rows = [testing.task(f"b-{written:02}-{n:04}", context="x" * 1000) for n in range(1500)]
                 try:
@@ -258,7 +258,7 @@ def test_a_write_that_lost_to_another_node_is_never_taken_for_a_commit(
     finally:
         sink.close()
     sys.stdout.write(f"{written} writes, {conflicts} conflicts\n")
-    assert conflicts > 0
+    assert min(written, conflicts) > 0
     for node in (first, second, third):
         with contextlib.closing(connect_mysql(node.url(database))) as connection, connection.cursor() as cursor:
             node.catch_up()
