@@ -126,7 +126,7 @@ SECRET = "hush"
         ("mysql", f"mysql://u:{SECRET}/d"),
         ("mysql", f"mysql://u:x@{SECRET}@h/d"),
         ("mysql", f"mysql://u:{SECRET}@h/d?sslmode=require"),
-        ("mysql", f"mysql://u:{SECRET}@h1:1,h2:2/d"),
+        ("mysql", f"mysql://u:{SECRET}@h1:1,h2:65536/d"),
         ("mysql", f"mysql://u:{SECRET}@h/d?read_timeout={SECRET}"),
         ("postgres", f"{SECRET}"),
         ("postgres", ""),
