@@ -69,3 +69,11 @@ GRANT DELETE ON persist.translation_tasks TO 'persist'@'%';
 --     ADD COLUMN end_time_at DATETIME(6) NULL,
 --     ADD COLUMN duration_ms_at DATETIME(6) NULL,
 --     ADD COLUMN extra_at DATETIME(6) NULL;
+-- CREATE TABLE translation_deletions (
+--     session_id VARCHAR(64) CHARACTER SET utf8mb4 COLLATE /*M! utf8mb4_nopad_bin */ /*!80017 utf8mb4_0900_bin */ NOT NULL,
+--     task_id VARCHAR(64) CHARACTER SET utf8mb4 COLLATE /*M! utf8mb4_nopad_bin */ /*!80017 utf8mb4_0900_bin */ NOT NULL,
+--     deleted_at DATETIME(6) NOT NULL,
+--     PRIMARY KEY (session_id, task_id)
+-- ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 ROW_FORMAT=DYNAMIC;
+-- GRANT SELECT, INSERT, UPDATE ON persist.translation_deletions TO 'persist'@'%';
+-- GRANT DELETE ON persist.translation_deletions TO 'persist'@'%';

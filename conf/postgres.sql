@@ -72,3 +72,11 @@ GRANT DELETE ON translation_sessions, translation_tasks TO persist;
 --     ADD COLUMN end_time_at TIMESTAMP WITH TIME ZONE NULL,
 --     ADD COLUMN duration_ms_at TIMESTAMP WITH TIME ZONE NULL,
 --     ADD COLUMN extra_at TIMESTAMP WITH TIME ZONE NULL;
+-- CREATE TABLE translation_deletions (
+--     session_id VARCHAR(64) NOT NULL,
+--     task_id VARCHAR(64) NOT NULL,
+--     deleted_at TIMESTAMP WITH TIME ZONE NOT NULL,
+--     PRIMARY KEY (session_id, task_id)
+-- );
+-- GRANT SELECT, INSERT, UPDATE ON translation_deletions TO persist;
+-- GRANT DELETE ON translation_deletions TO persist;

@@ -158,25 +158,30 @@ def test_nginx_as_the_page_says_keeps_sessions_and_sends_a_batch_to_another_inst
         assert sum(taken(*instances[1:])) == 2 * sum(before[1:]) + 30
 
 
-def test_what_is_flushed_everywhere_before_a_delete_stays_deleted_and_what_waits_elsewhere_comes_back(
+def test_what_another_instance_accepted_before_a_delete_and_writes_after_it_stays_deleted(
     tmp_path: Path, postgres_url: str
 ) -> None:
-    """As the page says under "What is not promised"."""
     config = f"sink = 'postgres'\n{MANUAL}[sinks.postgres]\nurl = '{postgres_url}'\nwriters = 'several'\n"
     with contextlib.ExitStack() as stack:
         for name in "ab":
             (tmp_path / name).mkdir()
         one, other = (stack.enter_context(Persistd(tmp_path / name, config)) for name in "ab")
-        for session in ("flushed", "waiting"):
-            one.post("task", task("t", session_id=session, context="first"))
+        one.post("task", task("t", session_id="s", context="first"))
+        one.post("task", task("t", session_id="kept"), task("u", session_id="kept"))
         one.flush()
-        other.post("task", task("t", session_id="flushed", status="processing"))
+        other.post("task", task("t", session_id="s", status="processing", error_message="of old"))
+        other.post("task", task("late", session_id="s"))
+        other.post("task", task("t", session_id="kept"), task("u", session_id="kept", status="failed"))
+        assert one.http.delete("/api/v1/persistence/sessions/s").status_code == 200
+        assert one.http.delete("/api/v1/persistence/sessions/kept/tasks/t").status_code == 200
+        assert read_postgres(postgres_url)["task"].keys() == {("kept", "u")}
+        again = other.post("task", task("t", session_id="s", status="pending", context="new")).json()["timestamp"]
+        other.kill()
+        other = stack.enter_context(Persistd(tmp_path / "b", config))  # reads all of it back from its journal
         other.flush()
-        late = other.post("task", task("t", session_id="waiting", status="processing")).json()["timestamp"]
-        for session in ("flushed", "waiting"):
-            assert one.http.delete(f"/api/v1/persistence/sessions/{session}").status_code == 200
-        assert read_postgres(postgres_url)["task"] == {}
-        other.flush()
-        ((key, row),) = read_postgres(postgres_url)["task"].items()
-        assert (key, row["status"], row["context"]) == (("waiting", "t"), "processing", None)
-        assert (row["created_at"], row["updated_at"]) == (late, late)
+        found = read_postgres(postgres_url)["task"]
+        assert found.keys() == {("kept", "u"), ("s", "t")}
+        assert found["kept", "u"]["status"] == "failed"
+        row = found["s", "t"]
+        assert (row["status"], row["context"], row["error_message"]) == ("pending", "new", None)
+        assert (row["created_at"], row["updated_at"]) == (again, again)

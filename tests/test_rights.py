@@ -6,6 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from tornado_persist.records.queries import Query
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Expiry
 from tornado_persist.sinks.guard import GUARDED
-from tornado_persist.sinks.tables import TABLES
+from tornado_persist.sinks.tables import DELETIONS, TABLES
 
 ROOT = Path(__file__).parent.parent
 SESSIONS, TASKS = NAMES["session"], NAMES["task"]
@@ -88,7 +89,8 @@ class Place(NamedTuple):
     def follow_file(self, file: Path, *, several: bool = False) -> None:
         text = re.sub(r"\bpersist\b", self.name, file.read_text())
         if several:
-            text = text.replace("-- ALTER TABLE", "ALTER TABLE").replace("\n--     ", "\n    ")
+            head, last = text.split("\n-- Only for writers", 1)
+            text = head + "\n-- " + re.sub("(?m)^-- ", "", last)
         for statement in re.sub(r"(?m)^--.*\n", "", text).split(";\n"):
             if statement.strip():
                 self.admin(statement)
@@ -137,6 +139,7 @@ class Place(NamedTuple):
             "delete",
             lambda: sink.find_expired(old, None, 10),
             lambda: sink.find_expired(Expiry(None, testing.T0), None, 10),
+            lambda: sink.note_deletion("s", "", testing.T0 - timedelta(days=1)),
             lambda: sink.delete_task("s", "t1"),
             lambda: sink.delete_sessions(["s"], 1000, old),
             lambda: sink.delete_sessions(["s"], 1000),
@@ -374,6 +377,8 @@ def test_the_files_have_the_tables_that_the_service_makes(product: str) -> None:
     text = re.sub(mine, r"\1", re.sub(others, "", text))
     made = re.findall(r"(?s)^CREATE TABLE.*?;\n", text, re.MULTILINE)
     added = re.findall(r"(?s)^-- ALTER TABLE.*?;\n", text, re.MULTILINE)
+    (noted,) = re.findall(r"(?s)^-- CREATE TABLE.*?;\n", text, re.MULTILINE)
+    assert words(noted.replace("-- ", " "))[:-1] == words(str(CreateTable(DELETIONS).compile(dialect=dialect)))
     assert len(made) == len(added) == 2
     for kind, table, more in zip(TABLES, made, added, strict=True):
         assert words(table)[:-1] == words(str(CreateTable(TABLES[kind]).compile(dialect=dialect)))

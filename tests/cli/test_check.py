@@ -356,7 +356,7 @@ def test_it_adds_no_column_for_several_writers_and_names_each(
     refused = said(create_tables=False)
     assert (refused.level, refused.advice) == ("error", "run these statements as the tables' owner")
     statements = refused.text.partition(" Run: ")[2].split("; ")
-    assert len(statements) == (sum(map(len, FIELD_TIMES.values())) if sink == "sqlite" else 2)
+    assert len(statements) == (sum(map(len, FIELD_TIMES.values())) if sink == "sqlite" else 2) + 1
     scheme = {"sqlite": f"sqlite:///{tmp_path}/x.db"}.get(sink, "")
     if not scheme:
         scheme = place["url"].replace("postgresql:", "postgresql+psycopg:").replace("mysql:", "mysql+pymysql:")

@@ -7,6 +7,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +24,10 @@ from tornado_persist.errors import SinkUnavailable
 from tornado_persist.pipeline.buffer import Buffer
 from tornado_persist.records.models import KINDS, SHAPES, Batch, Fields, Kind, key_of
 from tornado_persist.records.times import stamp
-from tornado_persist.sinks import registry
+from tornado_persist.sinks import registry, removal
 from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.jsonl import JSONLSettings, JSONLSink
+from tornado_persist.sinks.sql import SQLSink
 from tornado_persist.testing import T0, Stored, complete, same, session, task
 
 SQL = ["sqlite", "postgres", "mysql"]
@@ -201,6 +203,82 @@ def test_of_updates_in_the_same_microsecond_all_orders_leave_one_state(
     sink.close()
     for other in states[1:]:
         same(other, states[0])
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_what_was_accepted_before_a_deletion_stays_deleted_whenever_it_is_written(
+    subject: Subject, data: st.DataObject
+) -> None:
+    """Three instances accept updates; one deletes a session or a task; what it has not written comes afterwards."""
+    prefix = f"{next(examples)}:"
+    accepted = data.draw(updates)
+    count = len(accepted)
+    moment = data.draw(st.integers(0, count))  # as many were accepted before the deletion
+    times = [stamp(T0 + timedelta(seconds=number, milliseconds=500 * (number >= moment))) for number in range(count)]
+    key = key_of("task", data.draw(ROWS["task"]))
+    session_id, task_id = prefix + key[0], data.draw(st.sampled_from(["", key[1]]))
+    sink, written = subject.make(), data.draw(st.integers(0, moment))
+    sink.open()
+    for batch in batches(accepted[:written], prefix, times[:written]):
+        sink.write(batch)
+    sink.note_deletion(session_id, task_id, T0 + timedelta(seconds=moment))
+    if task_id:
+        sink.delete_task(session_id, task_id)
+    else:
+        assert sink.delete_sessions([session_id], 5000).done == 1
+    late = batches(accepted[written:], prefix, times[written:])
+    for number in data.draw(st.permutations(range(len(late)))):
+        sink.write(batches(accepted[written:], prefix, times[written:])[number])
+    sink.close()
+
+    def is_deleted(number: int) -> bool:
+        row = accepted[number].fields
+        gone = prefix + row["session_id"] == session_id and (not task_id or row.get("task_id") == task_id)
+        return number < moment and gone
+
+    left = [number for number in range(count) if not is_deleted(number)]
+    same(state(subject, prefix), model([accepted[n] for n in left], prefix, [times[n] for n in left]))
+
+
+def test_deletions_are_forgotten_after_a_month(subject: Subject) -> None:
+    sink = subject.make()
+    sink.open()
+    old = Batch([], [task("t", created_at=T0, updated_at=T0)])
+    sink.note_deletion("s", "", T0)
+    sink.write(old)
+    assert not subject.read()["task"]
+    sink.note_deletion("other", "", T0 + timedelta(days=31))
+    sink.write(old)
+    assert subject.read()["task"].keys() == {("s", "t")}
+
+
+def test_without_the_row_that_deletions_lock_it_is_an_outage_until_the_sink_is_opened_anew(subject: Subject) -> None:
+    sink = subject.make()
+    sink.open()
+    subject.run("DELETE FROM translation_deletions")
+    with pytest.raises(SinkUnavailable, match="translation_deletions has no row with an empty session_id"):
+        sink.write(Batch([], [task("t")]))
+    sink.open()
+    sink.write(Batch([], [task("t")]))
+    assert subject.read()["task"].keys() == {("s", "t")}
+
+
+@pytest.mark.parametrize("subject", ["postgres", "mysql"], indirect=True)
+def test_a_deletion_waits_for_writers_that_have_not_seen_its_note(subject: Subject) -> None:
+    writer, deleter = (subject.make() for _ in range(2))
+    for sink in (writer, deleter):
+        sink.open()
+    assert isinstance(writer, SQLSink)
+    with ThreadPoolExecutor() as pool:
+        with writer._using() as connection:
+            removal.last_deletion(connection)
+            noted = pool.submit(deleter.note_deletion, "s", "", T0)
+            with pytest.raises(TimeoutError):
+                noted.result(0.3)
+        noted.result(10)
 
 
 @pytest.mark.parametrize("rows", [3, 1000])

@@ -66,7 +66,7 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     ("sqlite", r"NOTADB|not a database", "move the file away, or name another one in sinks.sqlite.path"),
     ("sqlite", r"locked", "end the other program that has the database open for writing"),
     # Tables and files.
-    ("", r"more columns, and create_tables is off", "run these statements as the tables' owner"),
+    ("", r"more columns or tables, and create_tables is off", "run these statements as the tables' owner"),
     ("", r"create_tables is off", "make the tables (conf/postgres.sql, conf/mysql.sql), or set create_tables = true"),
     ("mysql", r"has the collation", "convert the column; docs/sinks.rst has the statements, foreign keys included"),
     ("", r"no such column|column .* does not exist|^(42703|1054)\b", "the table is another program's or version's"),

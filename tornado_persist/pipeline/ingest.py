@@ -145,6 +145,12 @@ class Ingest:
             asyncio.get_running_loop().call_soon(self._large_body.release)  # in the next round: one of them in each
         return self._parser.parse(kind, body)
 
+    def mark(self) -> datetime:
+        """A time: whatever was accepted up to it is merged, and what comes from now on will have a later one."""
+        if not self._undecided:
+            self._latest = self._accepted = max(datetime.now(UTC), self._latest + MICROSECOND)
+        return self._accepted
+
     async def _append(self, kind: Kind, parsed: Parsed, earlier: datetime, before: str) -> str:
         """Make the rows durable and merge them; the time of their acceptance, as rows hold times: ``before``, if given.
 

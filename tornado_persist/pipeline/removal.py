@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tornado_persist.errors import (
     CannotDelete,
@@ -39,6 +40,8 @@ from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.deletions import DeletedBy
 from tornado_persist.telemetry.metrics import Metrics
+
+T = TypeVar("T")
 
 logger = log.get(__name__)
 
@@ -103,9 +106,11 @@ class Remover:
             SinkUnavailable, FlushFailed, NotAccepting: it cannot be done now; it may be partly deleted.
         """
         with self._backlog.watching([session_id]) as watch, self._work("request", session_id=session_id) as work:
+            at = self._ingest.mark()
             await self._flush(timeout)
             _refuse_newer(watch, f"session {session_id}")
             work.deleted.rejected = await self._drop_rejected(session_id)
+            await self._in_turn(work, lambda: work.runner.note_deletion(session_id, "", at))
 
             async def delete(rows: int) -> Removed:
                 _refuse_newer(watch, f"session {session_id}")
@@ -124,9 +129,11 @@ class Remover:
             self._backlog.watching([session_id], task_id) as watch,
             self._work("request", session_id=session_id, task_id=task_id) as work,
         ):
+            at = self._ingest.mark()
             await self._flush(timeout)
             _refuse_newer(watch, f"task {task_id}")
             work.deleted.rejected = await self._drop_rejected(session_id, task_id)
+            await self._in_turn(work, lambda: work.runner.note_deletion(session_id, task_id, at))
 
             async def delete(rows: int) -> Removed:
                 _refuse_newer(watch, f"task {task_id}")
@@ -217,21 +224,24 @@ class Remover:
                 logger.info("deleted", by=by, **what, **figures, ms=deleted.duration_ms, **end)
 
     async def _piece(self, work: _Work, delete: Callable[[int], Awaitable[Removed]]) -> Removed:
-        async def in_turn(runner: SinkRunner) -> Removed:
-            if self._closed:
-                raise NotAccepting("The service is shutting down")
-            if runner is not work.runner:
-                raise SinkUnavailable("the sink was changed meanwhile; send the request again")
-            return await delete(work.size.rows)
-
         began = time.monotonic()  # a turn that was long in coming makes the next piece smaller, which is right too
-        removed = await self._flusher.in_turn(in_turn)
+        removed = await self._in_turn(work, lambda: delete(work.size.rows))
         work.size.succeeded(work.size.rows, time.monotonic() - began)
         work.deleted.sessions += removed.sessions
         work.deleted.tasks += removed.tasks
         if not work.dry_run:
             self._metrics.deletions.add(work.by, {"session": removed.sessions, "task": removed.tasks})
         return removed
+
+    async def _in_turn(self, work: _Work, call: Callable[[], Awaitable[T]]) -> T:
+        async def in_turn(runner: SinkRunner) -> T:
+            if self._closed:
+                raise NotAccepting("The service is shutting down")
+            if runner is not work.runner:
+                raise SinkUnavailable("the sink was changed meanwhile; send the request again")
+            return await call()
+
+        return await self._flusher.in_turn(in_turn)
 
 
 @dataclass(slots=True)

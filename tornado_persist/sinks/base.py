@@ -247,6 +247,16 @@ class Sink(ABC, Generic[SettingsT]):
         """
         return None
 
+    def note_deletion(self, session_id: str, task_id: str, at: datetime) -> None:
+        """What was accepted up to ``at`` of a session, or of one task of it (else ``""``), is about to be deleted.
+
+        Called before the deletion, which takes one or more calls. Only a place that other instances write to, too, has
+        to remember it, so that none of them brings deleted rows back. By default nothing is done.
+
+        Raises:
+            SinkUnavailable: it cannot be done now.
+        """
+
     # Deleting is optional, all three or none; without it the service answers 501.
 
     def delete_sessions(

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Connection, MetaData, Table, inspect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateTable
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import EXTRA, FIELD_TIMES, KEYS, Kind
-from tornado_persist.sinks.tables import TABLES, TimeType
+from tornado_persist.sinks.tables import DELETIONS, TABLES, TimeType
 
 #: Earlier than every accept time; as a row holds times.
 NEVER = "1970-01-01T00:00:00.000000+00:00"
@@ -100,15 +101,18 @@ def newer_assignments(
 
 
 class Alteration(NamedTuple):
-    """What a table needs to get its missing columns."""
+    """What a table needs to get its missing columns, or to be made."""
 
     table: str
-    columns: list[str]
+    columns: list[str]  #: none: all of it is missing
     statements: list[str]
+
+    def __str__(self) -> str:
+        return f"columns {', '.join(self.columns)} of table {self.table}" if self.columns else f"table {self.table}"
 
 
 def alterations(connection: Connection) -> list[Alteration]:
-    """The tables that are there and lack columns for times, within a transaction."""
+    """The tables that are there and lack columns for times, and that of deletions, within a transaction."""
     dialect = connection.dialect
     quote = dialect.identifier_preparer.quote
     inspector = inspect(connection)
@@ -123,11 +127,14 @@ def alterations(connection: Connection) -> list[Alteration]:
         if missing:
             statements = [f"ALTER TABLE {quote(table.name)} {columns}" for columns in together]
             found.append(Alteration(table.name, missing, statements))
+    if not inspector.has_table(DELETIONS.name):
+        made = " ".join(str(CreateTable(DELETIONS).compile(dialect=dialect)).split())
+        found.append(Alteration(DELETIONS.name, [], [made]))
     return found
 
 
-def add_columns(connection: Connection, *, create: bool) -> None:
-    """Add the missing columns for the times, within a transaction.
+def add_missing(connection: Connection, *, create: bool) -> None:
+    """Add the missing columns for the times, and the table of deletions, within a transaction.
 
     Raises:
         SinkUnavailable: ``create`` is false and some are missing. The message gives the statements.
@@ -135,17 +142,22 @@ def add_columns(connection: Connection, *, create: bool) -> None:
     statements = [statement for alteration in alterations(connection) for statement in alteration.statements]
     if statements and not create:
         wanted = "; ".join(statements)
-        raise SinkUnavailable(f'writers = "several" needs more columns, and create_tables is off. Run: {wanted}')
+        raise SinkUnavailable(
+            f'writers = "several" needs more columns or tables, and create_tables is off. Run: {wanted}'
+        )
     for statement in statements:
         connection.exec_driver_sql(statement)
 
 
-def ensure_columns(connection: Connection, transaction: Callable[[], Any], *, create: bool) -> None:
-    """:func:`add_columns` in ``transaction``; another instance may do the same at the same time."""
+def ensure(
+    connection: Connection, transaction: Callable[[], Any], also: Callable[[Connection], None], *, create: bool
+) -> None:
+    """:func:`add_missing` in ``transaction``, then ``also``; another instance may do the same at the same time."""
     for attempt in range(3):
         try:
             with transaction():
-                add_columns(connection, create=create)
+                add_missing(connection, create=create)
+                also(connection)
             return
         except DBAPIError:
             if attempt == 2 or connection.invalidated:

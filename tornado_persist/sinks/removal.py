@@ -1,22 +1,49 @@
 """How the SQL sinks delete: in pieces of a bounded number of rows, one transaction each, a session's own row last.
 
 All of it is a walk along the primary keys, so no index is needed that a status update would have to rewrite.
+
+Where several instances write, one of them may write an update after another has deleted its row, although it had
+accepted it before. So what is deleted on request is noted in a table, with a time, and every write leaves out what was
+accepted up to then. The row of that table whose key is empty has the time of the last deletion, which spares most
+writes a search. It is also a lock: a writer holds it shared until its commit, and a deletion takes it alone. So when
+rows are deleted no writer is at work that has not seen the note. (Nodes of a Galera cluster share no locks: there a
+write that commits in the same milliseconds may come through.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, delete, exists, func, select
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.types import UserDefinedType
 
+from tornado_persist.errors import SinkUnavailable
+from tornado_persist.records.models import FIELD_TIMES, SHAPES, Kind, Row
 from tornado_persist.records.times import stamp
 from tornado_persist.sinks.base import Expiry, Removed
-from tornado_persist.sinks.tables import TABLES
+from tornado_persist.sinks.encoders import batched
+from tornado_persist.sinks.guard import NEVER
+from tornado_persist.sinks.statements import LOOKUP
+from tornado_persist.sinks.tables import DELETIONS, TABLES
 
-_SESSIONS, _TASKS = TABLES["session"], TABLES["task"]
+_SESSIONS, _TASKS, _NOTES = TABLES["session"], TABLES["task"], DELETIONS.c
+
+#: How long a deletion is remembered: an instance that comes back later may bring rows back.
+KEPT = timedelta(days=30)
 
 
 class _Plain(UserDefinedType[Any]):
@@ -86,6 +113,72 @@ def find_expired(connection: Connection, expiry: Expiry, after: str | None, limi
         page = [str(id) for id, _, _ in rows]
         found = [str(id) for id, status, at in rows if status == expiry.status and at <= expiry.before]
     return found, page[-1] if len(page) == limit else None
+
+
+def prepare_notes(connection: Connection) -> None:
+    """Add the row with the empty key, within a transaction, unless it is there."""
+    if not connection.scalar(select(func.count()).select_from(DELETIONS).where(_NOTES.session_id == _plain(""))):
+        _note(connection, "", "", datetime.fromisoformat(NEVER))
+
+
+def note_deletion(connection: Connection, session_id: str, task_id: str, at: datetime) -> None:
+    """:meth:`Sink.note_deletion` within a transaction."""
+    time = _plain(_text(connection, at))
+    last = case((_NOTES.deleted_at > time, _NOTES.deleted_at), else_=time)
+    # First, for this waits for all writers.
+    connection.execute(update(DELETIONS).where(_NOTES.session_id == _plain("")).values(deleted_at=last))
+    its_key = (_NOTES.session_id == _plain(session_id), _NOTES.task_id == _plain(task_id))
+    connection.execute(delete(DELETIONS).where(*its_key))
+    _note(connection, session_id, task_id, at)
+    old = _NOTES.deleted_at < _plain(_text(connection, at - KEPT))
+    connection.execute(delete(DELETIONS).where(old, _NOTES.session_id != _plain("")))
+
+
+def _note(connection: Connection, session_id: str, task_id: str, at: datetime) -> None:
+    key = {"session_id": _plain(session_id), "task_id": _plain(task_id)}
+    connection.execute(insert(DELETIONS).values(**key, deleted_at=_plain(_text(connection, at))))
+
+
+def last_deletion(connection: Connection) -> str:
+    """The time of the last one, as rows hold times. Until the transaction ends no other one is noted.
+
+    Raises:
+        SinkUnavailable: the row with the empty key was taken away; it is made when the sink is opened.
+    """
+    query = select(_NOTES.deleted_at).where(_NOTES.session_id == _plain("")).with_for_update(read=True)
+    found = connection.scalar(query)
+    if found is None:
+        raise SinkUnavailable(f"table {DELETIONS.name} has no row with an empty session_id")
+    return stamp(found)
+
+
+def without_deleted(connection: Connection, kind: Kind, rows: Sequence[Row]) -> list[Row]:
+    """The rows, as far as they were accepted after what is noted about their keys."""
+    times: dict[tuple[str, str], str] = {}
+    for some in batched({row["session_id"] for row in rows}, LOOKUP):
+        here = bindparam(None, some, _Plain(), unique=True, expanding=True)
+        query = select(_NOTES.session_id, _NOTES.task_id, _NOTES.deleted_at).where(_NOTES.session_id.in_(here))
+        times.update(((str(session), str(task)), stamp(at)) for session, task, at in connection.execute(query))
+    alive = []
+    for row in rows:
+        at = times.get((row["session_id"], ""), "")
+        if kind == "task":
+            at = max(at, times.get((row["session_id"], row["task_id"]), ""))
+        if row["updated_at"] > at:
+            alive.append(row if row["created_at"] > at else _since(kind, row, at))
+    return alive
+
+
+def _since(kind: Kind, row: Row, at: str) -> Row:
+    """A row without the fields that only updates up to ``at`` had."""
+    fields = row.as_kept()
+    first = fields["updated_at"]
+    for name, time in FIELD_TIMES[kind].items():
+        if time in fields and fields[time] <= at:
+            del fields[name], fields[time]
+        elif time in fields:
+            first = min(first, fields[time])
+    return SHAPES[kind].row({**fields, "created_at": first})
 
 
 def _is_expired(connection: Connection, session_id: str, expiry: Expiry) -> bool:

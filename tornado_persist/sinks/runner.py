@@ -132,6 +132,11 @@ class SinkRunner:
         """Whether the sink has the methods that delete."""
         return type(self.sink).delete_sessions is not Sink.delete_sessions
 
+    async def note_deletion(self, session_id: str, task_id: str, at: datetime) -> None:
+        """:meth:`Sink.note_deletion`, with its exceptions; conflicts as in :meth:`write`."""
+        if type(self.sink).note_deletion is not Sink.note_deletion:
+            await self._call(self._insist, self.sink.note_deletion, session_id, task_id, at)
+
     async def delete_sessions(
         self, session_ids: Sequence[str], limit: int, expiry: Expiry | None = None, *, dry_run: bool = False
     ) -> Removed:

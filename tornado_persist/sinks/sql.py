@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from enum import Enum
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,6 +35,8 @@ from tornado_persist.sinks.statements import (
 )
 from tornado_persist.sinks.tables import METADATA, TABLES
 
+#: When the first of a row's updates was accepted.
+_first_time = attrgetter("created_at")
 #: Seconds after which a connection attempt fails.
 CONNECT_TIMEOUT = 5
 #: Seconds to wait for another writer's lock. Then the write fails and is tried again: a lock that is never released
@@ -180,7 +183,7 @@ class SQLSink(Sink[SQLSettingsT]):
                 self._make_tables(connection)
                 if self._guarded:
                     begin = partial(self._transaction, connection)
-                    guard.ensure_columns(connection, begin, create=self.settings.create_tables)
+                    guard.ensure(connection, begin, removal.prepare_notes, create=self.settings.create_tables)
                 with self._transaction(connection, commit=False):
                     for table in TABLES.values():
                         # Now the server reports a missing column, not at the first write.
@@ -207,7 +210,7 @@ class SQLSink(Sink[SQLSettingsT]):
                 if self._guarded:
                     with self._transaction(connection, commit=False):
                         lacking = guard.alterations(connection)
-                    found += [f"columns {', '.join(some.columns)} of table {some.table}" for some in lacking]
+                    found += [str(some) for some in lacking]
                 self._description = self._describe(connection)
                 return found
         finally:
@@ -215,8 +218,12 @@ class SQLSink(Sink[SQLSettingsT]):
 
     def write(self, batch: Batch) -> None:
         with self._using() as connection:
+            last = removal.last_deletion(connection) if self._guarded else ""
             for kind in KINDS:
-                for fields, rows in group(kind, batch.rows(kind)):
+                given: Sequence[Row] = batch.rows(kind)
+                if last and min(map(_first_time, given), default="~") <= last:
+                    given = removal.without_deleted(connection, kind, given)
+                for fields, rows in group(kind, given):
                     if EXTRA in fields:
                         rows = with_stored_extra(connection, kind, rows, guarded=self._guarded)
                     self._upsert(connection, kind, fields, rows)
@@ -282,6 +289,11 @@ class SQLSink(Sink[SQLSettingsT]):
                     rows = connection.execute(select(*key, columns.updated_at).where(tuple_(*key).in_(some)))
                     found.update((tuple(map(str, row[:-1])), row[-1]) for row in rows)
         return found
+
+    def note_deletion(self, session_id: str, task_id: str, at: datetime) -> None:
+        if self._guarded:
+            with self._using() as connection:
+                removal.note_deletion(connection, session_id, task_id, at)
 
     def delete_sessions(
         self, session_ids: Sequence[str], limit: int, expiry: Expiry | None = None, *, dry_run: bool = False

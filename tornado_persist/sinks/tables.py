@@ -154,4 +154,16 @@ TASKS = Table(
     **_MARIADB,
 )
 
+# Only for several writers: what was deleted, and when; an empty task_id is a whole session. See removal.py for the row
+# whose key is empty.
+DELETIONS = Table(
+    "translation_deletions",
+    METADATA,
+    Column("session_id", KeyType, primary_key=True),
+    Column("task_id", KeyType, primary_key=True),
+    _required("deleted_at", TimeType()),
+    **_MYSQL,
+    **_MARIADB,
+)
+
 TABLES: Mapping[Kind, Table] = {"session": SESSIONS, "task": TASKS}
