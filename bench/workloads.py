@@ -126,7 +126,7 @@ def protected(field: Field, scale: Scale) -> Iterator[list[Figures]]:
     for step, batch in enumerate(scale.batches):
         load = Load(step * 100 * SPACE, scale.rows, batch)
         yield run(f"protected, {batch} a request", contenders, scale, load, "rows/s", "p50 ms", "CPU µs/row")
-    load = Load(1000 * SPACE, scale.requests, batch=1)
+    load = Load(len(scale.batches) * 100 * SPACE, scale.requests, batch=1)
     yield run("protected, 1 a request", contenders, scale, load, "requests/s", "p50 ms", "CPU µs/row")
 
 
