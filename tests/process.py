@@ -73,6 +73,8 @@ class Persistd:
         self.file = directory / "persistd.toml"
         self.port = port
         self.http = httpx.Client()
+        #: What uses the service, and has to end before it.
+        self.users = contextlib.ExitStack()
         self.configure(config)
         self.start()
 
@@ -117,6 +119,7 @@ class Persistd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.users.close()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(PATIENCE)

@@ -33,6 +33,7 @@ from tornado_persist.sinks.tables import DELETIONS, TABLES
 
 ROOT = Path(__file__).parent.parent
 SESSIONS, TASKS = NAMES["session"], NAMES["task"]
+NOTES = DELETIONS.name
 API = "/api/v1/persistence"
 SIMPLE = ("README.rst", "README.zh.rst", "docs/sinks.rst", "docs/reference.zh.rst")
 FILES = {"postgres": "postgres.sql", "mysql": "mysql.sql"}
@@ -345,6 +346,13 @@ def test_several_writers_need_their_columns_and_once_the_right_to_add_them(place
         place.follow(re.sub(r"(?m)^(\\i|SOURCE) .*\n", "", name))
         place.follow_file(ROOT / "conf" / FILES[place.sink], several=True)
         assert place(create_tables=False, writers="several") == {}
+        where = NOTES if place.sink == "postgres" else f"{place.name}.{NOTES}"
+        role = place.name if place.sink == "postgres" else f"'{place.name}'@'%'"
+        lock = "write" if place.sink == "postgres" else "delete"
+        for right, lost in {"SELECT": "open", "UPDATE": lock, "INSERT": "delete", "DELETE": "delete"}.items():
+            place.admin(f"REVOKE {right} ON {where} FROM {role}")
+            assert lost in place(create_tables=False, writers="several"), right
+            place.admin(f"GRANT {right} ON {where} TO {role}")
         return
     place.follow(documented(place.sink))
     if place.sink == "mysql":

@@ -155,6 +155,21 @@ async def test_batches_that_share_an_fsync_are_merged_in_the_journals_order(tmp_
 
 
 @pytest.mark.gen_test
+async def test_a_mark_is_later_than_what_is_merged_and_earlier_than_what_is_on_its_way_or_comes(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        merged = await it.ingest.accept("task", body("task", task("a")))
+        assert merged.at < stamp(it.ingest.mark())
+        before = it.ingest.mark()
+        on_its_way = asyncio.ensure_future(it.ingest.accept("task", body("task", task("b"))))
+        await asyncio.sleep(0)  # the journal has it
+        mark = it.ingest.mark()
+        assert (mark, it.buffer.count("task")) == (before, 1)
+        assert stamp(mark) < (await on_its_way).at
+        last = it.ingest.mark()
+        assert stamp(last) < (await it.ingest.accept("task", body("task", task("c")))).at
+
+
+@pytest.mark.gen_test
 async def test_an_empty_batch_takes_no_room_in_the_journal(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         assert (await it.ingest.accept("task", b'{"tasks": []}')).count == 0

@@ -96,6 +96,12 @@ updates = st.lists(
 examples = itertools.count()
 
 
+def examples_of(count: int) -> settings:
+    """One database serves all examples of a test."""
+    unconcerned = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(max_examples=count, deadline=None, suppress_health_check=unconcerned)
+
+
 def batches(updates: list[Update], prefix: str, times: list[str]) -> list[Batch]:
     """What the instances hand to their sinks, new objects at each call."""
     buffers, made = [Buffer(timed=True) for _ in range(3)], []
@@ -125,9 +131,7 @@ def model(updates: list[Update], prefix: str, times: list[str]) -> Stored:
     return stored
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@examples_of(60)
 @given(data=st.data())
 def test_updates_on_three_instances_written_in_any_order_some_twice_leave_what_their_accept_times_say(
     subject: Subject, data: st.DataObject
@@ -146,9 +150,7 @@ def test_updates_on_three_instances_written_in_any_order_some_twice_leave_what_t
     same(state(subject, prefix), model(accepted, prefix, times))
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@examples_of(40)
 @given(data=st.data())
 def test_updates_that_are_sent_again_with_their_times_go_under_newer_ones(
     subject: Subject, data: st.DataObject
@@ -174,9 +176,7 @@ def test_updates_that_are_sent_again_with_their_times_go_under_newer_ones(
     same(state(subject, prefix), model(accepted, prefix, times))
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@examples_of(25)
 @given(accepted=updates)
 def test_of_updates_in_the_same_microsecond_all_orders_leave_one_state(
     subject: Subject, accepted: list[Update]
@@ -205,9 +205,7 @@ def test_of_updates_in_the_same_microsecond_all_orders_leave_one_state(
         same(other, states[0])
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@examples_of(40)
 @given(data=st.data())
 def test_what_was_accepted_before_a_deletion_stays_deleted_whenever_it_is_written(
     subject: Subject, data: st.DataObject
@@ -229,9 +227,8 @@ def test_what_was_accepted_before_a_deletion_stays_deleted_whenever_it_is_writte
         sink.delete_task(session_id, task_id)
     else:
         assert sink.delete_sessions([session_id], 5000).done == 1
-    late = batches(accepted[written:], prefix, times[written:])
-    for number in data.draw(st.permutations(range(len(late)))):
-        sink.write(batches(accepted[written:], prefix, times[written:])[number])
+    for batch in data.draw(st.permutations(batches(accepted[written:], prefix, times[written:]))):
+        sink.write(batch)
     sink.close()
 
     def is_deleted(number: int) -> bool:

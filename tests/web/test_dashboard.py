@@ -51,6 +51,11 @@ def complaints() -> list[str]:
     return []
 
 
+def close(page: Page) -> None:
+    if not page.is_closed():
+        page.close()
+
+
 @pytest.fixture
 def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
     """Opens the dashboard of a service; every page must have been quiet, and sent requests to the service alone."""
@@ -72,6 +77,7 @@ def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
             locale=locale,
         )
         pages.append(page)
+        service.users.callback(close, page)  # else it asks a service that is killed, and complains
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.append((service.url, request.url)))
@@ -81,7 +87,7 @@ def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
 
     yield visit
     for page in pages:
-        page.close()
+        close(page)
     assert complaints == []
     assert [url for origin, url in asked if not url.startswith(f"{origin}/")] == []
 
