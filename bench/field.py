@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any, Self
 from bench.load import Load, Sample, send
 from bench.services import PLACES, ROOT, Bare, Datasette, Handwritten, Persistd, Service
 from bench.stores import INDEX, TABLE, TIMES, LinesStore, SQLStore, Store
-from tests.cluster.galera import Cluster
-from tests.servers import MariaDB, Postgres, Server, _family
+from tests.galera import Cluster
+from tests.servers import MariaDB, Postgres, Server
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
 
@@ -25,8 +26,7 @@ WARM_UP, WARM_UP_FIRST = 2000, 900_000_000
 class RoomyMariaDB(MariaDB):
     """The tests' MariaDB with a cache that holds the tables, as on a machine that serves."""
 
-    def _command(self) -> list[str]:
-        return [*super()._command(), "--innodb-buffer-pool-size=512M"]
+    more: Mapping[str, object] = {"innodb-buffer-pool-size": "512M"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Field:
             cluster = self._stack.enter_context(Cluster()) if self._cluster is None else self._cluster
             self._cluster = cluster
             name = f"bench_{next(self._numbers)}"
-            cluster.nodes[0]._create(name)
+            cluster.nodes[0].create_database(name)
             places = [node.url(name) for node in cluster.nodes]
         else:
             places = [self._place(self._root)[0]] * 3
@@ -127,7 +127,7 @@ class Field:
         """Seconds of processor time that the database servers have used so far."""
         servers = self._cluster.nodes if self._cluster else [self.server]
         ticks = 0
-        for pid in [pid for server in servers for pid in _family(server.pid)]:
+        for pid in [pid for server in servers for pid in server.processes()]:
             with suppress(OSError):  # it has ended
                 # User and system time, its own and that of the children it has waited for.
                 ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))

@@ -85,10 +85,12 @@ class Server(ABC):
         """Run one statement as the superuser; the rows it gave."""
 
     @abstractmethod
-    def _create(self, name: str) -> None: ...
+    def create_database(self, name: str) -> None:
+        """Make an empty database that the role ``persist`` owns."""
 
     @abstractmethod
-    def _drop(self, name: str) -> None: ...
+    def drop_database(self, name: str) -> None:
+        """Drop a database, even with open connections."""
 
     @abstractmethod
     def end_writers(self, url: str) -> int:
@@ -126,6 +128,10 @@ class Server(ABC):
         assert self._process is not None, "the server was never started"
         return self._process.pid
 
+    def processes(self) -> list[int]:
+        """The main process and all its descendants, parents first."""
+        return _family(self.pid)
+
     def start(self) -> None:
         """Start it, or start it again on the same port and data; returns once it takes connections."""
         if self.running:
@@ -152,24 +158,24 @@ class Server(ABC):
         if self.running:
             # The main process first, so that it forks no more while the others are looked up.
             os.kill(self.pid, signal.SIGSTOP)
-            family = _family(self.pid)
+            family = self.processes()
             for pid in reversed(family):
                 _signal(pid, signal.SIGKILL)
-            _until(lambda: not any(_alive(pid) for pid in family[1:]), STOP_TIMEOUT)
+            _until(lambda: not any(alive(pid) for pid in family[1:]), STOP_TIMEOUT)
         self._reap()
 
     def suspend(self) -> None:
         """SIGSTOP to all its processes: connections stay open, and nothing answers."""
         assert self.running, "only a running server can be suspended"
         os.kill(self.pid, signal.SIGSTOP)
-        for pid in _family(self.pid):
+        for pid in self.processes():
             _signal(pid, signal.SIGSTOP)
         self.suspended = True
 
     def resume(self) -> None:
         """SIGCONT to all its processes."""
         if self.suspended and self.running:
-            for pid in reversed(_family(self.pid)):
+            for pid in reversed(self.processes()):
                 _signal(pid, signal.SIGCONT)
         self.suspended = False
 
@@ -193,13 +199,13 @@ class Server(ABC):
         self.start()
         self._databases += 1
         name = f"db_{self._databases}"
-        self._create(name)
+        self.create_database(name)
         return f"{self.scheme}://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{name}"
 
     def drop(self, url: str) -> None:
         """Drop the database of ``url``, even with open connections. Starts or resumes the server if need be."""
         self.start()
-        self._drop(database_of(url))
+        self.drop_database(database_of(url))
 
     # Inner parts
 
@@ -214,7 +220,7 @@ class Server(ABC):
                 break
             except ServerFailed:
                 # Another process may have taken the port between our look and the server's.
-                if attempt == 5 or not _connectable(self.port):
+                if attempt == 5 or not connectable(self.port):
                     raise
         self._prepare()
 
@@ -227,7 +233,7 @@ class Server(ABC):
                 return pwd.getpwnam(name)
         raise ServerFailed(f"none of the accounts {', '.join(self.accounts)} exists, and root must not run a server")
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """For ``subprocess``: the account, a working directory it may enter, and away from the terminal's signals."""
         options: dict[str, Any] = {
             "cwd": self.directory,
@@ -247,14 +253,14 @@ class Server(ABC):
 
     def _run(self, command: Sequence[str]) -> None:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **self._options()
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **self.options()
         )
         if done.returncode != 0:
             raise ServerFailed(f"{command[0]} failed:\n{done.stdout}")
 
     def _spawn(self) -> None:
         with self.log.open("ab") as log:
-            process = subprocess.Popen(self._command(), stdout=log, stderr=log, **self._options())
+            process = subprocess.Popen(self._command(), stdout=log, stderr=log, **self.options())
         self._process, self.suspended = process, False
         self._watcher = subprocess.Popen(
             ["sh", "-c", _WATCHER, "sh", self.quit_signal.name[3:], str(process.pid), str(self.directory)],
@@ -288,9 +294,9 @@ class Server(ABC):
 
     def _wait(self, timeout: float) -> None:
         assert self._process is not None
-        family = _family(self.pid)
+        family = self.processes()
         self._process.wait(timeout)
-        _until(lambda: not any(_alive(pid) for pid in family[1:]), timeout)
+        _until(lambda: not any(alive(pid) for pid in family[1:]), timeout)
 
     def _reap(self) -> None:
         if self._watcher is not None:
@@ -351,10 +357,10 @@ class Postgres(Server):
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def _create(self, name: str) -> None:
+    def create_database(self, name: str) -> None:
         self.admin(f'CREATE DATABASE "{name}" OWNER {USER}')
 
-    def _drop(self, name: str) -> None:
+    def drop_database(self, name: str) -> None:
         self.admin(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def end_writers(self, url: str) -> int:
@@ -381,7 +387,8 @@ class MariaDB(Server):
     quit_signal = signal.SIGKILL  # nothing of it outlives its process
 
     @property
-    def _socket(self) -> Path:
+    def socket_file(self) -> Path:
+        """Where root connects, without a password."""
         return self.directory / "s"
 
     def _initialise(self) -> None:
@@ -395,7 +402,7 @@ class MariaDB(Server):
     def _command(self) -> list[str]:
         settings = {
             "datadir": self.data,
-            "socket": self._socket,
+            "socket": self.socket_file,
             "pid-file": self.directory / "pid",
             "port": self.port,
             "bind-address": "127.0.0.1",
@@ -421,19 +428,19 @@ class MariaDB(Server):
         # PyMySQL leaves its own socket open where it cannot connect to a path; the wait for a start does that often.
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(10)
-            sock.connect(str(self._socket))
+            sock.connect(str(self.socket_file))
             connection.connect(sock)
             with connection, connection.cursor() as cursor:
                 cursor.execute(sql)
                 return list(cursor.fetchall())
 
-    def _create(self, name: str) -> None:
+    def create_database(self, name: str) -> None:
         self.admin(f"CREATE DATABASE `{name}`")
         # An underscore in a grant stands for any character.
         pattern = name.replace("_", r"\_")
         self.admin(f"GRANT ALL ON `{pattern}`.* TO '{USER}'@'%'")
 
-    def _drop(self, name: str) -> None:
+    def drop_database(self, name: str) -> None:
         # An open transaction's locks would hold up the DROP.
         for (connection,) in self.admin(f"SELECT id FROM information_schema.processlist WHERE db = '{name}'"):
             with contextlib.suppress(pymysql.err.Error):  # gone meanwhile
@@ -471,52 +478,6 @@ class MariaDB(Server):
         return f"MariaDB {self.admin('SELECT version()')[0][0]}"
 
 
-class PgBouncer:
-    """A pooler before a PostgreSQL. In transaction mode it has one connection to it, which all clients share."""
-
-    def __init__(self, server: Postgres, *, mode: str = "transaction", behind: int = 0) -> None:
-        """``behind``: the port of what stands between it and the server."""
-        self.server = server
-        self.port = free_port()
-        self._mode = mode
-        self._behind = behind or server.port
-
-    def __enter__(self) -> Self:
-        self._directory = Path(tempfile.mkdtemp(prefix="tp-bo-"))
-        options = self.server._options()
-        if "user" in options:
-            os.chown(self._directory, options["user"], options["group"])
-        (self._directory / "users").write_text(f'"{USER}" "{PASSWORD}"\n')
-        configuration = self._directory / "pgbouncer.ini"
-        configuration.write_text(
-            "[databases]\n"
-            f"* = host=127.0.0.1 port={self._behind}\n"
-            "[pgbouncer]\n"
-            "listen_addr = 127.0.0.1\n"
-            f"listen_port = {self.port}\n"
-            "unix_socket_dir =\n"
-            "auth_type = plain\n"
-            f"auth_file = {self._directory}/users\n"
-            f"pool_mode = {self._mode}\n"
-            f"default_pool_size = {1 if self._mode == 'transaction' else 10}\n"
-            # The default is 15: so long it would not look for the new primary.
-            "server_login_retry = 1\n"
-        )
-        with (self._directory / "log").open("wb") as log:
-            self._process = subprocess.Popen([require("pgbouncer"), configuration], stdout=log, stderr=log, **options)
-        _until(lambda: _connectable(self.port), START_TIMEOUT)
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def url(self, database: str) -> str:
-        """The URL of a database of the server, through the pooler."""
-        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
-
-
 def database_of(url: str) -> str:
     """The database's name in one of our URLs."""
     return url.rsplit("/", 1)[1]
@@ -535,7 +496,8 @@ def free_port() -> int:
     raise ServerFailed("no free port between 15000 and 32000")
 
 
-def _connectable(port: int) -> bool:
+def connectable(port: int) -> bool:
+    """Whether something listens there."""
     with socket.socket() as sock:
         sock.settimeout(1)
         return sock.connect_ex(("127.0.0.1", port)) == 0
@@ -568,7 +530,8 @@ def _family(pid: int) -> list[int]:
     return family
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether the process runs."""
     # In a container no process may reap an orphan: a zombie counts as gone.
     return any(number == pid and not state.startswith("Z") for number, _parent, state in _processes())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from tests import tools
+from tests import balancers, tools
 from tests.process import Persistd, wait_until
 from tests.rows import task
 from tests.servers import free_port
@@ -29,30 +29,23 @@ MANUAL = "[buffer]\nflush_interval = 3600\n"
 
 @contextlib.contextmanager
 def haproxy(directory: Path, instances: list[Persistd]) -> Iterator[httpx.Client]:
-    text, port = (CONF / "haproxy.cfg").read_text(), free_port()
+    port = free_port()
     changes = {"127.0.0.1:8080": f"127.0.0.1:{port}"}
     changes |= {f"127.0.0.1:{8001 + n}": one.url.removeprefix("http://") for n, one in enumerate(instances)}
-    for example, real in changes.items():
-        assert text.count(example) == 1
-        text = text.replace(example, real)
-    file = directory / "haproxy.cfg"
-    file.write_text(text)
-    process = subprocess.Popen([tools.require("haproxy"), "-db", "-q", "-f", str(file)])
-    try:
-        transport = httpx.HTTPTransport(local_address=CLIENT)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, transport=transport) as client:
+    transport = httpx.HTTPTransport(local_address=CLIENT)
+    with (
+        balancers.haproxy(directory, "haproxy.cfg", changes) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, transport=transport) as client,
+    ):
 
-            def serves() -> bool:
-                assert process.poll() is None, "haproxy has ended"
-                with contextlib.suppress(httpx.TransportError):
-                    return client.get("/health/ready").status_code == 200
-                return False
+        def serves() -> bool:
+            assert process.poll() is None, "haproxy has ended"
+            with contextlib.suppress(httpx.TransportError):
+                return client.get("/health/ready").status_code == 200
+            return False
 
-            wait_until(serves)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(10)
+        wait_until(serves)
+        yield client
 
 
 def test_a_session_stays_on_one_instance_and_the_death_of_one_stops_no_batch(tmp_path: Path, postgres_url: str) -> None:

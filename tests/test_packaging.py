@@ -100,6 +100,12 @@ def test_every_import_is_required(metadata: dict[str, Any]) -> None:
                     assert distributions & allowed, f"{path.name} imports {name}"
 
 
+def test_the_benchmark_has_no_need_of_the_suites_packages() -> None:
+    """bench/run starts the suite's servers in an environment of its own, which has none of these."""
+    block = "import sys; sys.modules |= dict.fromkeys(['pytest', 'hypothesis', 'httpx'])"
+    subprocess.run([sys.executable, "-c", f"{block}; import bench.__main__"], cwd=ROOT, check=True)
+
+
 # The scripts
 
 

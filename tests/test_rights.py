@@ -101,7 +101,7 @@ class Place(NamedTuple):
             self.server.admin(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)")
             self.server.admin(f"DROP ROLE IF EXISTS {self.name}")
         else:
-            self.server._drop(self.name)
+            self.server.drop_database(self.name)
             self.server.admin(f"DROP USER IF EXISTS '{self.name}'@'%'")
 
     def __call__(self, **settings: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ import pymysql
 import pytest
 
 from tests import tools
-from tests.servers import PASSWORD, USER, MariaDB, Postgres, Server, _alive, _family, database_of
+from tests.servers import PASSWORD, USER, MariaDB, Postgres, Server, alive, database_of
 
 DRIVER_ERRORS = (psycopg.Error, pymysql.err.Error, OSError)
 
@@ -86,11 +86,11 @@ def test_committed_rows_outlive_a_crash(server: Server, url: str) -> None:
     connection = connect(server, url)
     query(connection, "CREATE TABLE t (a INT)")
     query(connection, "INSERT INTO t VALUES (7)")
-    family, port = _family(server.pid), server.port
+    family, port = server.processes(), server.port
     server.kill()
     connection.close()
     assert not server.running
-    assert not any(_alive(pid) for pid in family)
+    assert not any(alive(pid) for pid in family)
     with pytest.raises(DRIVER_ERRORS):
         connect(server, url)
     server.start()
@@ -174,7 +174,7 @@ def test_servers_die_with_a_killed_test_run(tmp_path: Path) -> None:
     deadline = time.monotonic() + 20
     left = [(int(pid), Path(directory)) for pid, directory in started]
     while left and time.monotonic() < deadline:
-        left = [(pid, directory) for pid, directory in left if _alive(pid) or directory.exists()]
+        left = [(pid, directory) for pid, directory in left if alive(pid) or directory.exists()]
         time.sleep(0.05)
     assert left == []
 
@@ -196,7 +196,7 @@ def test_servers_end_with_an_interrupted_test_run() -> None:
     os.killpg(run.pid, signal.SIGINT)
     run.wait()
     run.stdout.close()
-    assert not _alive(pid)
+    assert not alive(pid)
 
 
 # Finding the programs

@@ -7,23 +7,22 @@ MariaDB by a list of hosts. Replication is synchronous, so that all that the ser
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import tools
+from tests import balancers, tools
+from tests.balancers import PgBouncer
 from tests.cluster.replicas import Source, Standby, follow, status, wait_for_write
 from tests.faults.load import Load
 from tests.process import Persistd, wait_until
 from tests.rows import session
-from tests.servers import PgBouncer, Postgres, database_of, free_port
+from tests.servers import Postgres, database_of, free_port
 from tests.sinks.readers import read_mysql, read_postgres
 from tornado_persist.testing import Stored
 
-CONF = Path(__file__).parent.parent.parent / "conf"
 #: Seconds from the moment in which the new primary can be written to until it has a row.
 SOON = 3.0
 #: Seconds that a cluster manager takes to see that the primary is gone.
@@ -41,24 +40,16 @@ def primary() -> Iterator[Postgres]:
 @contextlib.contextmanager
 def haproxy(directory: Path, *servers: Postgres) -> Iterator[int]:
     """The example before these servers; its port."""
-    text, port = (CONF / "haproxy-postgres.cfg").read_text(), free_port()
-    for example, real in {
+    port = free_port()
+    changes = {
         "127.0.0.1:5000": f"127.0.0.1:{port}",
-        "/etc/haproxy/postgres-is-primary": str(CONF / "postgres-is-primary"),
+        "/etc/haproxy/postgres-is-primary": str(balancers.CONF / "postgres-is-primary"),
         "/usr/local/bin:/usr/bin:/bin": f"{tools.require('psql').parent}:/usr/bin:/bin",
         "127.0.0.1:5432": f"127.0.0.1:{servers[0].port}",
         "127.0.0.1:5433": f"127.0.0.1:{servers[1].port}",
-    }.items():
-        assert text.count(example) == 1, example
-        text = text.replace(example, real)
-    file = directory / "haproxy.cfg"
-    file.write_text(text)
-    process = subprocess.Popen([tools.require("haproxy"), "-db", "-q", "-f", str(file)])
-    try:
+    }
+    with balancers.haproxy(directory, "haproxy-postgres.cfg", changes):
         yield port
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def url(name: str, *ports: int, scheme: str = "postgresql") -> str:

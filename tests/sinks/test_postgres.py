@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
-from tests.servers import PgBouncer, Postgres, database_of, free_port
+from tests.balancers import PgBouncer
+from tests.servers import Postgres, database_of, free_port
 from tests.sinks.readers import ids, read_postgres
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import pymysql
-import pytest
 
 from tests.servers import PASSWORD, USER, MariaDB, free_port
-from tests.tools import find, require
 
 #: Where Debian and Red Hat have it.
 LIBRARIES = ("/usr/lib/galera/libgalera_smm.so", "/usr/lib64/galera-4/libgalera_smm.so")
 LIBRARY = next((path for path in map(Path, LIBRARIES) if path.exists()), None)
-needs_galera = pytest.mark.skipif(LIBRARY is None, reason="Galera's library is not installed (Debian: galera-4)")
-needs_transfer = pytest.mark.skipif(
-    LIBRARY is None or find("wsrep_sst_rsync") is None,
-    reason="Galera is not installed (Debian: galera-4, mariadb-server)",
-)
 #: Seconds for the cluster to agree, at the end of a test.
 PATIENCE = 90
-CONFIGURATION = Path(__file__).parents[2] / "conf" / "haproxy-galera.cfg"
 
 
 class Node(MariaDB):
@@ -89,7 +80,7 @@ class Node(MariaDB):
 
     def catch_up(self) -> None:
         """Wait until it has applied what the others had committed before the call."""
-        connection = pymysql.connect(user="root", unix_socket=str(self._socket))
+        connection = pymysql.connect(user="root", unix_socket=str(self.socket_file))
         with contextlib.closing(connection), connection.cursor() as cursor:
             cursor.execute("SET SESSION wsrep_sync_wait = 1")
             cursor.execute("SELECT count(*) FROM mysql.user")
@@ -134,22 +125,3 @@ class Cluster:
         """For each node a URL with all three hosts, that node first."""
         hosts = [f"127.0.0.1:{node.port}" for node in self.nodes]
         return [f"mysql://{USER}:{PASSWORD}@{','.join([*hosts[n:], *hosts[:n]])}/{database}" for n in range(3)]
-
-
-@contextlib.contextmanager
-def haproxy(directory: Path, nodes: Sequence[Node], changes: dict[str, str] | None = None) -> Iterator[int]:
-    """The example of conf/ before ``nodes``, with ``changes`` to its text; its port."""
-    port, file = free_port(), directory / "haproxy-galera.cfg"
-    text = CONFIGURATION.read_text()
-    real = {f"192.0.2.{n}:3306": f"127.0.0.1:{node.port}" for n, node in enumerate(nodes, 1)}
-    real |= {"bind 127.0.0.1:3307": f"bind 127.0.0.1:{port}", **(changes or {})}
-    for example, mine in real.items():
-        assert text.count(example) == 1, example
-        text = text.replace(example, mine)
-    file.write_text(text)
-    process = subprocess.Popen([require("haproxy"), "-db", "-q", "-f", str(file)])
-    try:
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
