@@ -19,6 +19,7 @@ from tests.faults.load import Load
 from tests.process import Persistd, persistd, wait_until
 from tests.rows import task
 from tests.sinks.readers import read_sqlite
+from tornado_persist.config import tokens
 
 MANUAL = "[buffer]\nflush_interval = 3600\n"
 
@@ -313,6 +314,18 @@ def test_a_service_that_is_open_to_anybody_says_so_once_and_everywhere(tmp_path:
         assert service.http.get("/api/v1/persistence/history").json()["caution"] == said
         checked = persistd("check", "-c", str(service.file), cwd=tmp_path).stdout
         assert ("anybody who reaches" in checked) == told
+
+
+def test_what_it_says_of_anybody_follows_the_tokens_of_a_reload(tmp_path: Path) -> None:
+    token, line = tokens.make("reader", ["read"])
+    closed = f"{MANUAL}[auth]\ntokens = ['{line}']\n"
+    with Persistd(tmp_path, closed, server="host = '0.0.0.0'") as service:
+        for config, open_to_anybody in ((MANUAL, True), (closed, False)):
+            service.configure(config)
+            assert persistd("reload", "-c", str(service.file), cwd=tmp_path).returncode == 0
+            health = service.http.get("/health", headers={"Authorization": f"Bearer {token}"}).json()
+            assert ("anybody who reaches" in health["caution"]) == open_to_anybody
+        assert len(service.log("no authentication")) == 1
 
 
 def test_nobody_is_anybody_where_clients_need_a_certificate(tmp_path: Path, keys: Path) -> None:

@@ -121,6 +121,15 @@ async def test_tasks_of_an_unknown_session_are_refused_in_the_documented_words(t
 
 
 @pytest.mark.gen_test
+async def test_a_session_that_was_refused_is_no_session(tmp_path: Path) -> None:
+    async with rig(tmp_path, find_sessions=Finder(), max_bytes=100_000) as it:
+        with pytest.raises(NotAccepting, match="larger than the journal"):
+            await it.ingest.accept("session", body("session", session("s", metadata={"x": "x" * 200_000})))
+        with pytest.raises(InvalidBatch, match="Session ID not found"):
+            await it.ingest.accept("task", body("task", task(session_id="s")))
+
+
+@pytest.mark.gen_test
 async def test_while_the_sink_cannot_be_asked_for_a_session_its_tasks_are_not_accepted(tmp_path: Path) -> None:
     finder = Finder("s1")
     finder.down = True

@@ -164,9 +164,7 @@ class Health:
         *,
         open_rows: OpenRows,
         instance: Instance,
-        caution: str = "",
     ) -> None:
-        """``caution``: what an operator should know of although all is well; shown on the dashboard."""
         self._ingest = ingest
         self._backlog = backlog
         self._buffer = buffer
@@ -175,7 +173,8 @@ class Health:
         self._open_rows = open_rows
         #: Replaced once the service listens.
         self.instance = instance
-        self.caution = caution
+        #: What an operator should know of although all is well; empty: nothing.
+        self.caution = ""
         #: Replaced when a reload begins and when it is done.
         self.reloads = Reloads()
         self._growth = Growth()

@@ -121,8 +121,8 @@ class Ingest:
             at = self._read_at(at)
         parsed = await self._parse(kind, body)
         rows = parsed.rows
-        if self.find_sessions is not None:
-            await self._require_sessions(kind, parsed, self.find_sessions)
+        if self.find_sessions is not None and kind == "task":
+            await self._require_sessions(parsed, self.find_sessions)
         if not parsed.wrong:
             return Accepted(
                 len(rows), await self._append(kind, parsed, earlier, at), parsed.ignored, parsed.ignored_rows
@@ -173,6 +173,8 @@ class Ingest:
             finally:
                 self._undecided -= 1
             self._backlog.admit(seq, kind, parsed.rows, at, HEADER_SIZE + len(body))
+            if self.find_sessions is not None and kind == "session":
+                self._remember(row["session_id"] for row in parsed.rows)
             self._added()
         self._accepted = max(self._accepted, now)
         return at
@@ -189,28 +191,31 @@ class Ingest:
             raise InvalidBatch("X-Persist-At is yet to come, or before 1971")
         return time
 
-    async def _require_sessions(self, kind: Kind, parsed: Parsed, find_sessions: FindSessions) -> None:
+    async def _require_sessions(self, parsed: Parsed, find_sessions: FindSessions) -> None:
         rows = parsed.rows
         wanted = {row["session_id"] for row in rows}
-        if kind == "task":
-            unknown = {id for id in wanted - self._known_sessions.keys() if not self._buffer.has_session(id)}
-            if unknown:
-                try:
-                    unknown -= await find_sessions(unknown)
-                except SinkUnavailable as exc:
-                    raise NotAccepting(f"The sink cannot be asked whether it has the tasks' sessions: {exc}") from exc
-            if unknown:
-                refused = InvalidBatch(
-                    "Session ID not found or invalid task data",
-                    [
-                        {"loc": ["tasks", index, "session_id"], "msg": "No session with this ID was accepted"}
-                        for index, row in zip(parsed.places(), rows, strict=True)
-                        if row["session_id"] in unknown
-                    ],
-                )
-                refused.rows = len(rows) + len(parsed.wrong)
-                raise refused
-        for session_id in wanted:
+        unknown = {id for id in wanted - self._known_sessions.keys() if not self._buffer.has_session(id)}
+        if unknown:
+            try:
+                unknown -= await find_sessions(unknown)
+            except SinkUnavailable as exc:
+                raise NotAccepting(f"The sink cannot be asked whether it has the tasks' sessions: {exc}") from exc
+        if unknown:
+            refused = InvalidBatch(
+                "Session ID not found or invalid task data",
+                [
+                    {"loc": ["tasks", index, "session_id"], "msg": "No session with this ID was accepted"}
+                    for index, row in zip(parsed.places(), rows, strict=True)
+                    if row["session_id"] in unknown
+                ],
+            )
+            refused.rows = len(rows) + len(parsed.wrong)
+            raise refused
+        self._remember(wanted)
+
+    def _remember(self, session_ids: Iterable[str]) -> None:
+        """These were accepted, or the sink has them."""
+        for session_id in session_ids:
             self._known_sessions.pop(session_id, None)
             self._known_sessions[session_id] = None
         while len(self._known_sessions) > KNOWN_SESSIONS:

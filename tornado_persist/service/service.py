@@ -256,7 +256,6 @@ class Service:
             instance=Instance(
                 self._name, self._url, socket.gethostname(), os.getpid(), settings.data_dir, self._metrics.started
             ),
-            caution=warn_of_anybody(settings, self._port),
         )
 
     # Serve.
@@ -302,12 +301,17 @@ class Service:
         also = {"unix_socket": str(settings.unix_socket)} if settings.unix_socket and settings.server.tcp else {}
         where = {"url": self._url, **also, "sink": settings.sink, "data_dir": str(settings.data_dir)}
         logger.info("serving", **where, version=__version__)
-        if self._health.caution:
-            logger.warning("no authentication", problem=self._health.caution)
+        self._say_caution(warn_of_anybody(settings, self._port))
         self._note()
         serving(self._url)
         self._manager.ready()
         self._say_status()
+
+    def _say_caution(self, caution: str) -> None:
+        """Show it on the dashboard and in ``/health``; the log has each once."""
+        if caution and caution != self._health.caution:
+            logger.warning("no authentication", problem=caution)
+        self._health.caution = caution
 
     def _note(self) -> None:
         """Tell commands how they reach the service, and how reloads went: that needs no token."""
@@ -443,6 +447,7 @@ class Service:
         if plan.tls is not None:
             self._tls, self._server.tls = plan.tls, plan.tls.context
             await asyncio.to_thread(self._note)
+        self._say_caution(await asyncio.to_thread(warn_of_anybody, settings, self._port))
         if runner is not None:
             await self._switch_to(runner, settings)
         for key in plan.needs_restart:
