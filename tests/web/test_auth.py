@@ -20,6 +20,7 @@ from tests.process import PATIENCE, Persistd, persistd, wait_until
 from tests.rows import body, task
 from tornado_persist.config import tokens
 from tornado_persist.config.tokens import SCOPES, Scope
+from tornado_persist.telemetry.refusals import LONGEST
 from tornado_persist.web.app import PREFIX, ROUTES
 from tornado_persist.web.auth import Access, Denied
 from tornado_persist.web.base import GetHandler, Handler
@@ -183,6 +184,10 @@ def test_the_log_says_who_wrote_and_who_was_refused(tmp_path: Path) -> None:
         assert post("read", b"", "denied") == 403
         assert service.http.post(f"{PREFIX}/flush", auth=("", MADE["flush"][0])).status_code == 200
         assert service.http.delete(f"{PREFIX}/sessions/s1", auth=("", MADE["admin"][0])).status_code == 200
+        ask(service, f"GET /\x9b{999 * 'x'} HTTP/1.1\nHost: localhost\nX-Request-ID: odd")
+        wait_until(lambda: told("request", "odd"), "the line of a request")
+        path = next(line["path"] for line in service.log("request") if line["request_id"] == "odd")
+        assert (path[:5], len(path)) == ("/\xc2\N{REPLACEMENT CHARACTER}xx", LONGEST + 1)
         assert told("request", "good") == [("127.0.0.1", "the-write")]
         assert told("batch refused", "bad") == [("127.0.0.1", "the-write")]
         assert told("request denied", "denied") == [("127.0.0.1", "the-read")]
@@ -353,6 +358,7 @@ def test_a_new_token_works_and_the_commands_take_it_from_the_environment(tmp_pat
         (["127.0.0.0/8"], "127.0.0.1", "127.0.0.3,127.0.0.2", "127.0.0.3"),
         (["::1"], "::1", "192.0.2.7, <script>", "::1"),
         (["::1"], "fe80::1%lo", "192.0.2.7", "fe80::1%lo"),
+        (["::1"], "::1", "fe80::7%\x9b31m" + 999 * "x", "fe80::7"),
     ],
 )
 def test_only_a_trusted_proxy_says_who_the_client_is(

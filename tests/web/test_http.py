@@ -21,7 +21,7 @@ from tests.rows import body, task
 from tests.web.conftest import LIMIT, Connect
 from tornado_persist.web.app import PREFIX, Api
 from tornado_persist.web.base import Handler
-from tornado_persist.web.server import MAX_HEADER_BYTES
+from tornado_persist.web.server import MAX_HEADER_BYTES, MAX_HEADER_LINES
 
 pytestmark = pytest.mark.gen_test
 
@@ -256,6 +256,12 @@ async def test_a_head_that_is_too_large_is_answered_in_json_and_counted(connect:
     await wait_until(lambda: parts.metrics.refusals.by_reason["none", 400, "malformed"] == 1)
 
 
+async def test_a_head_may_have_so_many_lines(connect: Connect) -> None:
+    async with connect() as (reader, writer), asyncio.timeout(20):
+        writer.write(get("/health/live")[:-2] + b"A: b\r\n" * (MAX_HEADER_LINES - 3) + b"\r\n")
+        assert (await answer(reader))[0] == 200
+
+
 async def test_many_silent_connections_leave_room_for_a_batch(connect: Connect, parts: Rig) -> None:
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(20):
         for _ in range(200):
@@ -291,6 +297,7 @@ BODY_HEAD = f"POST {BATCH} HTTP/1.1\r\nHost: localhost\r\n".encode()
         (b"POST / HTTP/1.1\r\n\r\n", "Missing Host header"),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nA: \0secret\r\n\r\n", "Invalid header value"),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nsecret\r\n\r\n", "no colon in header line"),
+        (b"GET / HTTP/1.1\nHost: localhost\n" + b"A:\n" * (MAX_HEADER_LINES - 2) + b"\n", "Too many header lines"),
         (b"nonsense\r\n\r\n", "Malformed HTTP request line"),
         (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "Invalid Host header"),
         (BODY_HEAD + b"Content-Length: secret\r\n\r\n", "Only integer Content-Length is allowed"),

@@ -56,7 +56,7 @@ class Server(Table):
     max_inflight_bytes: Bytes = Field(
         134_217_728,
         ge=1024,
-        description="bytes of all request bodies at one time, and of all answers to reads; past it requests get 503",
+        description="bytes of all request bodies at one time, and of all long answers not taken; past it 503",
     )
     max_connections: int = Field(
         1000,

@@ -40,6 +40,7 @@ from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.deletions import DeletedBy
 from tornado_persist.telemetry.metrics import Metrics
+from tornado_persist.telemetry.refusals import printable
 
 T = TypeVar("T")
 
@@ -221,7 +222,8 @@ class Remover:
             if not (dry_run or deleted.nothing):
                 figures = {"sessions": deleted.sessions, "tasks": deleted.tasks, "rejected": deleted.rejected}
                 end = {"stopped": problem} if problem else {}
-                logger.info("deleted", by=by, **what, **figures, ms=deleted.duration_ms, **end)
+                keys = {name: printable(key) for name, key in what.items()}
+                logger.info("deleted", by=by, **keys, **figures, ms=deleted.duration_ms, **end)
 
     async def _piece(self, work: _Work, delete: Callable[[int], Awaitable[Removed]]) -> Removed:
         began = time.monotonic()  # a turn that was long in coming makes the next piece smaller, which is right too

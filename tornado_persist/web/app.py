@@ -23,7 +23,7 @@ from tornado_persist.records.models import STATUSES
 from tornado_persist.records.rules import UnknownFields
 from tornado_persist.telemetry import log
 from tornado_persist.telemetry.metrics import Metrics
-from tornado_persist.telemetry.refusals import Quota
+from tornado_persist.telemetry.refusals import Quota, printable
 from tornado_persist.web import handlers, history, openapi, pages, prometheus, reading, removal
 from tornado_persist.web.auth import Access
 from tornado_persist.web.base import Handler, NotFound
@@ -91,7 +91,7 @@ class Api(Application):
 
         ``flush_timeout``: seconds that ``POST /flush`` waits at most; ``body_timeout``: that a body may take.
 
-        ``max_inflight_bytes``: of all bodies at one time, and of all answers to reads that are not taken yet.
+        ``max_inflight_bytes``: of all bodies at one time, and of all long answers that are not taken yet.
 
         ``max_batch``, ``unknown_fields`` and ``statuses``, which the parser of ``ingest`` applies, are for the
         description.
@@ -113,7 +113,7 @@ class Api(Application):
         self._max_inflight_bytes = max_inflight_bytes
         #: Bytes of the bodies that are announced, arriving, or not answered yet.
         self.inflight_bytes = 0
-        #: Bytes of answers to reads that clients have not taken yet.
+        #: Bytes of long answers that clients have not taken yet.
         self.untaken_bytes = 0
         self._max_batch = max_batch
         self._unknown_fields = unknown_fields
@@ -148,7 +148,7 @@ class Api(Application):
         self.inflight_bytes += size
 
     def hold_answer(self, size: int, context: Context) -> None:
-        """Count so many bytes of an answer until :meth:`release_answer`.
+        """Count so many bytes of a long answer until :meth:`release_answer`.
 
         Raises ReadFailed: clients that do not take their answers hold too many; one alone always fits.
         """
@@ -188,6 +188,7 @@ class Api(Application):
         seconds = max(0.0, request.request_time())  # by the wall clock, which may be set back
         self.metrics.answered(type(handler).__name__, method, status, seconds)
         if log.debugging(__name__):  # asked first: a line that is thrown away costs 25 µs
+            method, path = printable(method), printable(path)
             more = {"client": request.remote_ip, "ms": round(seconds * 1000, 1)}
             if isinstance(handler, Handler):
                 more["request_id"] = handler.request_id

@@ -68,7 +68,7 @@ class Access:
         named = request.headers.get("X-Forwarded-For", "").split(",")
         while named and self._is_proxy(client):
             try:
-                client = str(ip_address(named.pop().strip()))
+                client = str(ip_address(named.pop().strip().partition("%")[0]))  # a zone is any text
             except ValueError:
                 break
         return client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 import json
@@ -59,6 +60,8 @@ RETRY_AFTER = 5
 #: A body over the limit is read to its end and thrown away, so that the client reads the answer instead of a reset
 #: connection; but not past this many times the limit.
 PATIENCE = 8
+#: Bytes from which an answer is long: the others are a connection's own, and there are so many of these at most.
+LONG_ANSWER = 1 << 16
 #: Digits of a length that no body can have.
 _DIGITS = 19
 # Ids as in UUIDs and traces, safe in any log.
@@ -229,6 +232,15 @@ class Handler(RequestHandler):
         self.set_status(status)
         self.finish(_encode(payload) + "\n")  # the line's end is for people with curl
 
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> asyncio.Future[None]:
+        """End the answer. A long one counts against ``server.max_inflight_bytes`` until the client has taken it.
+
+        Raises ReadFailed: clients have not taken too many such answers.
+        """
+        if isinstance(chunk, bytes | str) and len(chunk) >= LONG_ANSWER and self.request.method != "HEAD":
+            self.application.hold_answer(len(chunk), self.request.connection.context)  # type: ignore[union-attr]
+        return super().finish(chunk)
+
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.set_header("Server", SERVER)
@@ -323,7 +335,7 @@ class Handler(RequestHandler):
             return
         held = self.application.bugs.take((type(self), typ), time.monotonic())
         if held is not None:  # else a client that has found a bug could fill the disk
-            where = {"method": self.request.method, "path": self.request.path, "request_id": self.request_id}
+            where = {"method": self.request.method, "path": printable(self.request.path), "request_id": self.request_id}
             logger.error("a bug in a request handler", **where, held_back=sum(held), exc_info=(typ, value, tb))
 
 

@@ -69,11 +69,6 @@ class Reads(Handler):
         if fresh:
             await self.application.reads.freshen(self.application.flush_timeout)
 
-    def send(self, answer: bytes) -> None:
-        """Answer with JSON, which counts against ``server.max_inflight_bytes`` until the client has taken it."""
-        self.application.hold_answer(len(answer), self.request.connection.context)  # type: ignore[union-attr]
-        self.finish(answer)
-
 
 class ReadHandler(Reads, GetHandler):
     """A handler of ``GET``."""
@@ -87,7 +82,7 @@ class ReadHandler(Reads, GetHandler):
         if row is None:
             raise NoSuchRow(f"There is no such {kind}")
         row["pending"] = self.application.reads.pending
-        self.send(encode(row) + b"\n")
+        self.finish(encode(row) + b"\n")
 
 
 class ListHandler(ReadHandler):
@@ -128,7 +123,7 @@ class ListHandler(ReadHandler):
             rest["next_url"] = f"{self.request.path}?{urlencode({**same, 'after': token})}"
         if found.total is not None:
             rest["total"] = found.total
-        self.send(b'{"items": ' + _join(found.rows) + b", " + json.dumps(rest).encode()[1:] + b"\n")
+        self.finish(b'{"items": ' + _join(found.rows) + b", " + json.dumps(rest).encode()[1:] + b"\n")
 
     def _readers(self) -> dict[str, queries.Reader]:
         counts = {"counts": queries.flag} if self.kind == "session" else {}
@@ -209,4 +204,4 @@ class Restore(Reads):
         query = Query("task", {"session_id": path}, {"status": FINISHED}, limit=MOST_UNFINISHED, by_row=True)
         found = await reads.page(query)
         rest = json.dumps({"truncated": found.last is not None, "pending": reads.pending}).encode()
-        self.send(b'{"session": ' + encode(session) + b', "tasks": ' + _join(found.rows) + b", " + rest[1:] + b"\n")
+        self.finish(b'{"session": ' + encode(session) + b', "tasks": ' + _join(found.rows) + b", " + rest[1:] + b"\n")
