@@ -109,7 +109,7 @@ class Reads:
                 self._add_counts(reader, rows)
             return _kept(rows[0]) if rows else None
 
-        return await self._pool.read(read)
+        return await self._pool.read(read, one_row=True)
 
     async def page(self, query: Query, *, counts: bool = False, total: bool = False) -> Found:
         """Rows of a query. ``counts``: sessions with ``tasks`` and ``progress``; ``total``: count all of them.

@@ -1,13 +1,13 @@
-"""Reading what a sink has stored: the interface, and the two threads in which the service reads."""
+"""Reading what a sink has stored: the interface, and the threads in which the service reads."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -23,7 +23,8 @@ logger = log.get(__name__)
 
 #: Seconds that a read may take.
 READ_TIMEOUT = 5.0
-#: Threads that read, each with a connection of its own: a slow list does not hold up the read of a row.
+#: Threads that read whatever comes, each with a connection of its own. One more reads single rows alone, so that slow
+#: lists do not hold them up.
 THREADS = 2
 
 _SLOW = f"The read took more than {READ_TIMEOUT:g} seconds; ask for fewer rows, or with other conditions"
@@ -77,24 +78,48 @@ class Reader(ABC):
 class _Call:
     function: Callable[[Reader], Any]
     future: asyncio.Future[Any]
+    one_row: bool
     begun: bool = False
 
 
+class _Calls:
+    """Calls that wait for a thread, first come, first served; None tells one of them to end."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._calls: deque[_Call | None] = deque()
+
+    def put(self, call: _Call | None) -> None:
+        with self._changed:
+            self._calls.append(call)
+            self._changed.notify_all()
+
+    def get(self, *, one_row: bool) -> _Call | None:
+        """The next one; ``one_row``: of those for single rows."""
+        with self._changed:
+            while True:
+                for number, call in enumerate(self._calls):
+                    if call is None or call.one_row or not one_row:
+                        del self._calls[number]
+                        return call
+                self._changed.wait()
+
+
 class ReadPool:
-    """Runs reads in ``THREADS`` daemon threads, which start with the first read."""
+    """Runs reads in ``THREADS`` daemon threads and one for single rows, which start with the first read."""
 
     def __init__(self, make: Callable[[], Reader | None], name: str) -> None:
         """``make`` is :meth:`Sink.reader`; ``name`` the sink's."""
         self._name = name
-        self._readers = [reader for _ in range(THREADS) if (reader := make())]
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._readers = [reader for _ in range(THREADS + 1) if (reader := make())]
+        self._calls = _Calls()
         self._loop = asyncio.get_running_loop()
         self._threads: list[threading.Thread] = []
         self._waiting: set[asyncio.Future[Any]] = set()
         self._closed = False
 
-    async def read(self, function: Callable[[Reader], T]) -> T:
-        """What ``function`` returns, in ``READ_TIMEOUT`` seconds.
+    async def read(self, function: Callable[[Reader], T], *, one_row: bool = False) -> T:
+        """What ``function`` returns, in ``READ_TIMEOUT`` seconds. ``one_row``: it reads a single row, which is quick.
 
         Raises:
             NotReadable: the sink offers no reads.
@@ -109,7 +134,7 @@ class ReadPool:
         future: asyncio.Future[T] = self._loop.create_future()
         self._waiting.add(future)
         future.add_done_callback(self._waiting.discard)
-        call = _Call(function, future)
+        call = _Call(function, future, one_row)
         self._calls.put(call)
         try:
             async with asyncio.timeout(READ_TIMEOUT + 0.5):  # what the database says at its limit tells more
@@ -134,15 +159,15 @@ class ReadPool:
     def _start(self) -> None:
         for number, reader in enumerate(self._readers):
             name = f"read-{self._name}-{number}"
-            thread = threading.Thread(target=self._run, args=[reader], name=name, daemon=True)
+            thread = threading.Thread(target=self._run, args=[reader, number == THREADS], name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
     # In a thread.
 
-    def _run(self, reader: Reader) -> None:
+    def _run(self, reader: Reader, one_row: bool) -> None:
         is_open = False
-        while (call := self._calls.get()) is not None:
+        while (call := self._calls.get(one_row=one_row)) is not None:
             function, future = call.function, call.future
             if future.done():  # nobody waits any more
                 continue
