@@ -63,6 +63,7 @@ TEST = [
     "setuptools>=66.1,<67.5",
     "wheel>=0.43,<0.46",
     "sphinx>=8.1",
+    "annotated-types>=0.6",  # docs/_extensions
     "furo>=2024.8.6",
 ]
 DEV = [
@@ -112,7 +113,6 @@ setup(
         # GHSA-pcg2-g6cj-q92c).
         "tornado>=6.6",
         "pydantic>=2.10",
-        "annotated-types>=0.6",
         "msgspec>=0.19",
         "pydantic-settings>=2.14.2",  # GHSA-4xgf-cpjx-pc3j
         "SQLAlchemy>=2.0.36",

@@ -78,11 +78,12 @@ def test_every_requirement_has_a_lower_bound_that_is_met_here(metadata: dict[str
         assert requirement.specifier.contains(importlib.metadata.version(requirement.name)), line
 
 
-def test_every_import_is_required(metadata: dict[str, Any]) -> None:
+def test_every_import_is_required_and_every_requirement_imported(metadata: dict[str, Any]) -> None:
     owners = importlib.metadata.packages_distributions()
     required = {Requirement(line).name.lower().replace("-", "_") for line in metadata["install_requires"]}
     # It comes with pydantic, in the one version that fits it.
     required.add("pydantic_core")
+    imported: set[str] = set()
     # The contract suite for authors of sinks, which runs in their pytest.
     required_by_testing = required | {"pytest", "hypothesis"}
     for path in (ROOT / "tornado_persist").rglob("*.py"):
@@ -98,6 +99,8 @@ def test_every_import_is_required(metadata: dict[str, Any]) -> None:
                 if name not in sys.stdlib_module_names:
                     distributions = {owner.lower().replace("-", "_") for owner in owners.get(name, [name])}
                     assert distributions & allowed, f"{path.name} imports {name}"
+                    imported |= distributions
+    assert required - {"pydantic_core"} <= imported
 
 
 def test_the_benchmark_has_no_need_of_the_suites_packages() -> None:

@@ -128,6 +128,25 @@ def open_private(path: Path, flags: int) -> int:
         raise
 
 
+def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Put a new file with this content in the place of ``path``: whoever reads it sees the old one or the new one.
+
+    Raises:
+        OSError: the old one is still there, unless only the directory could not be synced.
+    """
+    new = path.with_name(f"{path.name}.new")
+    fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        write_all(fd, [content])
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    new.replace(path)
+    if durable:
+        fsync_directory(path.parent)
+
+
 def writable_by_others(directory: Path) -> bool:
     """Whether a user other than root and this process's can put files there. The group counts as trusted."""
     status = directory.stat()
@@ -272,12 +291,8 @@ class DataDir:
 
         ``url`` is where it answers; ``left`` are the rows in the journal after its end. A full disk is ignored.
         """
-        new = self.note_file.with_suffix(".new")
         with contextlib.suppress(OSError):
-            fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(json.dumps(facts) + "\n")
-            new.replace(self.note_file)
+            replace_file(self.note_file, json.dumps(facts).encode() + b"\n", durable=False)
 
     def noted(self) -> dict[str, object]:
         """The last service's :meth:`note`; empty if it cannot be read."""
@@ -295,15 +310,8 @@ class DataDir:
                 return kept
         host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname().partition(".")[0]).strip("-")[:_HOST]
         name = f"{host or 'persistd'}-{secrets.token_hex(2)}"
-        new = self.name_file.with_suffix(".new")
         with contextlib.suppress(OSError):
-            fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                file.write(f"{name}\n")
-                file.flush()
-                os.fsync(fd)
-            new.replace(self.name_file)
-            fsync_directory(self.path)
+            replace_file(self.name_file, f"{name}\n".encode("ascii"))
         return name
 
     def _write_holder(self) -> None:

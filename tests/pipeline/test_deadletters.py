@@ -57,6 +57,17 @@ def test_cutting_forgets_what_came_after_a_length_and_never_lengthens(tmp_path: 
     assert letters.length() == before
 
 
+def test_a_link_in_a_directory_that_all_can_write_to_is_not_followed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    precious = tmp_path / "precious"
+    precious.write_text("nothing of ours")
+    letters = DeadLetters(tmp_path / "rejected.jsonl")
+    letters.path.symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic link"):
+        letters.append([refused("task", task())])
+    assert precious.read_text() == "nothing of ours"
+
+
 @pytest.mark.parametrize("call", ["writev", "fsync"])
 def test_an_append_that_fails_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str

@@ -78,7 +78,10 @@ _HINTS: tuple[tuple[str, str, str], ...] = (
     ("", r"ENOSPC|FULL|No space|disk is full", "make room on the disk"),
 )
 #: The names of the service's own files in ``data_dir``; others, such as ``lost+found``, do not matter.
-_OURS = ("damaged", "instance", "journal", "jsonl", "lock", "persist.db*", "persistd.*", "rejected.*", "service.json")
+_OURS = (
+    *("damaged", "instance", "journal", "jsonl", "lock", "persist.db*", "persistd.*", "rejected.*", "retention.json*"),
+    "service.json*",
+)
 #: The part of ``journal.max_bytes`` from which on it is nearly full, as the alert has it.
 _NEARLY = 0.8
 #: A certificate that is valid for less than this should have been renewed by now.

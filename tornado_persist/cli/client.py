@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlencode, urlsplit
 
+from tornado_persist import listening
 from tornado_persist.errors import ConfigError, FieldError, NoAnswer, PersistError, RequestRefused
 from tornado_persist.files import DataDir
 
@@ -312,16 +313,13 @@ def _configured(settings: Settings) -> Place:
         return Place(f"unix:{path}")
     if server.port == 0:
         raise ConfigError("server.port", "0 does not say where the service is; give --url (its log has it)")
-    host = _EVERYWHERE.get(server.host, server.host)
-    address = f"{f'[{host}]' if ':' in host else host}:{server.port}"
+    address = listening.shown(_EVERYWHERE.get(server.host, server.host), server.port)
     tls = settings.tls
     if not tls.cert:
         return Place(f"http://{address}")
-    from tornado_persist.listening import read_certificate
-
     cert = settings.path(tls.cert)
     identity = (str(cert), str(settings.path(tls.key or tls.cert))) if tls.client_ca else ()
-    return Place(f"https://{address}", read_certificate(cert), identity)
+    return Place(f"https://{address}", listening.read_certificate(cert), identity)
 
 
 class Unreadable(PersistError):

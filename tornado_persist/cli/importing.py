@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -28,16 +27,17 @@ from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, com
 from tornado_persist.cli.lines import Line, Unread, read
 from tornado_persist.config.loading import Settings
 from tornado_persist.errors import InputError
-from tornado_persist.files import fsync_directory, reason
+from tornado_persist.files import reason, replace_file
 
 _BLOCK = 1 << 20  # bytes
 #: Unreadable lines that are named, of one file in one run; the others are counted.
 _NAMED = 20
-_MORE = """Lines may come from the jsonl sink, from rejected.jsonl or from a journal export. Rows are sent in the order
-of the file, as new updates: created_at and updated_at are left out, the service sets its own. With --keep-times a row
-counts as of its updated_at, and replaces nothing that is newer; then only neighbours of one time share a request. The
-progress is kept in FILE.import-state: after an interruption the same command continues from there. A line that cannot
-be read is named and passed over, and the exit code is then 1; a row that the service refuses ends the import."""
+_MORE = """Lines may come from an export, the jsonl sink, rejected.jsonl or a journal export. Rows are sent in the
+order of the file, as new updates: created_at and updated_at are left out, the service sets its own. With --keep-times
+a row counts as of its updated_at, and replaces nothing that is newer; then only neighbours of one time share a
+request. The progress is kept in FILE.import-state: after an interruption the same command continues from there. A line
+that cannot be read is named and passed over, and the exit code is then 1; a row that the service refuses ends the
+import."""
 
 
 def add(commands: Commands) -> None:
@@ -216,14 +216,8 @@ class Importer:
 
     def _save(self, state: State) -> None:
         state.targets[self._url] = self.place
-        aside = self._state_file.with_name(self._state_file.name + ".new")
         try:
-            with aside.open("w", encoding="utf-8") as file:
-                json.dump(state.model_dump(mode="json"), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(self._state_file)
-            fsync_directory(self._state_file.parent)
+            replace_file(self._state_file, state.model_dump_json(indent=1).encode())
         except OSError as exc:
             problem = f"cannot be written: {reason(exc)}; --state DIRECTORY puts it elsewhere"
             raise InputError(self._state_file, problem) from None

@@ -47,10 +47,10 @@ def add(commands: Commands) -> None:
     )
     export.add_argument("--from", dest="first", type=int, default=0, metavar="SEQ", help="from this number on")
     export.add_argument("--all", action="store_true", help="released records too, as far as they are still there")
-    output = export.add_argument(
+    file = export.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="a new file (default: standard output)"
     )
-    completes_files(output)
+    completes_files(file)
 
 
 @dataclass(slots=True)

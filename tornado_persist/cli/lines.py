@@ -1,4 +1,4 @@
-"""Rows in JSON Lines: files of the ``jsonl`` sink, rejected rows, and the output of ``journal export``."""
+"""Rows in JSON Lines: those of ``export`` and ``journal export``, of the ``jsonl`` sink, and rejected rows."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tornado_persist.config import loading
 from tornado_persist.config.loading import Settings
 from tornado_persist.errors import InputError, InvalidBatch, PersistError, RequestRefused, SinkError
 from tornado_persist.files import reason
-from tornado_persist.records.models import KEYS, KINDS, PLURALS, Fields, Kind
+from tornado_persist.records.models import KEYS, KINDS, MAX_KEY, PLURALS, Fields, Kind
 from tornado_persist.records.parser import Parser
 from tornado_persist.service import make_sink
 
@@ -79,7 +79,7 @@ class _Again:
     @property
     def has_key(self) -> bool:
         """Whether a sink may hold a row of that key; one that was set aside may have any."""
-        return all(0 < len(part) <= 64 and not _NO_KEY.search(part) for part in self.key)
+        return all(0 < len(part) <= MAX_KEY and not _NO_KEY.search(part) for part in self.key)
 
     @property
     def edited(self) -> bool:

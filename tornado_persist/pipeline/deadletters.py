@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tornado_persist.errors import FieldError
-from tornado_persist.files import fsync_directory, write_all
+from tornado_persist.files import fsync_directory, open_private, write_all
 from tornado_persist.records.models import KINDS, Kind, Row
 from tornado_persist.records.rules import INVALID
 from tornado_persist.records.times import stamp
@@ -152,7 +152,7 @@ class DeadLetters:
         Raises:
             OSError: the file cannot be written; it is as it was.
         """
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        fd = open_private(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             before = os.fstat(fd).st_size
             try:

@@ -41,7 +41,7 @@ class Instance:
     """Identifies this service."""
 
     name: str  #: as configured, or as kept in the data directory
-    url: str  #: where it answers; empty before it listens
+    url: str  #: where it answers
     host: str  #: the machine's name
     pid: int
     data_dir: Path
@@ -171,7 +171,6 @@ class Health:
         self._flusher = flusher
         self._journal = journal
         self._open_rows = open_rows
-        #: Replaced once the service listens.
         self.instance = instance
         #: What an operator should know of although all is well; empty: nothing.
         self.caution = ""

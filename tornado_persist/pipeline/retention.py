@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tornado_persist.errors import ClockInDoubt, PersistError, RowsWait
+from tornado_persist.files import replace_file
 from tornado_persist.pipeline.removal import Deleted, Remover
 from tornado_persist.sinks.base import Expiry
 from tornado_persist.telemetry import log
@@ -143,8 +144,7 @@ class Retention:
             raise RowsWait("A cleanup is at work already")
         async with self._at_work:
             state = await self._look(now)
-            in_doubt = state.doubted is not None and (automatic or state.leapt)
-            if in_doubt and state.doubted and not (trust_clock or dry_run):
+            if state.doubted and (automatic or state.leapt) and not (trust_clock or dry_run):
                 why = (
                     "it is more than a day ahead of what was expected" if state.leapt else "nothing is known of it yet"
                 )
@@ -193,6 +193,4 @@ def _read(file: Path) -> ClockState:
 
 def _write(file: Path, state: ClockState) -> None:
     times = {name: at and at.isoformat() for name, at in (("seen", state.seen), ("doubted", state.doubted))}
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps({**times, "leapt": state.leapt}) + "\n", encoding="utf-8")
-    new.replace(file)
+    replace_file(file, json.dumps({**times, "leapt": state.leapt}).encode() + b"\n", durable=False)

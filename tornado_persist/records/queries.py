@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tornado_persist.records.models import EXTRA, FIELDS, KINDS, Kind
+from tornado_persist.records.models import EXTRA, FIELDS, KEYS, KINDS, Kind
 
 #: Every field that an answer may hold.
 SHOWN: Mapping[Kind, tuple[str, ...]] = {kind: (*FIELDS[kind], EXTRA, "created_at", "updated_at") for kind in KINDS}
@@ -34,6 +34,5 @@ class Query:
 
     def shown(self) -> tuple[str, ...]:
         """The fields of the rows in an answer, in their order."""
-        names = SHOWN[self.kind]
-        keys = ("session_id",) if self.kind == "session" else ("session_id", "task_id")
+        names, keys = SHOWN[self.kind], KEYS[self.kind]
         return tuple(name for name in names if not self.fields or name in self.fields or name in keys)

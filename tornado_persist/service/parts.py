@@ -9,12 +9,12 @@ from tornado_persist import listening
 from tornado_persist.config.loading import Settings
 from tornado_persist.errors import ConfigError, StartError
 from tornado_persist.sinks import registry
-from tornado_persist.sinks.base import Sink
+from tornado_persist.sinks.base import Sink, SinkSettings
 
 
-def several(sink: Sink[Any]) -> bool:
-    """Whether other instances write the rows of this sink, too."""
-    return getattr(sink.settings, "writers", "one") == "several"
+def writers(settings: SinkSettings) -> str:
+    """``one``, or ``several`` if other instances write the same rows, too."""
+    return str(getattr(settings, "writers", "one"))  # a plugin may have no such setting
 
 
 def make_sink(settings: Settings) -> Sink[Any]:
@@ -24,8 +24,7 @@ def make_sink(settings: Settings) -> Sink[Any]:
         ConfigError: it cannot look sessions up, or not delete, and a setting asks for that.
     """
     sink_class = registry.find(settings.sink)
-    ages = settings.retention
-    if (ages.completed or ages.failed or ages.orphans) and sink_class.delete_sessions is Sink.delete_sessions:
+    if settings.retention.on and sink_class.delete_sessions is Sink.delete_sessions:
         raise ConfigError("retention", f"sink {settings.sink} cannot delete rows")
     if settings.records.require_session and sink_class.find_sessions is Sink.find_sessions:
         raise ConfigError("records.require_session", f"sink {settings.sink} cannot look sessions up")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from tornado_persist import listening
 from tornado_persist.config.loading import Settings
 from tornado_persist.errors import ConfigError
-from tornado_persist.service.parts import make_sink, make_tls
+from tornado_persist.service.parts import make_sink, make_tls, writers
 
 #: Keys that a reload applies; all others need a restart.
 LIVE = ("sink", "sinks", "auth", "tls", "buffer", "retention", "log.level")
@@ -30,10 +30,10 @@ def plan_reload(old: Settings, new: Settings, tls: listening.TLS | None, *, new_
         ConfigError: a file of ``[tls]`` cannot be used, the number of writers would change, or the sink that stays
             cannot delete, and ``[retention]`` asks for that.
     """
-    writers = [getattr(settings.sink_settings(), "writers", "one") for settings in (old, new)]
-    if writers[0] != writers[1]:
+    before, after = writers(old.sink_settings()), writers(new.sink_settings())
+    if before != after:
         # Rows in memory were merged without the times of their fields, or have some that the other tables lack.
-        problem = f'from "{writers[0]}" to "{writers[1]}" needs a restart, which merges the waiting rows anew'
+        problem = f'from "{before}" to "{after}" needs a restart, which merges the waiting rows anew'
         raise ConfigError(f"sinks.{new.sink}.writers", problem)
     changed = _changed(old, new)
     if new_tokens and not any(key.startswith("auth.") for key in changed):

@@ -36,7 +36,7 @@ from tornado_persist.pipeline.removal import Remover
 from tornado_persist.pipeline.retention import Ages, Retention
 from tornado_persist.records.models import KINDS, Kind
 from tornado_persist.records.parser import Parser
-from tornado_persist.service.parts import bind, make_sink, make_tls, probe, several, warn_of_anybody
+from tornado_persist.service.parts import bind, make_sink, make_tls, probe, warn_of_anybody, writers
 from tornado_persist.service.reload import plan_reload
 from tornado_persist.sinks import registry
 from tornado_persist.sinks.base import Sink
@@ -144,7 +144,7 @@ class Service:
         self._tls = await asyncio.to_thread(make_tls, self._settings)
         try:
             checkpoint = await self._open_journal()
-            await self._recover(checkpoint, timed=several(sink))
+            await self._recover(checkpoint, timed=writers(sink.settings) == "several")
         except Interrupted:
             self._stop.set()
         if self._stop.is_set():
@@ -491,7 +491,6 @@ class Service:
         old = self._flusher.runner
         if settings.records.require_session:
             self._ingest.find_sessions = runner.find_sessions
-        self._buffer.timed = several(runner.sink)
         self._flusher.write_to(runner)
         await self._reads.read_from(runner)
         await old.close(timeout)  # abandons a call that hangs: the rows it may still commit also go to the new sink

@@ -305,7 +305,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         _query(insert.driver, f"SET {', '.join(used)}".encode())
 
     def _connect_reader(self) -> Connection:
-        # In a cluster another node may not have yet what this one has.
+        # Of several hosts the one that rows go to: another may not have yet what this one has.
         connection = self._create_engine(self._place).connect()
         driver = _driver(connection)
         driver.limit(READ_TIMEOUT + 1)
@@ -315,7 +315,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         )
         with driver.cursor() as cursor:
             cursor.execute(f"SET SESSION {limit}")
-            # Of a Galera cluster this may be another node than the writer's, and behind it.
+            # Behind a balancer this may be another node of a Galera cluster than the writer's, and behind it.
             if cursor.execute("SHOW GLOBAL VARIABLES WHERE variable_name = 'wsrep_on' AND value = 'ON'"):
                 cursor.execute("SET SESSION wsrep_sync_wait = 1")
         return connection

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     Connection,
     LargeBinary,
@@ -36,12 +37,13 @@ from tornado_persist.records.models import EXTRA, KEYS, KINDS, Fields, Kind
 from tornado_persist.records.queries import Query
 from tornado_persist.records.times import in_utc, stamp
 from tornado_persist.sinks.reader import Page, Reader
-from tornado_persist.sinks.tables import TABLES
+from tornado_persist.sinks.tables import TABLES, TimeType
 
-_OBJECTS = {"game_info", "metadata", EXTRA}
-_TIMES = {"start_time", "end_time", "created_at", "updated_at"}
+_TYPES = {column.name: column.type for table in TABLES.values() for column in table.c}
+_OBJECTS = {name for name, type_ in _TYPES.items() if isinstance(type_, JSON)}
+_TIMES = {name for name, type_ in _TYPES.items() if isinstance(type_, TimeType)}
 #: What may be long.
-_LONG = _OBJECTS | {"source_text", "target_text", "context", "error_message"}
+_LONG = _OBJECTS | {name for name, type_ in _TYPES.items() if isinstance(type_, Text)}
 #: With so few rows their lengths need not be asked for first.
 _FEW = 1
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.files import fsync_directory, open_private, write_all
+from tornado_persist.files import fsync_directory, open_private, replace_file, write_all
 
 #: Seconds from one number to the next.
 RENEW_EVERY = 60.0
@@ -102,11 +102,11 @@ class WALGuard:
             connection.execute("BEGIN IMMEDIATE").close()  # one process at a time
             try:
                 (current,) = connection.execute("PRAGMA application_id").fetchone()
-                if (
-                    current == self._number()
-                ):  # otherwise a reader blocks the checkpoint, and the last number is only in the WAL
+                # Otherwise a reader blocks the checkpoint, and the last number is only in the WAL.
+                if current == self._number():
                     new = secrets.randbelow(2**31 - 1) + 1
-                    self._write_note({"numbers": [current, new], "database": self._database, "wal": self._open_wal})
+                    note = {"numbers": [current, new], "database": self._database, "wal": self._open_wal}
+                    replace_file(self._note, json.dumps(note).encode())
                     connection.execute(f"PRAGMA application_id = {new}").close()
                     self._renewed_at, self._numbers = time.monotonic(), {current, new}
                 connection.execute("COMMIT").close()
@@ -161,17 +161,6 @@ class WALGuard:
         except (OSError, ValueError):
             return {}
         return note if isinstance(note, dict) and isinstance(note.get("numbers"), list) else {}
-
-    def _write_note(self, note: dict[str, Any]) -> None:
-        new = self._note.with_name(f"{self._note.name}.new")
-        fd = open_private(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            write_all(fd, [json.dumps(note).encode()])
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        new.rename(self._note)
-        fsync_directory(self._path.parent)
 
 
 def _identify(path: Path) -> Identity | None:

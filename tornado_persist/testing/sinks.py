@@ -18,12 +18,10 @@ from tornado_persist.records.models import (
     Fields,
     Kind,
     Row,
-    Session,
-    Task,
     key_of,
     merge_extra,
 )
-from tornado_persist.records.queries import Query
+from tornado_persist.records.queries import SHOWN, Query
 from tornado_persist.sinks.base import Expiry, Removed, Sink, SinkSettings
 from tornado_persist.sinks.reader import Page, Reader
 
@@ -31,10 +29,7 @@ from tornado_persist.sinks.reader import Page, Reader
 Stored: TypeAlias = dict[Kind, dict[tuple[str, ...], Fields]]
 
 #: Every field that a stored row has.
-FIELDS: Mapping[Kind, tuple[str, ...]] = {
-    "session": (*Session.__annotations__, EXTRA, "created_at", "updated_at"),
-    "task": (*Task.__annotations__, EXTRA, "created_at", "updated_at"),
-}
+FIELDS: Mapping[Kind, tuple[str, ...]] = SHOWN
 
 
 def complete(kind: Kind, row: Row | Fields) -> Fields:

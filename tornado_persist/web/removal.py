@@ -51,8 +51,8 @@ class Cleanup(Handler):
         if self._received:
             raise InvalidQuery("Parameters go into the query (?completed_days=90), not into a body")
         retention = self.application.retention
-        days = {name: given[f"{name}_days"] * DAY for name in Ages._fields if f"{name}_days" in given}
-        ages = Ages(**days) if days else retention.ages
+        asked = {name: given[f"{name}_days"] * _DAY for name in Ages._fields if f"{name}_days" in given}
+        ages = Ages(**asked) if asked else retention.ages
         if not any(ages):
             raise NotDeleted(
                 "Nothing says what is old: give completed_days, failed_days or orphans_days, or set [retention]"
@@ -74,7 +74,7 @@ class Cleanup(Handler):
         self.reply(answer)
 
 
-DAY = 86_400
+_DAY = 86_400  # seconds
 _CLEANUP: dict[str, queries.Reader] = {
     "completed_days": queries.days,
     "failed_days": queries.days,

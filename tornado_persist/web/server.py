@@ -103,7 +103,7 @@ class Server(HTTPServer):
             max_header_size=MAX_HEADER_BYTES,
             max_body_size=max_body_size,
         )
-        gen_log.addFilter(_is_told_by_us)
+        gen_log.addFilter(_is_not_of_tls)
         self._api = application
         #: Of the next connections; it may be replaced.
         self.tls = tls
@@ -473,8 +473,8 @@ class _Stream:
         return "\r\n".join([*head, "", ""]).encode() + content
 
 
-def _is_told_by_us(record: logging.LogRecord) -> bool:
-    """False for Tornado's lines about failures of TLS: any client could fill the log with them."""
+def _is_not_of_tls(record: logging.LogRecord) -> bool:
+    """Not Tornado's lines about failures of TLS, which any client could fill the log with: we count and log them."""
     return "SSL" not in record.getMessage()
 
 
