@@ -26,6 +26,7 @@ from tests.web.test_http import BATCH, answer, chunked, get, post
 from tornado_persist.records.models import Batch
 from tornado_persist.testing.samples import task as sample
 from tornado_persist.web.app import PREFIX, Api, make_server
+from tornado_persist.web.base import LONG_ANSWER
 from tornado_persist.web.server import IDLE, RESERVED, Server
 
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -272,6 +273,34 @@ async def test_answers_that_are_not_taken_leave_no_memory_for_more(path: str, ap
         assert head.startswith(b"HTTP/1.1 200 "), "one alone may be over the limit"
         await second[0].readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
         await wait_until(lambda: app.untaken_bytes == 0)
+
+
+@pytest.mark.gen_test
+async def test_clients_that_go_before_their_answers_count_as_connections_until_these_are_done(
+    app: Api, parts: Rig
+) -> None:
+    await parts.runner.open()
+    app.flush_timeout = 20.0
+    parts.sink.write(Batch([], [sample("long", source_text="x" * LONG_ANSWER)]))
+    async with serving(app, max_connections=3) as (server, connect):
+        async with connect() as (reader, writer):
+            writer.write(post(BATCH, body("task", task("waits"))))
+            assert (await answer(reader))[0] == 200
+        parts.sink.hold()
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                _, writer = await stack.enter_async_context(connect())
+                writer.write(get(f"{PREFIX}/tasks?fresh=true"))
+            await wait_until(lambda: len(app.requests) == 3)
+        await wait_until(lambda: len(app.left) == 3)
+        assert not server.connections
+        async with connect() as (reader, writer):
+            writer.write(get("/health/live"))
+            await wait_until(lambda: server._paused)
+            parts.sink.release()
+            assert (await answer(reader))[0] == 200
+        await wait_until(lambda: not app.left)
+        assert app.untaken_bytes == 0, "what nobody takes counts no more"
 
 
 @pytest.mark.gen_test

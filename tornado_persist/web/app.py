@@ -122,6 +122,8 @@ class Api(Application):
         self.bugs = Quota()
         #: The requests in progress, from their headers to the end of the answer.
         self.requests: set[Handler] = set()
+        #: Those whose clients have gone before the answer: each counts as a connection, for it takes memory like one.
+        self.left: set[Handler] = set()
         super().__init__(list(ROUTES), default_handler_class=NotFound, cross_origin_protection=True)
         # From the start: to Prometheus, a series that appears with its first 500 has not increased.
         for _, answers in ROUTES:
@@ -152,6 +154,8 @@ class Api(Application):
 
         Raises ReadFailed: clients that do not take their answers hold too many; one alone always fits.
         """
+        if context.is_closed():
+            return  # nobody takes it, so it is not kept, and nothing would release it
         if self.untaken_bytes and self.untaken_bytes + size > self._max_inflight_bytes:
             raise ReadFailed(f"Clients have not taken answers of {self.untaken_bytes} bytes yet; try again later")
         self.untaken_bytes += size

@@ -189,9 +189,12 @@ class Handler(RequestHandler):
 
     def on_finish(self) -> None:
         self.application.requests.discard(self)
+        self.application.left.discard(self)
         self._release()
 
     def on_connection_close(self) -> None:
+        if self.request._body_future.done() and not self._finished:
+            self.application.left.add(self)
         super().on_connection_close()  # ends the wait for the rest of the body
         self.application.requests.discard(self)
         if not self._is_whole:  # else it is accepted or refused in spite of that, and finishes then

@@ -177,7 +177,7 @@ class Server(HTTPServer):
 
     def _accept(self, listening: socket.socket, events: int) -> None:
         for _ in range(AT_ONCE):
-            is_full = len(self.connections) >= self.max_connections
+            is_full = len(self.connections) + len(self._api.left) >= self.max_connections
             idle = self._longest_idle() if is_full else None
             if is_full and idle is None:
                 self._pause("the limit of connections is reached, further ones wait", limit=self.max_connections)
@@ -243,6 +243,7 @@ class Context:
     """A request's view of its connection."""
 
     def __init__(self, stream: IOStream, address: Any) -> None:
+        self.is_closed = stream.closed
         has_ip = stream.socket.family in (socket.AF_INET, socket.AF_INET6)
         self.remote_ip = address[0] if has_ip else "unix"
         self.protocol = "https" if isinstance(stream, SSLIOStream) else "http"
