@@ -36,7 +36,7 @@ LIBRARIES = {
     "prometheus_client": {"web.prometheus", "telemetry.metrics"},
     "sqlalchemy": {"sinks"},
     "psycopg": {"sinks.postgres"},
-    "pymysql": {"sinks.mysql", "sinks.bulk"},
+    "pymysql": {"sinks.mysql", "sinks.mysqlconnect", "sinks.bulk"},
     "structlog": {"telemetry.log"},
     "systemd_watchdog": {"telemetry.systemd"},
     "pydantic_settings": {"config"},

@@ -19,7 +19,7 @@ from tests.sinks.readers import connect_mysql, ids, read_mysql
 from tornado_persist.cli.check import hint
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
-from tornado_persist.sinks import mysql
+from tornado_persist.sinks import mysql, mysqlconnect
 from tornado_persist.sinks.hosts import HOST_TIMEOUT
 from tornado_persist.sinks.mysql import MySQLSettings, MySQLSink
 from tornado_persist.sinks.sql import Blame
@@ -31,7 +31,7 @@ Run = Callable[[str], None]
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("lock_wait_timeout", "innodb_lock_wait_timeout"):
-        monkeypatch.setitem(mysql._SESSION, name, "1")
+        monkeypatch.setitem(mysqlconnect._SESSION, name, "1")
 
 
 #: For tests of stored rows: by the bulk command, and by plain statements, for MySQL, which has no bulk command.

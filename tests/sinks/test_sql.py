@@ -20,7 +20,7 @@ from tests.sinks import readers
 from tornado_persist.errors import BatchRejected, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.records.queries import Query
-from tornado_persist.sinks import mysql, postgres, registry, sqlite
+from tornado_persist.sinks import mysqlconnect, postgres, registry, sqlite
 from tornado_persist.sinks.base import Sink
 from tornado_persist.sinks.sql import SQLSink
 from tornado_persist.testing import MemorySink, Stored, session, task
@@ -336,7 +336,7 @@ def test_a_key_dropped_meanwhile_is_noticed_by_a_write_of_any_size(
 
 def test_many_who_open_at_once_make_the_tables_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "LOCK_TIMEOUT", 10)
-    monkeypatch.setitem(mysql._SESSION, "lock_wait_timeout", "30")
+    monkeypatch.setitem(mysqlconnect._SESSION, "lock_wait_timeout", "30")
     monkeypatch.setitem(postgres._TRANSACTION, "lock_timeout", "30s")
     errors: list[BaseException] = []
     sinks = [make() for _ in range(6)]

@@ -18,15 +18,16 @@ from sqlalchemy import URL, Connection, Engine, event, text
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
 from tornado_persist.records.models import KEYS, KINDS, Kind, Row
-from tornado_persist.sinks import mysqlcodes, tls
+from tornado_persist.sinks import mysqlcodes, mysqltls
 from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.hosts import HOST_TIMEOUT, check_hosts, listed
+from tornado_persist.sinks.mysqlconnect import CLIENT, connect, number_of
 from tornado_persist.sinks.reader import READ_TIMEOUT
-from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Fault, SQLSink, make_engine
+from tornado_persist.sinks.sql import CONNECT_TIMEOUT, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
 from tornado_persist.sinks.statements import needed_columns
 from tornado_persist.sinks.tables import TABLES
@@ -36,37 +37,8 @@ _STATEMENT = 1 << 20
 #: A value with more characters is sent separately if its row is too long for one statement.
 _LONG = 256
 
-#: The numbers from here on are the client's own: connecting, and losing the connection.
-_CLIENT = 2000
-
-#: Settings that may differ on the server. The SQL mode is given in full, so no mode that changes how texts are read is
-#: on; "strict" makes the server refuse a value that it would otherwise cut or replace.
-_SESSION = {
-    "sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
-    "time_zone": "'+00:00'",
-    "innodb_lock_wait_timeout": str(LOCK_TIMEOUT),
-    "lock_wait_timeout": str(LOCK_TIMEOUT),
-    # Flushes may be hours apart; this is the largest value that every platform accepts.
-    "wait_timeout": "2147483",
-    # Otherwise the server refuses the ping, which updates without naming a key.
-    "sql_safe_updates": "0",
-    # Otherwise a commit may end the connection.
-    "completion_type": "0",
-}
-
-#: Those without which rows would be stored wrongly. The others only help, and a proxy may refuse some of them.
-_NEEDED = ("sql_mode", "time_zone")
-#: Only MariaDB executes this comment. It turns off the user's time limit for statements; answer_timeout replaces it.
-_MARIADB = " /*M! , SESSION max_statement_time = 0 */"
-
 #: Changes nothing, and is enough to see whether the server takes the bulk command.
 _TRY_BULK = f"UPDATE {TABLES['session'].name} SET session_id = session_id WHERE session_id = ? AND 1 = 0".encode()
-#: Whether a server can be written to: a replica cannot, nor can a node that has left its Galera cluster.
-_READ_ONLY = "SHOW GLOBAL VARIABLES WHERE variable_name IN ('read_only', 'wsrep_on') AND value NOT IN ('OFF', '0')"
-_REPLICATING = "SHOW SESSION VARIABLES WHERE variable_name IN ('wsrep_on', 'wsrep_provider')"
-_GALERA = "SHOW GLOBAL STATUS WHERE variable_name IN ('wsrep_ready', 'wsrep_local_state')"
-#: The wsrep_local_state of a node that has nothing else to do.
-_SYNCED = "4"
 
 
 class MySQLSettings(URLSettings):
@@ -82,7 +54,7 @@ class MySQLSettings(URLSettings):
 
     @classmethod
     def _check_parts(cls, url: URL) -> URL:
-        tls.arguments(url.query)
+        mysqltls.arguments(url.query)
         return check_hosts(url)
 
     @classmethod
@@ -122,12 +94,12 @@ class MySQLSink(SQLSink[MySQLSettings]):
         timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": limit, "write_timeout": limit}
         arguments: dict[str, Any] = {key: value for key, value in timeouts.items() if key not in url.query}
         arguments |= {"charset": "utf8mb4", "autocommit": False}
-        arguments |= tls.arguments(url.query)
+        arguments |= mysqltls.arguments(url.query)
         hosts, ports = listed(url, "host"), listed(url, "port")
         places = [{"host": host, "port": int(port or 3306)} for host, port in zip_longest(hosts, ports, fillvalue="")]
         if len(places) > 1 and "connect_timeout" not in url.query:
             arguments["connect_timeout"] = HOST_TIMEOUT
-        url = url.difference_update_query((*tls.OPTIONS, "host", "port"))
+        url = url.difference_update_query((*mysqltls.OPTIONS, "host", "port"))
         if url.password:
             # The driver would take Latin-1.
             arguments["password"] = url.password.encode()
@@ -137,7 +109,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
             isolation_level="REPEATABLE READ",
             connect_args=arguments,
         )
-        event.listen(engine, "do_connect", partial(_connect, [place] if place else places or [{}]))
+        event.listen(engine, "do_connect", partial(connect, [place] if place else places or [{}]))
         return engine
 
     def open(self) -> None:
@@ -188,7 +160,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
             else:
                 self._no_bulk = "it prepares no statement now"
         except pymysql.err.MySQLError as exc:
-            if not driver.open or not 0 < _number(exc) < _CLIENT:
+            if not driver.open or not 0 < number_of(exc) < CLIENT:
                 self._broke_at_bulk = True
                 raise
             self._no_bulk = self._fault(exc).message
@@ -335,8 +307,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         return f"{product} {version} at {address}{without}"
 
     def _fault(self, error: Exception) -> Fault:
-        # What PyMySQL says of itself has no number, or 0.
-        number = _number(error)
+        number = number_of(error)
         message = str(error.args[-1]) if error.args else type(error).__name__
         # "Duplicate entry '...' for key", "Incorrect string value: '...' for column": without the value.
         message = re.sub(r" '.*' for (?=key |column )", " for ", message, count=1, flags=re.DOTALL)
@@ -345,96 +316,6 @@ class MySQLSink(SQLSink[MySQLSettings]):
         # Older versions of PyMySQL do not tell the state.
         blame = mysqlcodes.blame(number, getattr(error, "sqlstate", None))
         return Fault(blame, str(number or ""), message or "the connection is closed")
-
-
-def _connect(
-    places: Sequence[Mapping[str, Any]], dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]
-) -> BulkConnection:
-    """Connect to the first of ``places`` that can be written to; to the only one in any case.
-
-    A Galera node that gives its data to a new one may hold up writes for as long: it is taken if no other can be.
-    """
-    problems: list[tuple[Exception, str]] = []
-    donor: BulkConnection | None = None
-    for place in places:
-        try:
-            connection = BulkConnection(*arguments, **{**options, **place})
-            try:
-                connection.refused_settings = _set_session(connection)
-                _check_replicating(connection)
-                good = len(places) == 1 or _check_writable(connection)
-            except BaseException:
-                connection.close()
-                raise
-        except pymysql.err.MySQLError as exc:
-            if len(places) == 1:
-                raise
-            problems.append((exc, f"{place['host']}:{place['port']}: {exc.args[-1]}"))
-        else:
-            if good and donor:
-                donor.close()
-            if good:
-                return connection
-            if donor:
-                connection.close()
-            else:
-                donor = connection
-    if donor:
-        return donor
-    number = _number(problems[-1][0])
-    raise pymysql.err.OperationalError(number, "; ".join(text for _, text in problems)) from problems[-1][0]
-
-
-def _set_session(connection: BulkConnection) -> list[str]:
-    """Set what may differ on the server; the names of those settings that it refuses."""
-    settings = [f"SESSION {name} = {value}" for name, value in _SESSION.items()]
-    refused = []
-    with connection.cursor() as cursor:
-        try:
-            cursor.execute(f"SET {', '.join(settings)}{_MARIADB}")
-        except pymysql.err.MySQLError as exc:
-            if not 0 < _number(exc) < _CLIENT:
-                raise
-            for name, setting in zip(_SESSION, settings, strict=True):
-                try:
-                    cursor.execute(f"SET {setting}")
-                except pymysql.err.MySQLError:
-                    if name in _NEEDED or not connection.open:
-                        raise
-                    refused.append(name)
-    return refused
-
-
-def _check_replicating(connection: BulkConnection) -> None:
-    """Raises OperationalError if a Galera node would commit what the other nodes never see."""
-    with connection.cursor() as cursor:
-        cursor.execute(_REPLICATING)
-        found = {name.lower(): value for name, value in cursor.fetchall()}
-        if found.get("wsrep_on") == "OFF" and found["wsrep_provider"] not in ("", "none"):
-            raise pymysql.err.OperationalError(
-                1047, "wsrep_on is OFF: what this Galera node commits is on no other; SET GLOBAL wsrep_on = ON"
-            )
-
-
-def _check_writable(connection: BulkConnection) -> bool:
-    """Whether it is free for writes. Raises OperationalError if it takes none."""
-    with connection.cursor() as cursor:
-        cursor.execute(_READ_ONLY)
-        found = {name for name, _ in cursor.fetchall()}
-        if "read_only" in found:
-            raise pymysql.err.OperationalError(1290, "it is read-only")
-        if "wsrep_on" not in found:
-            return True
-        cursor.execute(_GALERA)
-        status = {name.lower(): value for name, value in cursor.fetchall()}
-        if status["wsrep_ready"] != "ON":
-            raise pymysql.err.OperationalError(1047, "it is not ready in its Galera cluster")
-        return bool(status["wsrep_local_state"] == _SYNCED)
-
-
-def _number(error: Exception) -> int:
-    """The error's number. What PyMySQL says of itself has none, or 0."""
-    return error.args[0] if error.args and isinstance(error.args[0], int) else 0
 
 
 class _Insert(ABC):

@@ -38,13 +38,9 @@ from tornado_persist.errors import (
     ReadFailed,
     SinkUnavailable,
 )
-from tornado_persist.records.times import stamp
 from tornado_persist.telemetry import log
-from tornado_persist.telemetry.clients import ClientDrops
-from tornado_persist.telemetry.metrics import Totals
 from tornado_persist.telemetry.redaction import TOKEN_PREFIX
-from tornado_persist.telemetry.refusals import DENIED, Refusal, Refusals, RefusedKind, printable
-from tornado_persist.web import schemas
+from tornado_persist.telemetry.refusals import DENIED, Refusal, RefusedKind, printable
 from tornado_persist.web.auth import Denied
 from tornado_persist.web.bodies import Refused, TooLarge, Unsupported, decompress, require_json
 
@@ -377,56 +373,6 @@ class NotFound(Handler):
         raise HTTPError(404)
 
     get = head = post = put = patch = delete = options = not_found
-
-
-def shown(at: datetime | None) -> str | None:
-    """A time as in answers: ISO 8601 with microseconds and ``+00:00``."""
-    return stamp(at) if at else None
-
-
-def accounting(totals: Totals, pending: int) -> schemas.Accounting:
-    """Rows of both kinds by where they are, ``pending`` of them on their way: the first term is the others' sum."""
-    return {
-        "accepted": sum(totals.accepted.values()) + sum(totals.set_aside.values()),
-        "written": sum(totals.written.values()),
-        "merged": sum(totals.merged.values()),
-        "rejected": sum(totals.rejected.values()) + sum(totals.set_aside.values()),
-        "pending": pending,
-    }
-
-
-def refused(refusals: Refusals) -> schemas.Refused:
-    """Refused batches, and the last of them."""
-    rows = sum(refusals.rows.values())
-    return {"batches": refusals.batches, "rows": rows, "last": _last(refusals.last) if refusals.last else None}
-
-
-def client_drops(drops: ClientDrops) -> schemas.ClientDrops:
-    """Rows that clients dropped before they got here, and what was heard of last."""
-    last = drops.last
-    told: schemas.LastClientDrop | None = None
-    if last is not None:
-        told = {
-            "at": stamp(last.at),
-            "rows": last.rows,
-            "client": last.client,
-            "user_agent": printable(last.user_agent),
-        }
-    return {"rows": drops.rows, "last": told}
-
-
-def _last(refusal: Refusal) -> schemas.LastRefused:
-    return {
-        "at": stamp(refusal.at),
-        "kind": refusal.kind,
-        "status": refusal.status,
-        "reason": refusal.reason,
-        "detail": printable(refusal.detail),
-        "client": refusal.client,
-        "token": refusal.token,
-        "user_agent": printable(refusal.user_agent),
-        "request_id": refusal.request_id,
-    }
 
 
 #: What else handlers raise, and its status.

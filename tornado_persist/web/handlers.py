@@ -13,8 +13,18 @@ from tornado_persist.records.models import Kind
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry.clients import HEADER
 from tornado_persist.web import schemas
-from tornado_persist.web.answers import instance, reloads, rounded, sink, waiting
-from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler, accounting, client_drops, refused, shown
+from tornado_persist.web.answers import (
+    accounting,
+    client_drops,
+    instance,
+    refused,
+    reloads,
+    rounded,
+    shown,
+    sink,
+    waiting,
+)
+from tornado_persist.web.base import RETRY_AFTER, GetHandler, Handler
 
 
 class Root(GetHandler):

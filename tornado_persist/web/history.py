@@ -14,8 +14,8 @@ from tornado_persist.records.models import KINDS
 from tornado_persist.records.times import stamp
 from tornado_persist.telemetry.metrics import REQUEST_SECONDS, Metrics, Reading
 from tornado_persist.web import schemas
-from tornado_persist.web.answers import instance, open_rows, sink, waiting
-from tornado_persist.web.base import GetHandler, accounting, client_drops, refused
+from tornado_persist.web.answers import accounting, client_drops, instance, open_rows, refused, sink, waiting
+from tornado_persist.web.base import GetHandler
 
 #: Seconds between samples, and seconds that all samples span.
 INTERVAL = 5.0

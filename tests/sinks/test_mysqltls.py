@@ -15,7 +15,7 @@ from tests.servers import MariaDB
 from tests.sinks import readers
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import Batch
-from tornado_persist.sinks import tls
+from tornado_persist.sinks import mysqltls
 from tornado_persist.sinks.mysql import MySQLSettings, MySQLSink
 from tornado_persist.testing import session
 
@@ -149,6 +149,6 @@ def test_a_wrong_option_is_a_mistake_in_the_configuration(keys: Path, options: s
 
 
 def test_without_an_option_the_driver_decides() -> None:
-    assert tls.arguments({"charset": "utf8mb4"}) == {}
-    assert tls.arguments({"ssl": "false", "ssl_disabled": "no"}) == {}
-    assert isinstance(tls.arguments({"ssl": "true"})["ssl"], ssl.SSLContext)
+    assert mysqltls.arguments({"charset": "utf8mb4"}) == {}
+    assert mysqltls.arguments({"ssl": "false", "ssl_disabled": "no"}) == {}
+    assert isinstance(mysqltls.arguments({"ssl": "true"})["ssl"], ssl.SSLContext)
