@@ -310,14 +310,25 @@ def test_bodies_are_compressed_from_two_kilobytes_on() -> None:
 
 def test_a_full_queue_drops_new_keys_and_takes_updates() -> None:
     with Client(transport=Recorder(), max_rows=3, interval=60) as persist:
-        for number in (0, 1, 2, 3, 0, 4, 2):
-            persist.task(**task(str(number)))
+        with persist._changed:  # nothing is sent meanwhile
+            for number in (0, 1, 2, 3, 0, 4, 2):
+                persist.task(**task(str(number)))
         assert persist.stats.dropped == {"full": 2}
         assert persist.stats.merged == 2
         assert persist.flush()
     persist.task(**task("late"))
     assert persist.stats.dropped == {"full": 2, "closed": 1}
     assert persist.stats.calls == 8
+
+
+def test_a_full_queue_is_sent_at_once() -> None:
+    recorder = Recorder()
+    with Client(transport=recorder, max_rows=3, interval=60) as persist:
+        for number in range(3):
+            persist.task(**task(str(number)))
+        wait_until(lambda: persist.stats.sent == 3, "the rows")
+        assert persist.tasks([task(str(number)) for number in range(20)], wait=20) == 20
+        assert persist.stats.dropped == {}
 
 
 def test_several_threads_and_one_order_for_each_key(service: Persistd) -> None:
@@ -363,9 +374,55 @@ def test_a_flush_ends_in_time_and_so_does_the_close() -> None:
 
 
 def test_a_bad_url_is_an_error_at_once() -> None:
-    for url in ("localhost:8001", "ftp://localhost", "http://", "http://localhost:port"):
-        with pytest.raises(ValueError, match=r"URL|Port|port"):
+    for url in (
+        *("localhost:8001", "ftp://localhost", "http://", "http://:8001", "http://localhost:port"),
+        *("http://localhost:65536", "http://localhost:0", "http://localhost/?a=b", "http+unix:///run/persistd.sock"),
+        "http://name:secret@localhost/?a=b",
+    ):
+        with pytest.raises(ValueError, match=r"URL|Port|port") as caught:
             Client(url)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://[::1]:8001/", "http://[::1]:8001/"),
+        ("http://localhost/persist/", "http://localhost/persist/"),
+        ("HTTPS://localhost", "https://localhost/"),
+        ("http+unix://%2Frun%2Fpersistd.sock/persist", "http://localhost/persist/"),
+        ("http://name:se%40cret@localhost", "http://localhost/"),
+    ],
+)
+def test_the_path_of_the_url_is_kept_and_its_password_in_no_message(url: str, sent: str) -> None:
+    recorder = Recorder()
+    recorder.fail(503)
+    with Client(url, transport=recorder) as persist:
+        persist.task(**task())
+        persist.flush()
+        assert "cret" not in f"{persist} {persist.stats}"
+    (request,) = recorder.requests
+    assert str(request.url) == f"{sent}api/v1/persistence/tasks/batch"
+    assert ("Authorization" in request.headers) == ("@" in url)
+
+
+def test_a_password_is_in_no_message_without_a_service() -> None:
+    with Client("http://name:secret@127.0.0.1:1") as persist:
+        persist.task(**task())
+        assert not persist.flush()
+        assert persist.stats.last_error.startswith("http://127.0.0.1:1: ")
+
+
+def test_a_token_is_sent_without_the_end_of_its_line_and_what_no_header_holds_is_an_error() -> None:
+    recorder = Recorder()
+    for token in ("pst_1\n", "", " \n", None):
+        with Client(transport=recorder, token=token) as persist:
+            persist.task(**task())
+    assert [request.headers.get("Authorization") for request in recorder.requests] == ["Bearer pst_1", *[None] * 3]
+    for token in ("pst_\n1", "pst_é"):
+        with pytest.raises(ValueError, match="token") as caught:
+            Client(token=token)
+        assert "pst" not in str(caught.value)
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:

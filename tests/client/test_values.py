@@ -5,10 +5,12 @@ from __future__ import annotations
 import enum
 import json
 import math
+import sys
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -36,6 +38,34 @@ class TextStatus(enum.StrEnum):
     DONE = "completed"
 
 
+class Index:
+    def __index__(self) -> int:
+        return 7
+
+
+class Proxy:
+    """Stands for another object, as Flask's proxies do."""
+
+    def __init__(self, it: object) -> None:
+        self._it = it
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._it)
+
+    def __str__(self) -> str:
+        return str(self._it)
+
+
+class Nowhere(tzinfo):
+    """A zone that has no offset: such a time is local, too."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
+
+    tzname = dst = utcoffset
+
+
 @pytest.fixture
 def shanghai(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Local time."""
@@ -57,6 +87,8 @@ def shanghai(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (datetime(2025, 9, 30, 16, 35, tzinfo=ZoneInfo("Europe/Paris")), "2025-09-30T16:35:00+02:00"),
         (datetime(2025, 9, 30, tzinfo=timezone(timedelta(hours=-3))), "2025-09-30T00:00:00-03:00"),
         (date(2025, 9, 30), "2025-09-30"),
+        (datetime(2025, 9, 30, 16, 35, tzinfo=Nowhere()), "2025-09-30T16:35:00+08:00"),
+        (datetime.min, "0001-01-01T00:00:00+00:00"),
         (pd.Timestamp("2025-09-30 16:35:00.123456789"), "2025-09-30T16:35:00.123456+08:00"),
         (pd.Timestamp("2025-09-30 16:35", tz="UTC"), "2025-09-30T16:35:00+00:00"),
         (np.datetime64("2025-09-30T16:35:00.5", "ns"), "2025-09-30T16:35:00.500000+08:00"),
@@ -72,6 +104,9 @@ def shanghai(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (Decimal(5000), 5000),
         (np.float64(0.5), 0.5),
         (np.float32(0.5), 0.5),
+        (np.longdouble(0.5), 0.5),
+        (Fraction(1, 2), 0.5),
+        (Index(), 7),
         (np.int64(7), 7),
         (np.bool_(True), True),
         (np.str_("x"), "x"),
@@ -97,6 +132,14 @@ def test_values_become_json(value: Any, sent: Any) -> None:
     assert json.loads(json.dumps(became, allow_nan=False)) == sent
 
 
+def test_a_proxy_of_a_text_is_that_text() -> None:
+    assert to_json({"x": Proxy("y")}) == {"x": "y"}
+    recorder = Recorder()
+    with Client(transport=recorder) as persist:
+        persist.task(**task(source_text=Proxy("Hello")))
+    assert recorder.tasks["s1", "t1"]["source_text"] == "Hello"
+
+
 @pytest.mark.parametrize("value", [object(), b"bytes", 1j, {"a": object()}, {(1, 2): 3}])
 def test_other_values_are_an_error_at_the_call(value: Any) -> None:
     with pytest.raises(TypeError):
@@ -120,6 +163,17 @@ def test_numbers_that_tables_hold_as_floats_are_integers_again() -> None:
     assert type(recorder.tasks["5", "7"]["row_index"]) is int
 
 
+@pytest.mark.parametrize("value", [10 ** (sys.get_int_max_str_digits() + 1), "\ud83d"], ids=["integer", "text"])
+def test_a_row_that_has_no_json_costs_itself_alone(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
+    with Client(transport=recorder) as persist:
+        for name in ("s1", "s2", "s3"):
+            persist.session(**session(name, metadata={"x": value if name == "s2" else 1}))
+    assert recorder.sessions.keys() == {"s1", "s3"}
+    assert persist.stats.dropped == {"invalid": 1}
+    assert [record.exc_info for record in caplog.records] == [None], "a warning, and no traceback"
+
+
 def test_a_row_is_taken_as_it_is_at_the_call() -> None:
     recorder = Recorder()
     names = {"a": [1]}
@@ -137,6 +191,10 @@ def test_a_misspelt_or_missing_field_is_a_type_error() -> None:
         del fields["status"], fields["batch_id"]
         with pytest.raises(TypeError, match=r"task\(\) lacks batch_id, status"):
             persist.task(**fields)
+        with pytest.raises(TypeError, match=r"task_id: a value of type list is no id"):
+            persist.task(**task(task_id=["t1"]))
+        with pytest.raises(TypeError, match=r"a row is of type tuple, and must be a mapping"):
+            persist.tasks([("t1", "pending")])
         with pytest.raises(TypeError, match=r"metadata: a value of type object cannot be sent"):
             persist.session(**session(metadata={"x": object()}))
         assert persist.stats.calls == 0

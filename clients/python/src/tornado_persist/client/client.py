@@ -63,32 +63,35 @@ class Client(Reader):
     ) -> None:
         """``url``: of the service, with the path that a proxy adds; ``http+unix://%2Frun%2Fpersistd.sock`` is a socket.
 
-        ``token``: sent as ``Authorization: Bearer``. ``uds``: path of a Unix socket to connect to. ``ca``: a file with
-        the certificates to trust, or a TLS context.
+        ``token``: sent as ``Authorization: Bearer``; empty: none is. ``uds``: path of a Unix socket to connect to.
+        ``ca``: a file with the certificates to trust, or a TLS context.
 
         ``interval``: seconds that a row waits at most until it is sent; ``max_batch`` rows are sent at once.
         ``max_batch`` rows and ``max_bytes`` bytes of JSON are in one request; bodies are compressed from ``gzip_from``
         bytes on, None: never.
 
-        ``max_rows``: keys that wait at most; further ones are dropped.
+        ``max_rows``: keys that wait at most; further ones are dropped. A full queue is sent at once.
 
         ``retries``: how often a batch is sent again that got no answer, or 503. 0, as the HTTP interface advises: it is
         dropped. ``timeout``: seconds for the connection, and for each wait for the service; no caller waits for it.
 
         ``on_drop``: called with the rows that were dropped and the reason, in whichever thread drops them: the caller's
-        if the queue is full. ``transport``: takes the place of the network, such as ``testing.Recorder``.
+        if the queue is full, and that of :meth:`close`. Not called for rows that it adds itself.
+        ``transport``: takes the place of the network, such as ``testing.Recorder``.
 
         Raises:
-            ValueError: a number is out of range, or ``url`` is not one.
+            ValueError: a number is out of range, ``url`` is not one, or ``token`` has a character that no header has.
             OSError: ``ca`` cannot be read.
         """
-        for name, number in (("interval", interval), ("max_batch", max_batch), ("max_bytes", max_bytes)):
-            if number <= 0:
+        positive = {"interval": interval, "max_batch": max_batch, "max_bytes": max_bytes, "max_rows": max_rows}
+        for name, number in {**positive, "timeout": timeout}.items():
+            if not number > 0:  # nor NaN
                 raise ValueError(f"{name} must be above 0")
-        if max_rows <= 0 or timeout <= 0 or retries < 0:
-            raise ValueError("max_rows and timeout must be above 0, and retries not below")
+        if retries < 0:
+            raise ValueError("retries must not be below 0")
         self._address = Address(url, uds=uds, ca=ca, token=token, timeout=timeout, transport=transport)
-        self._settings = Settings(interval, max_batch, max_bytes, gzip_from, retries, on_drop)
+        # A queue that is full is sent: it would drop rows in vain until the interval is over.
+        self._settings = Settings(interval, min(max_batch, max_rows), max_bytes, gzip_from, retries, on_drop)
         self._max_rows = max_rows
         self._begin()
         _clients.add(self)
@@ -171,13 +174,13 @@ class Client(Reader):
             if wait > 0:
                 with self._changed:
                     while not (self._queue.room or self._queue.closed) and (left := deadline - time.monotonic()) > 0:
-                        self._changed.wait(left)
+                        self._changed.wait(_bounded(left))
             self._put(kind, row)
             count += 1
         return count
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._sender.run, name="tornado-persist-client", daemon=True)
+        thread = threading.Thread(target=self._work, name="tornado-persist-client", daemon=True)
         self._thread = thread  # now: a signal handler that calls in while it starts would start another
         try:
             thread.start()
@@ -190,6 +193,10 @@ class Client(Reader):
 
             Finalize(None, _close_all, exitpriority=0)
 
+    def _work(self) -> None:
+        """The thread. It holds the client, so that one that the program has forgotten is still closed at the exit."""
+        self._sender.run()
+
     # Waiting for it
 
     def flush(self, timeout: float = 10.0, *, database: bool = False) -> bool:
@@ -199,7 +206,7 @@ class Client(Reader):
         """
         future = self._flush(timeout, database)
         try:
-            return future.result(timeout)
+            return future.result(_bounded(timeout))
         except FutureTimeout:
             future.cancel()
             return False
@@ -213,6 +220,10 @@ class Client(Reader):
             return False
 
     def _flush(self, timeout: float, database: bool) -> Future[bool]:
+        if self._thread is threading.current_thread():  # in on_drop; it would wait for itself
+            nothing: Future[bool] = Future()
+            nothing.set_result(False)
+            return nothing
         with self._changed:
             if self._thread is None and not self._queue.closed:
                 self._start()
@@ -226,7 +237,7 @@ class Client(Reader):
         self._sender.stop()
         thread = self._thread
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            thread.join(max(0.0, timeout))
+            thread.join(_bounded(timeout))
         self._sender.abandon()
         self._end_reading()
 
@@ -256,6 +267,11 @@ class Client(Reader):
 
     def __repr__(self) -> str:
         return f"<tornado_persist.client.Client {self._address.url}>"
+
+
+def _bounded(seconds: float) -> float:
+    """As many as Python can wait, and not below 0."""
+    return max(0.0, min(seconds, threading.TIMEOUT_MAX))
 
 
 def _close_all() -> None:

@@ -34,6 +34,8 @@ _LATER = frozenset({408, 425, 429, 502, 503, 504})
 _KEPT = 60.0
 #: Seconds that ``Retry-After`` may ask for.
 _LONGEST = 300.0
+#: Characters that are kept of what an answer says.
+_SENTENCE = 1000
 #: Rows after which the thread lets others run.
 _TURN = 20
 
@@ -62,6 +64,10 @@ class Answer:
     problem: str = ""
     #: The places of the rows that it named.
     wrong: frozenset[int] = field(default_factory=frozenset)
+    #: It takes fewer rows in a request.
+    too_many: bool = False
+    #: The rows are durable. 200 alone may be a proxy's or another program's.
+    accepted: bool = False
     set_aside: int = 0
 
 
@@ -79,27 +85,35 @@ class Address:
         transport: httpx.BaseTransport | None,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme == "http+unix":
-            uds, url = unquote(parts.netloc), "http://localhost" + parts.path
-        elif parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no URL such as http://localhost:8001 or http+unix://%2Frun%2Fpersistd.sock")
-        self.url = url.rstrip("/")
+        scheme, host = parts.scheme, parts.netloc.rpartition("@")[2]
+        if scheme not in ("http", "https", "http+unix") or not parts.hostname or parts.query or parts.fragment:
+            shown = f"{scheme}://...@{host}" if host != parts.netloc else url
+            raise ValueError(f"{shown!r} is no URL such as http://localhost:8001 or http+unix://%2Frun%2Fpersistd.sock")
+        if scheme == "http+unix":
+            uds, scheme, host = unquote(parts.netloc), "http", "localhost"
+        elif parts.port == 0:  # which raises ValueError if it is no port at all
+            raise ValueError(f"{host!r}: Port 0 cannot be connected to")
+        #: Without name and password: it is in messages.
+        self.url = f"{scheme}://{host}{parts.path}".rstrip("/")
         self.timeout = timeout
+        self._auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         self._uds = None if uds is None else str(uds)
         self._transport = transport
         self._headers = {"User-Agent": "tornado-persist-client"}
-        if token is not None:
+        # A file's last line has an end. Anything else that a header cannot hold would fail later, in the thread.
+        if token := (token or "").strip():
+            if not (token.isascii() and token.isprintable()):
+                raise ValueError("token: there is a character in it that no header can hold")
             self._headers["Authorization"] = f"Bearer {token}"
+            self._auth = None
         try:
-            # What the thread would stumble over.
-            httpx.URL(self.url)
-            httpx.Headers(self._headers)
+            httpx.URL(self.url)  # the thread would stumble over it
         except httpx.InvalidURL as exc:
-            raise ValueError(f"{url!r}: {exc}") from None
+            raise ValueError(f"{self.url!r}: {exc}") from None
         # A context with the certificates of the system takes 50 ms to make; without TLS nobody needs it.
         if isinstance(ca, ssl.SSLContext):
             self._tls = ca
-        elif url.startswith("https:"):
+        elif scheme == "https":
             self._tls = ssl.create_default_context(cafile=None if ca is None else str(ca))
         else:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -112,17 +126,26 @@ class Address:
             limits=httpx.Limits(max_keepalive_connections=1, keepalive_expiry=_KEPT),
         )
         return httpx.Client(
-            base_url=self.url, headers=self._headers, timeout=self.timeout, transport=transport, trust_env=False
+            base_url=self.url,
+            auth=self._auth,
+            headers=self._headers,
+            timeout=self.timeout,
+            transport=transport,
+            trust_env=False,
         )
 
 
-def encode(rows: Sequence[Row]) -> Iterator[tuple[Row, bytes | None]]:
-    """Each row with its JSON; None: it has characters that are none (unpaired surrogates)."""
+def encode(rows: Sequence[Row]) -> Iterator[tuple[Row, bytes | str]]:
+    """Each row with its JSON, or with what the problem is if it has none."""
     for number, row in enumerate(rows, 1):
+        text: bytes | str
         try:
-            yield row, _encode(row).encode()
+            text = _encode(row).encode()
         except UnicodeEncodeError:
-            yield row, None
+            text = "a text has a character that is none (an unpaired surrogate)"
+        except (ValueError, TypeError) as exc:  # an integer of more digits than Python writes
+            text = f"{type(exc).__name__}: {exc}"
+        yield row, text
         if number % _TURN == 0:
             # The interpreter would hand over only every 5 ms, and an event loop that wakes up meanwhile would wait.
             time.sleep(0)
@@ -154,11 +177,12 @@ class Connection:
         response = self._ask(f"{PREFIX}/{name}/batch", body, headers)
         data = _object(response)
         if response.status_code == 200 and data.get("status") == "accepted":
-            return Answer(200, set_aside=_number(data.get("rejected")))
+            return Answer(200, accepted=True, set_aside=_number(data.get("rejected")))
         problem = _sentence(response, data)
         if response.status_code in _LATER:
             raise Unavailable(problem, _seconds(response.headers.get("Retry-After", "")))
-        return Answer(response.status_code, problem, _wrong(name, len(texts), data))
+        wrong, too_many = _faults(name, len(texts), data)
+        return Answer(response.status_code, problem, wrong, too_many)
 
     def flush(self, timeout: float) -> str:
         """Have the service write all rows to the database; empty if it has, else what the problem is."""
@@ -207,7 +231,7 @@ def checked(response: httpx.Response) -> tuple[dict[str, Any], str, float]:
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         data = response.json()
         if isinstance(data, dict):
             return data
@@ -215,7 +239,9 @@ def _object(response: httpx.Response) -> dict[str, Any]:
 
 
 def _sentence(response: httpx.Response, data: dict[str, Any]) -> str:
-    return f"{response.status_code}: {data.get('detail') or response.reason_phrase}"
+    if response.status_code == 200:
+        return "200: the answer is not the service's"
+    return f"{response.status_code}: {str(data.get('detail') or response.reason_phrase)[:_SENTENCE]}"
 
 
 def _number(value: Any) -> int:
@@ -226,11 +252,20 @@ def _seconds(text: str) -> float:
     return min(float(text), _LONGEST) if text.isdecimal() and len(text) < 10 else 0.0
 
 
-def _wrong(name: str, count: int, data: dict[str, Any]) -> frozenset[int]:
-    """The places of rows that an answer names: ``{"errors": [{"loc": ["tasks", 3, "status"], ...}]}``."""
+def _faults(name: str, count: int, data: dict[str, Any]) -> tuple[frozenset[int], bool]:
+    """The places of rows that an answer names: ``{"errors": [{"loc": ["tasks", 3, "status"], ...}]}``.
+
+    And whether it says that the rows are too many: ``"loc": ["tasks"]``.
+    """
     found = set()
-    for error in data.get("errors") or ():
+    too_many = False
+    errors = data.get("errors")
+    for error in errors if isinstance(errors, list) else ():
         loc = error.get("loc") if isinstance(error, dict) else None
-        if isinstance(loc, list) and len(loc) > 1 and loc[0] == name and type(loc[1]) is int and 0 <= loc[1] < count:
+        if not isinstance(loc, list) or loc[:1] != [name]:
+            continue
+        if len(loc) == 1:
+            too_many = True
+        elif type(loc[1]) is int and 0 <= loc[1] < count:
             found.add(loc[1])
-    return frozenset(found)
+    return frozenset(found), too_many

@@ -132,7 +132,8 @@ class Reader:
     _address: Address
 
     def _begin_reading(self) -> None:
-        self._reading = threading.Lock()
+        #: Reentrant: a signal handler may close the client while its thread is in here.
+        self._reading = threading.RLock()
         self._http: httpx.Client | None = None
         self._ended = False
 

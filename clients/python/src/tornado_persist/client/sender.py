@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import secrets
@@ -91,6 +92,9 @@ class Sender:
         self._reported = 0
         self._logged = 0
         self._log_at = 0.0
+        self._complain_at = 0.0
+        #: Threads that are in ``on_drop``.
+        self._telling: set[int] = set()
 
     # From other threads
 
@@ -103,6 +107,7 @@ class Sender:
                 return future
             self._due = self._queue.mark()
             deadline = time.monotonic() + timeout
+            self._flushes = [flush for flush in self._flushes if not flush.future.cancelled()]
             self._flushes.append(_Flush(future, self._due, self._queue.lost, deadline, database))
             self._changed.notify_all()
         return future
@@ -124,17 +129,23 @@ class Sender:
             self._changed.notify_all()
         for flush in flushes:
             _resolve(flush, False)
-        if rows:
+        if rows and not self._telling:  # if it hangs there, it would here
             self.dropped(rows, "closed")
         self._log(time.monotonic(), last=True)
 
     def dropped(self, rows: Sequence[Row], reason: Reason) -> None:
-        """Tell of rows that were dropped; not while the queue is locked."""
-        if self._settings.on_drop is not None:
+        """Tell of rows that were dropped; not while the queue is locked. What ``on_drop`` gives is only counted."""
+        thread = threading.get_ident()
+        if self._settings.on_drop is not None and thread not in self._telling:
+            self._telling.add(thread)
             try:
                 self._settings.on_drop(rows, reason)
-            except Exception:
-                logger.exception("on_drop failed")
+            except (Exception, SystemExit):  # SystemExit would end the thread that sends, and nothing else
+                if (now := time.monotonic()) >= self._complain_at:
+                    self._complain_at = now + WARN_EVERY
+                    _log(logging.ERROR, "on_drop failed", exc_info=True)
+            finally:
+                self._telling.discard(thread)
         if self._queue.closed:
             self._log(time.monotonic())
 
@@ -145,7 +156,7 @@ class Sender:
         try:
             self._run()
         except Exception:
-            logger.exception("a bug in the client")
+            _log(logging.ERROR, "a bug in the client", exc_info=True)
             self.abandon()
 
     def _run(self) -> None:
@@ -162,7 +173,7 @@ class Sender:
                     try:
                         self._send(connection, kind, rows)
                     except Exception as exc:
-                        logger.exception("a bug in the client")
+                        _log(logging.ERROR, "a bug in the client", exc_info=True)
                         with self._changed:
                             rows = self._queue.on_their_way()
                         self._drop(rows, "bug", repr(exc))
@@ -194,7 +205,7 @@ class Sender:
             return False
         if self._queue.total_dropped > self._logged:
             until = min(until, max(self._log_at, now))
-        self._changed.wait(until - now)
+        self._changed.wait(min(until - now, threading.TIMEOUT_MAX))
         return False
 
     def _send(self, connection: Connection, kind: Kind, rows: Sequence[Row]) -> None:
@@ -218,7 +229,7 @@ class Sender:
                     self._retry_at = time.monotonic() + pause(self._failures, exc.after, random.random())
                 return
             self._failures = 0
-            if answer.status == 200:
+            if answer.accepted:
                 self._reported = max(self._reported, total) if news else self._reported
                 with self._changed:
                     self._queue.accepted([row for row, _ in piece], answer.set_aside)
@@ -230,6 +241,8 @@ class Sender:
             elif answer.status in (400, 413, 422) and len(piece) > 1:
                 # It is too large, or it is not said which row is wrong.
                 half = len(piece) // 2
+                if answer.too_many:
+                    self._max_batch = min(self._max_batch, half)
                 if answer.status == 413:
                     self._max_bytes = min(self._max_bytes, sum(len(text) + 1 for _, text in piece) // 2 + _AROUND)
                 pieces.extendleft([piece[half:], piece[:half]])
@@ -242,8 +255,8 @@ class Sender:
         pieces: deque[_Piece] = deque()
         room = 0
         for row, text in encode(rows):
-            if text is None:
-                self._drop([row], "invalid", "a text has a character that is none (an unpaired surrogate)")
+            if isinstance(text, str):
+                self._drop([row], "invalid", text)
                 continue
             if not pieces or len(text) + 1 > room:
                 pieces.append([])
@@ -288,7 +301,12 @@ class Sender:
             stats = self._queue.stats()
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(stats.dropped.items()))
         problem = f"; last error: {stats.last_error}" if stats.last_error else ""
-        logger.warning("%d rows were dropped, in all %s%s", new, reasons, problem)
+        _log(logging.WARNING, "%d rows were dropped, in all %s%s", new, reasons, problem)
+
+
+def _log(level: int, message: str, *values: object, exc_info: bool | None = None) -> None:
+    with contextlib.suppress(Exception):  # a handler's; neither the caller nor the thread that sends can help it
+        logger.log(level, message, *values, exc_info=exc_info)
 
 
 def _resolve(flush: _Flush, good: bool) -> None:

@@ -38,5 +38,7 @@ def _frame(kind: Kind, frame: Any, columns: Mapping[str, str], constants: Mappin
 
 def _mappings(kind: Kind, rows: Any, columns: Mapping[str, str], constants: Mapping[str, Any]) -> Iterator[Row]:
     for row in rows:
+        if not isinstance(row, Mapping):
+            raise TypeError(f"a row is of type {type(row).__name__}, and must be a mapping")
         named = {columns.get(name, name): value for name, value in row.items()}
         yield {**{name: value for name, value in named.items() if name in FIELDS[kind]}, **constants}

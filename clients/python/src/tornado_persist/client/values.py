@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
+import operator
 import os
 from collections.abc import Iterable, Mapping
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypedDict, Union
@@ -113,7 +115,8 @@ def prepare(kind: Kind, row: Row) -> None:
     if not (REQUIRED[kind] <= row.keys() <= FIELDS[kind]):
         check(kind, row)
     for name, value in row.items():
-        if value.__class__ not in _PLAIN or (value.__class__ is int and name in _IDS):
+        # Not value.__class__, which a proxy such as Flask's has of what it stands for.
+        if type(value) not in _PLAIN or (type(value) is int and name in _IDS):
             row[name] = _field(name, value)
 
 
@@ -122,9 +125,12 @@ def _field(name: str, value: Any) -> Any:
         plain = to_json(value)
     except TypeError as exc:
         raise TypeError(f"{name}: {exc}") from None
-    if name in _IDS and plain.__class__ in (int, float):
-        # A column of numbers with a gap is a column of floats in pandas.
-        return str(int(plain) if plain == int(plain) else plain)
+    if name in _IDS:
+        if plain.__class__ in (int, float):
+            # A column of numbers with a gap is a column of floats in pandas.
+            return str(int(plain) if plain == int(plain) else plain)
+        if isinstance(plain, (dict, list)):
+            raise TypeError(f"{name}: a value of type {type(value).__name__} is no id")
     if name in _INTEGERS and plain.__class__ is float and plain.is_integer():
         return int(plain)
     return plain
@@ -136,7 +142,7 @@ def to_json(value: Any, depth: int = 0) -> Any:
     Raises:
         TypeError: there is no such thing, or it is nested too deep.
     """
-    kind = value.__class__
+    kind = type(value)
     if kind in _PLAIN:
         return value
     if kind is float:
@@ -146,7 +152,7 @@ def to_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (datetime, date)):
         return _time(value)
     if isinstance(value, str):
-        return str.__str__(value)
+        return str.__str__(value) if issubclass(kind, str) else str(value)
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, os.PathLike):
@@ -182,7 +188,12 @@ def _time(value: date) -> str | None:
     if hasattr(value, "to_pydatetime"):  # pandas' Timestamp; microseconds are what databases keep
         value = value.to_pydatetime(warn=False)
         assert isinstance(value, datetime)
-    return (value if value.tzinfo else value.astimezone()).isoformat()
+    if value.utcoffset() is None:
+        try:
+            value = value.astimezone()
+        except (ValueError, OverflowError, OSError):  # the first or last day of the calendar, or before 1970 on Windows
+            value = value.replace(tzinfo=timezone.utc)
+    return value.isoformat()
 
 
 def _decimal(value: Decimal) -> int | float | None:
@@ -202,10 +213,11 @@ def _foreign(value: Any, depth: int) -> Any:
             return None if value != value else to_json(value.astype("datetime64[us]").item())
         if kind.__name__ == "timedelta64":
             return None if value != value else to_json(value.astype("timedelta64[us]").item())
-        if hasattr(value, "tolist"):
-            return to_json(value.tolist(), depth + 1)
-    if isinstance(value, float):  # subclasses
+        plain = value.tolist() if hasattr(value, "tolist") else value
+        if type(plain) is not kind:  # a longdouble stays one
+            return to_json(plain, depth + 1)
+    if hasattr(kind, "__index__"):
+        return int(operator.index(value))
+    if isinstance(value, numbers.Real):
         return to_json(float(value))
-    if isinstance(value, int):
-        return int(value)
     raise TypeError(f"a value of type {kind.__name__} cannot be sent")
