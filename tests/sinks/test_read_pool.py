@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.rig import wait_until
 from tornado_persist.errors import NotReadable, ReadFailed
 from tornado_persist.sinks import reader
 from tornado_persist.sinks.reader import ReadPool
+from tornado_persist.telemetry import log
 from tornado_persist.testing import MemorySink
 
 GO = threading.Event()
@@ -66,3 +68,33 @@ async def test_reads_that_wait_for_a_pool_that_is_closed_end() -> None:
         await pool.read(lambda reader: 1)
     with pytest.raises(NotReadable):
         await ReadPool(lambda: None, "other").read(lambda reader: 1)
+
+
+@pytest.mark.gen_test
+async def test_a_client_with_many_reads_keeps_no_other_from_being_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "READ_TIMEOUT", 30.0)
+    sink = MemorySink()
+    sink.open()
+    pool = ReadPool(sink.reader, sink.name)
+    order: list[str] = []
+
+    async def read(name: str, address: str, token: str, function: Callable[[Any], Any] = id) -> None:
+        log.client.set((address, token))
+
+        def noted(of: Any) -> None:
+            order.append(name)
+            function(of)
+
+        await pool.read(noted)
+
+    loop = asyncio.get_running_loop()
+    busy = [loop.create_task(read("busy", "127.0.0.1", "", blocked)) for _ in range(reader.THREADS)]
+    await wait_until(lambda: len(order) == reader.THREADS)
+    greedy = [loop.create_task(read("greedy", f"127.0.0.{number}", "one")) for number in range(100)]
+    await asyncio.sleep(0)
+    others = [loop.create_task(read(name, "127.0.0.1", name)) for name in ("other", "")]
+    await asyncio.sleep(0)
+    GO.set()
+    await asyncio.gather(*busy, *greedy, *others)
+    assert max(order.index("other"), order.index("")) < reader.THREADS + 10
+    await pool.close()

@@ -74,7 +74,7 @@ class Reader(ABC):
         """For each of these sessions that has tasks: how many of each status."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     function: Callable[[Reader], Any]
     future: asyncio.Future[Any]
@@ -83,30 +83,50 @@ class _Call:
 
 
 class _Calls:
-    """Calls that wait for a thread, first come, first served; None tells one of them to end."""
+    """Calls that wait for a thread. Clients take turns: one with a hundred lists keeps no other from being the next.
+
+    Their number needs no limit: each waits for ``READ_TIMEOUT`` at most, and counts as a connection.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._calls: deque[_Call | None] = deque()
+        #: By client, that whose turn is next first.
+        self._calls: dict[str, deque[_Call]] = {}
+        self._closed = False
 
-    def put(self, call: _Call | None) -> None:
+    def put(self, client: str, call: _Call) -> None:
         with self._changed:
-            self._calls.append(call)
+            self._calls.setdefault(client, deque()).append(call)
             self._changed.notify_all()
 
     def get(self, *, one_row: bool) -> _Call | None:
-        """The next one; ``one_row``: of those for single rows."""
+        """The next one, None at the end; ``one_row``: of those for single rows."""
         with self._changed:
             while True:
-                for number, call in enumerate(self._calls):
-                    if call is None or call.one_row or not one_row:
-                        del self._calls[number]
+                for client, calls in self._calls.items():
+                    call = next((call for call in calls if call.one_row or not one_row), None)
+                    if call is not None:
+                        calls.remove(call)
+                        del self._calls[client]
+                        if calls:
+                            self._calls[client] = calls  # the last now
                         return call
+                if self._closed:
+                    return None
                 self._changed.wait()
+
+    def close(self) -> None:
+        """No more come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class ReadPool:
-    """Runs reads in ``THREADS`` daemon threads and one for single rows, which start with the first read."""
+    """Runs reads in ``THREADS`` daemon threads and one for single rows, which start with the first read.
+
+    Clients, by token or else by address, take turns.
+    """
 
     def __init__(self, make: Callable[[], Reader | None], name: str) -> None:
         """``make`` is :meth:`Sink.reader`; ``name`` the sink's."""
@@ -135,7 +155,8 @@ class ReadPool:
         self._waiting.add(future)
         future.add_done_callback(self._waiting.discard)
         call = _Call(function, future, one_row)
-        self._calls.put(call)
+        address, token = log.client.get() or ("", "")
+        self._calls.put(token or address, call)
         try:
             async with asyncio.timeout(READ_TIMEOUT + 0.5):  # what the database says at its limit tells more
                 return await future
@@ -147,8 +168,7 @@ class ReadPool:
         if self._closed:
             return
         self._closed = True
-        for _ in self._threads:
-            self._calls.put(None)
+        self._calls.close()
         deadline = time.monotonic() + timeout
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
             await asyncio.sleep(0.005)
