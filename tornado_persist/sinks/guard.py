@@ -90,14 +90,21 @@ def assignments(
 def newer_assignments(
     kind: Kind, fields: Sequence[str], stored: Callable[[str], str], sent: Callable[[str], str]
 ) -> list[tuple[str, str]]:
-    """What :func:`assignments` comes to in SQLite where the sent row is newer than the stored one, and all its fields
-    are as new as the row: the usual case, without a comparison for each field.
+    """What :func:`assignments` comes to where even the first of a row's updates is newer than the stored row: the usual
+    case, without a comparison for each field.
     """
-    changes = [(name, sent(name)) for name in fields if name not in {*KEYS[kind], "created_at"}]
+    changes = [(name, sent(name)) for name in fields if name not in {*KEYS[kind], "created_at", "updated_at"}]
     for name, time in FIELD_TIMES[kind].items():
-        before = f"COALESCE({stored(time)}, {stored('updated_at')})"
-        changes.append((time, "NULL" if name in fields else before))
-    return [*changes, ("created_at", f"MIN({sent('created_at')}, {stored('created_at')})")]
+        if name not in fields:
+            changes.append((time, f"COALESCE({stored(time)}, {stored('updated_at')})"))
+        elif time not in fields:
+            changes.append((time, "NULL"))
+    return [*changes, ("updated_at", sent("updated_at"))]
+
+
+def is_newer(stored: Callable[[str], str], sent: Callable[[str], str]) -> str:
+    """The condition for :func:`newer_assignments`."""
+    return f"{sent('created_at')} > {stored('updated_at')}"
 
 
 class Alteration(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pymysql
 from pydantic import SecretStr
-from pymysql.constants import SERVER_STATUS
+from pymysql.constants import ER, SERVER_STATUS
 from sqlalchemy import URL, Connection, Engine, event, text
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkUnavailable
@@ -23,13 +23,13 @@ from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
-from tornado_persist.sinks.guard import GUARDED, NEVER
+from tornado_persist.sinks.guard import GUARDED, NEVER, is_newer, newer_assignments
 from tornado_persist.sinks.hosts import HOST_TIMEOUT, check_hosts, listed
 from tornado_persist.sinks.mysqlconnect import CLIENT, connect, number_of
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
-from tornado_persist.sinks.statements import needed_columns
+from tornado_persist.sinks.statements import Shortcut, needed_columns
 from tornado_persist.sinks.tables import TABLES
 
 #: Bytes of a statement at most, so that no second copy of many long rows has to be held.
@@ -80,6 +80,10 @@ class MySQLSink(SQLSink[MySQLSettings]):
         #: Why rows do not go by MariaDB's bulk command; empty if they do, or on a server that never has it.
         self._no_bulk = ""
         self._broke_at_bulk = False
+        # Whether the rows of a chunk are newer than the stored ones.
+        self._all_newer = {kind: Shortcut() for kind in KINDS}
+        #: The tables where a key may be null, so that null is no error.
+        self._nullable: set[Kind] = set()
         #: The host that rows go to, if there are several.
         self._place: dict[str, Any] = {}
 
@@ -125,14 +129,18 @@ class MySQLSink(SQLSink[MySQLSettings]):
         driver = _driver(connection)
         self._place = {"host": driver.host, "port": driver.port} if "," in self.address else {}
         self._try_bulk(driver)
+        self._nullable = set()
         for kind, column in [(owner, name) for owner in KINDS for name in KEYS[owner]]:
-            collation = connection.execute(
+            found = connection.execute(
                 text(
-                    "SELECT collation_name FROM information_schema.columns"
+                    "SELECT collation_name, is_nullable FROM information_schema.columns"
                     " WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
                 ),
                 {"table": TABLES[kind].name, "column": column},
-            ).scalar()
+            ).first()
+            collation, nullable = found or (None, "YES")
+            if nullable == "YES":
+                self._nullable.add(kind)
             # A column without a collation holds bytes.
             if collation is not None and not collation.endswith("_bin"):
                 raise SinkUnavailable(
@@ -215,17 +223,43 @@ class MySQLSink(SQLSink[MySQLSettings]):
         _check_transaction(_driver(connection))
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
+        driver, left = _driver(connection), rows
+        if self._guarded and kind not in self._nullable and self._all_newer[kind].worth_a_try():
+            stored = partial(self._stored, kind)
+            newer = newer_assignments(kind, fields, stored, self._sent)
+            left = self._insert(driver, kind, fields, rows, newer, only_if=is_newer(stored, self._sent))
+            if left:
+                self._all_newer[kind].failed()
+            else:
+                self._all_newer[kind].succeeded()
+        if left:
+            self._insert(driver, kind, fields, left, self._changes(kind, fields))
+
+    def _insert(
+        self,
+        driver: Any,
+        kind: Kind,
+        fields: Sequence[str],
+        rows: Sequence[Row],
+        assignments: Sequence[tuple[str, str]],
+        *,
+        only_if: str = "",
+    ) -> Sequence[Row]:
+        """Write the rows, and return none; or those that are left at the first for which ``only_if`` is not true.
+
+        Some of those that are left may have been written.
+        """
         never = self._never(kind, fields)
         columns = ", ".join(map(_quoted, [*fields, *never]))
         more = f",'{without_offset([NEVER])[0]}'" * len(never)
         # The duplicate may be in another unique index that somebody added: then this would update another key's row.
-        # Null in the key turns that into an error.
-        keys = map(_quoted, KEYS[kind])
-        changes = ", ".join(f"{key} = IF({key} = VALUES({key}), {key}, NULL)" for key in keys)
-        changes += "".join(f", {_quoted(name)} = {value}" for name, value in self._changes(kind, fields))
+        # Null in the key turns that into an error, and a condition that is not true.
+        keys = [*map(_quoted, KEYS[kind])]
+        same = " AND ".join([*(f"{key} = VALUES({key})" for key in keys), *filter(None, [only_if])])
+        changes = f"{keys[0]} = IF({same}, {keys[0]}, NULL)"
+        changes += "".join(f", {_quoted(name)} = {value}" for name, value in assignments)
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
-        driver = _driver(connection)
         literals = _Literals(driver, _LITERALS[kind], fields, head, tail, more)
         bulk = _Bulk(driver, _BINARY[kind], fields, head, tail, more)
         insert = bulk if bulk.prepare() else literals
@@ -234,10 +268,16 @@ class MySQLSink(SQLSink[MySQLSettings]):
             left = len(rows)
             while statement := statements.take():
                 block, texts = statement
-                left -= len(block)
-                if left:  # the server works on one statement while the next is encoded
+                if left > len(block):  # the server works on one statement while the next is encoded
                     statements.begin()
-                self._send(insert, literals, block, texts)
+                try:
+                    self._send(insert, literals, block, texts)
+                except pymysql.err.MySQLError as exc:
+                    if only_if and number_of(exc) == ER.BAD_NULL_ERROR:
+                        return rows[-left:]
+                    raise
+                left -= len(block)
+        return []
 
     def _stored(self, kind: Kind, name: str) -> str:
         return _quoted(name)
@@ -311,7 +351,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         message = str(error.args[-1]) if error.args else type(error).__name__
         # "Duplicate entry '...' for key", "Incorrect string value: '...' for column": without the value.
         message = re.sub(r" '.*' for (?=key |column )", " for ", message, count=1, flags=re.DOTALL)
-        if number == 1048 and any(f"'{key}'" in message for keys in KEYS.values() for key in keys):
+        if number == ER.BAD_NULL_ERROR and any(f"'{key}'" in message for keys in KEYS.values() for key in keys):
             message = "a key is null, or another row has the same values in a unique index"
         # Older versions of PyMySQL do not tell the state.
         blame = mysqlcodes.blame(number, getattr(error, "sqlstate", None))

@@ -31,7 +31,7 @@ from tornado_persist.sinks.hosts import HOST_TIMEOUT, PROBES, SILENCE, check_hos
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
-from tornado_persist.sinks.statements import on_conflict, quoted
+from tornado_persist.sinks.statements import Shortcut, quoted
 from tornado_persist.sinks.tables import TABLES
 from tornado_persist.telemetry import log
 
@@ -152,29 +152,6 @@ class _LimitedConnection(psycopg.Connection[Any]):
         except StopIteration as done:
             result: T = done.value
             return result
-
-
-#: A shortcut is skipped at most this many times in a row.
-_LONGEST_PAUSE = 64
-
-
-class Shortcut:
-    """Whether to try a shortcut that may fail. After a failure it is skipped 1, 2, 4, … 64 times."""
-
-    def __init__(self) -> None:
-        self._pause = self._left = 0
-
-    def worth_a_try(self) -> bool:
-        """Call it once before each try."""
-        self._left = max(0, self._left - 1)
-        return not self._left
-
-    def failed(self) -> None:
-        self._pause = min(2 * self._pause or 1, _LONGEST_PAUSE)
-        self._left = self._pause + 1
-
-    def succeeded(self) -> None:
-        self._pause = 0
 
 
 class PostgresSink(SQLSink[PostgresSettings]):
@@ -316,12 +293,10 @@ class PostgresSink(SQLSink[PostgresSettings]):
                 types = self._types[kind]
                 values = [f"unnest(${n}::{types.get(name, 'text')}[])" for n, name in enumerate(fields, 1)]
                 values += [f"'{NEVER}'::timestamptz"] * len(never)
-                statement = (
-                    f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) SELECT {', '.join(values)}"
-                    f" {on_conflict(kind, self._changes(kind, fields))}"
-                ).encode()
+                insert = f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) SELECT {', '.join(values)}"
+                statements = [f"{insert} {clause}".encode() for clause in self._clauses(kind, fields)]
                 for block in batched(rows, _ROWS):
-                    _merge(cursor, statement, kind, fields, block)
+                    _merge(cursor, statements, kind, fields, block)
 
     def _insert_new(
         self,
@@ -430,14 +405,17 @@ def _copy(
             copy.write(end.join([*_COPY[kind].encode(fields, block), ""]))
 
 
-def _merge(cursor: Cursor, statement: bytes, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
+def _merge(cursor: Cursor, statements: Sequence[bytes], kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
     arrays = _ARRAYS[kind].columns(fields, rows)
     if len(rows) > 1 and sum(map(len, arrays)) > _CHARACTERS:
         middle = len(rows) // 2
-        _merge(cursor, statement, kind, fields, rows[:middle])
-        _merge(cursor, statement, kind, fields, rows[middle:])
-    else:
+        _merge(cursor, statements, kind, fields, rows[:middle])
+        _merge(cursor, statements, kind, fields, rows[middle:])
+        return
+    for statement in statements:
         cursor.execute(statement, arrays)
+        if cursor.rowcount == len(rows):
+            break
 
 
 def _connect(limit: float, dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> _LimitedConnection:

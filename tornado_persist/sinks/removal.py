@@ -56,6 +56,9 @@ def _plain(value: str) -> BindParameter[Any]:
     return bindparam(None, value, _Plain(), unique=True)
 
 
+_LAST = select(_NOTES.deleted_at).where(_NOTES.session_id == _plain("")).with_for_update(read=True)
+
+
 def delete_sessions(
     connection: Connection, session_ids: Sequence[str], limit: int, expiry: Expiry | None, *, dry_run: bool
 ) -> Removed:
@@ -145,8 +148,7 @@ def last_deletion(connection: Connection) -> str:
     Raises:
         SinkUnavailable: the row with the empty key was taken away; it is made when the sink is opened.
     """
-    query = select(_NOTES.deleted_at).where(_NOTES.session_id == _plain("")).with_for_update(read=True)
-    found = connection.scalar(query)
+    found = connection.scalar(_LAST)
     if found is None:
         raise SinkUnavailable(f"table {DELETIONS.name} has no row with an empty session_id")
     return stamp(found)

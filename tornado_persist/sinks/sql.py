@@ -116,6 +116,16 @@ class SQLSink(Sink[SQLSettingsT]):
             return guard.assignments(kind, fields, partial(self._stored, kind), self._sent, self.ordered)
         return [(name, self._sent(name)) for name in updated(kind, fields)]
 
+    def _clauses(self, kind: Kind, fields: Sequence[str]) -> list[str]:
+        """What turns an INSERT into an upsert, in PostgreSQL and SQLite: to be tried in order, until no row is left."""
+        clauses = [on_conflict(kind, self._changes(kind, fields))]
+        if self._guarded:
+            # It compares each row once, and not each field.
+            stored = partial(self._stored, kind)
+            newer = on_conflict(kind, guard.newer_assignments(kind, fields, stored, self._sent))
+            clauses.insert(0, f"{newer} WHERE {guard.is_newer(stored, self._sent)}")
+        return clauses
+
     def _never(self, kind: Kind, fields: Sequence[str]) -> list[str]:
         """Further columns of a new row, which all hold ``guard.NEVER``."""
         return guard.left_out(kind, fields) if self._guarded else []
@@ -221,7 +231,7 @@ class SQLSink(Sink[SQLSettingsT]):
             last = removal.last_deletion(connection) if self._guarded else ""
             for kind in KINDS:
                 given: Sequence[Row] = batch.rows(kind)
-                if last and min(map(_first_time, given), default="~") <= last:
+                if last > guard.NEVER and min(map(_first_time, given), default="~") <= last:
                     given = removal.without_deleted(connection, kind, given)
                 for fields, rows in group(kind, given):
                     if EXTRA in fields:

@@ -7,7 +7,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,12 +16,12 @@ from pydantic import Field
 from sqlalchemy import JSON, URL, Connection, Engine, Table, event
 
 from tornado_persist.errors import SinkUnavailable
-from tornado_persist.records.models import FIELD_TIMES, Batch, Kind, Row
-from tornado_persist.sinks.guard import GUARDED, NEVER, newer_assignments
+from tornado_persist.records.models import Batch, Kind, Row
+from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import SQLSettings
-from tornado_persist.sinks.statements import needed_columns, on_conflict, quoted
+from tornado_persist.sinks.statements import needed_columns, quoted
 from tornado_persist.sinks.tables import TABLES, dump_json
 from tornado_persist.sinks.walguard import WALGuard
 
@@ -38,6 +37,8 @@ _SERVER = {
 }
 #: Seconds between two tries to get a lock that SQLite does not wait for.
 RETRY_EVERY = 0.01
+#: ``guard.NEVER`` in a third of the bytes: texts are compared, and it is the beginning of the whole one.
+_NEVER = NEVER[:10]
 #: Rows of one statement.
 _STATEMENTS = (512, 64, 8, 1)
 
@@ -136,14 +137,9 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
         never = self._never(kind, fields)
         columns = ", ".join(map(quoted, [*fields, *never]))
         head = f"INSERT INTO {quoted(TABLES[kind].name)} ({columns}) VALUES "
-        marks = ["?"] * len(fields) + [f"'{NEVER}'"] * len(never)
+        marks = ["?"] * len(fields) + [f"'{_NEVER}'"] * len(never)
         one = f"({', '.join(marks)})"
-        clauses = [on_conflict(kind, self._changes(kind, fields))]
-        if self._guarded and not {*FIELD_TIMES[kind].values()}.intersection(fields):
-            # Tried first: it compares each row once, and not each field. If it leaves a row, the other one decides.
-            stored = partial(self._stored, kind)
-            newer = on_conflict(kind, newer_assignments(kind, fields, stored, self._sent))
-            clauses.insert(0, f"{newer} WHERE {self._sent('updated_at')} > {stored('updated_at')}")
+        clauses = self._clauses(kind, fields)
         driver = _driver(connection)
         most = driver.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(fields)
         values = _values(kind, fields, rows)
