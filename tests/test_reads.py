@@ -284,6 +284,33 @@ def test_a_table_of_ones_own_without_extra_is_read(
         assert service.http.post(f"{READS}/recovery/restore/s1").json()["tasks"] == []
 
 
+@pytest.mark.parametrize(
+    ("database", "odd"),
+    [("sqlite", "'soon', total_tasks = 'many'"), ("postgres", "'infinity'"), ("mysql", "'0000-00-00 00:00:00'")],
+)
+def test_what_others_have_stored_stops_neither_a_list_nor_a_cleanup(
+    database: str, odd: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    at = place(database, request)
+    with Persistd(tmp_path, f"sink = '{database}'\n{at.table}") as service:
+        service.post("session", *(session(id, status="completed") for id in ("new", "odd", "old")))
+        service.flush()
+        for id, time in (("odd", odd), ("old", "'2020-01-01 00:00:00'")):
+            update = f"UPDATE translation_sessions SET updated_at = {time} WHERE session_id = '{id}'"
+            execute(database, at.table, service, update)
+        listed = service.http.get(f"{READS}/sessions?counts=true").json()
+        assert [row["session_id"] for row in listed["items"]] == ["new", "odd", "old"]
+        assert service.http.get(f"{READS}/sessions/odd").json()["updated_at"] == odd.split("'")[1] + (
+            ".000000" if database == "mysql" else ""
+        )
+        for dry_run in ("true", "false"):
+            answer = service.http.post(f"{READS}/sessions/cleanup?completed_days=1&dry_run={dry_run}")
+            assert (answer.status_code, answer.json()["sessions"]) == (200, 1), answer.text
+        left = service.http.get(f"{READS}/sessions?fields=status").json()["items"]
+        assert [row["session_id"] for row in left] == ["new", "odd"], "what has no time does not expire"
+        assert "a bug" not in service.log_text()
+
+
 def execute(database: str, table: str, service: Persistd, sql: str) -> None:
     url = table.partition("'")[2].partition("'")[0]
     if database == "sqlite":

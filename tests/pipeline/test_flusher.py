@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import weakref
 from datetime import UTC, datetime, timedelta
@@ -305,6 +306,27 @@ async def test_flush_tells_why_it_failed(tmp_path: Path) -> None:
         await it.add("a")
         flushed = await it.flusher.flush(5)
         assert str(flushed.error) == "the flaky sink is down"
+
+
+@pytest.mark.gen_test
+async def test_a_bug_while_rows_are_read_ahead_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig(tmp_path, max_rows=2) as it:
+        it.sink.hold()
+        for key in "abcdef":
+            await it.add(key)
+        refill, calls = it.backlog.refill, itertools.count()
+
+        async def fail_once() -> None:
+            if asyncio.current_task() is it.flusher._refilling and next(calls) == 0:
+                raise ZeroDivisionError
+            await refill()
+
+        monkeypatch.setattr(it.backlog, "refill", fail_once)
+        with capture_logs() as logs:
+            it.sink.release()
+            await wait_until(lambda: it.pending() == 0)
+        bugs = [log for log in logs if log["event"].startswith("a bug")]
+        assert [(log["event"], log["exc_info"]) for log in bugs] == [("a bug in the flusher", True)]
 
 
 @pytest.mark.gen_test

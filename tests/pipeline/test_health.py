@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.rig import rig, wait_until
 from tornado_persist.errors import NotAccepting
 from tornado_persist.pipeline.backoff import Backoff
+from tornado_persist.pipeline.deadletters import OpenRows
 from tornado_persist.pipeline.health import Growth
 
 pytestmark = pytest.mark.gen_test
@@ -144,6 +146,15 @@ async def test_what_cannot_be_counted_is_not_known(tmp_path: Path) -> None:
         assert (snapshot.open_rows, snapshot.healthy) == (None, False)
         (tmp_path / "rejected.jsonl").rmdir()
         assert (await it.health.look(max_age=0)).open_rows == 0
+
+
+async def test_a_bug_in_the_look_at_the_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig(tmp_path) as it:
+        monkeypatch.setattr(OpenRows, "read_on", lambda rows: 1 / 0)
+        with capture_logs() as logs:
+            assert (await it.health.look(max_age=0)).open_rows is None
+        (line,) = logs
+        assert (line["event"], line["exc_info"]) == ("a bug in the look at the disk", True)
 
 
 async def test_a_journal_that_flushes_empty_does_not_grow() -> None:

@@ -42,6 +42,14 @@ def test_a_clock_of_which_nothing_is_known_is_in_doubt() -> None:
     assert state.look(NOW + DAY, DAY).doubted is None
 
 
+@pytest.mark.gen_test
+@pytest.mark.parametrize("time", ["2026-01-01T00:00:00", "0001-01-01T00:00:00+14:00", "soon", 5])
+async def test_a_file_that_somebody_has_edited_stops_no_run(tmp_path: Path, time: object) -> None:
+    (tmp_path / "retention.json").write_text(json.dumps({"seen": time, "doubted": time, "leapt": False}))
+    async with rig(tmp_path) as it:
+        assert (await it.retention.clean(AGES, NOW, trust_clock=True))["completed"].sessions == 0
+
+
 async def fill(it: Rig) -> None:
     """Sessions of each status, with a task; one without its session."""
     for status in ("completed", "failed", "processing"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import math
 import time
@@ -342,8 +341,12 @@ class Flusher:
             self._refilling = asyncio.create_task(self._refill_quietly())
 
     async def _refill_quietly(self) -> None:
-        with contextlib.suppress(FlushFailed):  # the next flush gets the same error, and reports it
+        try:
             await self._refill()
+        except FlushFailed:
+            pass  # the next flush gets the same error, and reports it
+        except Exception:
+            logger.exception("a bug in the flusher")
 
     # Its report.
 

@@ -250,6 +250,9 @@ class Health:
             if self._open is not None:
                 logger.warning("rejected rows cannot be counted", file=exc.filename, error=exc.strerror)
             self._open, self._first_open = None, ()
+        except Exception:
+            logger.exception("a bug in the look at the disk")
+            self._open, self._first_open = None, ()
         else:
             self._open, self._first_open = len(self._open_rows), self._open_rows.first
 

@@ -155,11 +155,15 @@ def progress(session: Mapping[str, Any], tasks: Mapping[str, int]) -> float:
     stored = sum(tasks.values())
     done = sum(tasks.get(status, 0) for status in FINISHED)
     if not stored:
-        done = sum(session.get(f"{status}_tasks") or 0 for status in FINISHED)
-    whole = max(session.get("total_tasks") or 0, stored)
+        done = sum(_count(session.get(f"{status}_tasks")) for status in FINISHED)
+    whole = max(_count(session.get("total_tasks")), stored)
     if not whole:
         return 100.0 if session.get("status") == "completed" else 0.0
     return round(min(100.0, 100 * done / whole), 1)
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0  # SQLite keeps what somebody else has stored, whatever it is
 
 
 def encode(row: Mapping[str, Any]) -> bytes:

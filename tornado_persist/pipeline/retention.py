@@ -185,9 +185,9 @@ def _read(file: Path) -> ClockState:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         seen, doubted = found["seen"], found["doubted"]
-        since = datetime.fromisoformat(doubted) if doubted else None
-        return ClockState(datetime.fromisoformat(seen), since, bool(found["leapt"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        since = datetime.fromisoformat(doubted).astimezone(UTC) if doubted else None
+        return ClockState(datetime.fromisoformat(seen).astimezone(UTC), since, bool(found["leapt"]))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return ClockState()
 
 

@@ -13,7 +13,7 @@ write that commits in the same milliseconds may come through.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -44,6 +44,8 @@ _SESSIONS, _TASKS, _NOTES = TABLES["session"], TABLES["task"], DELETIONS.c
 
 #: How long a deletion is remembered: an instance that comes back later may bring rows back.
 KEPT = timedelta(days=30)
+#: No row of ours has an earlier time.
+EARLIEST = datetime(1000, 1, 1, tzinfo=UTC)
 
 
 class _Plain(UserDefinedType[Any]):
@@ -111,10 +113,10 @@ def find_expired(connection: Connection, expiry: Expiry, after: str | None, limi
         found = [id for id in page if id not in there]
     else:
         key = _SESSIONS.c.session_id
-        query = select(key, _SESSIONS.c.status, _SESSIONS.c.updated_at).order_by(key).limit(limit)
+        query = select(key, _SESSIONS.c.status, _is_old(connection, expiry)).order_by(key).limit(limit)
         rows = connection.execute(query if after is None else query.where(key > _plain(after))).all()
         page = [str(id) for id, _, _ in rows]
-        found = [str(id) for id, status, at in rows if status == expiry.status and at <= expiry.before]
+        found = [str(id) for id, status, is_old in rows if status == expiry.status and is_old]
     return found, page[-1] if len(page) == limit else None
 
 
@@ -184,18 +186,30 @@ def _since(kind: Kind, row: Row, at: str) -> Row:
 
 
 def _is_expired(connection: Connection, session_id: str, expiry: Expiry) -> bool:
-    columns = _SESSIONS.c
-    query = select(columns.status, columns.updated_at).where(columns.session_id == _plain(session_id))
+    query = select(_SESSIONS.c.status, _is_old(connection, expiry)).where(_SESSIONS.c.session_id == _plain(session_id))
     row = connection.execute(query.with_for_update()).first()
     if expiry.status is None:
         if row is not None:
             return False
-    elif row is None or row.status != expiry.status or row.updated_at > expiry.before:
+    elif row is None or row.status != expiry.status or not row[1]:
         return False
     newer = exists().where(
         _TASKS.c.session_id == _plain(session_id), _TASKS.c.updated_at > _plain(_text(connection, expiry.before))
     )
     return not connection.scalar(select(newer))
+
+
+def _is_old(connection: Connection, expiry: Expiry) -> ColumnElement[int]:
+    """Whether a session was last updated early enough, as a number.
+
+    The database says it: others may have stored what no driver reads as a time (``infinity``, ``0000-00-00``), and in
+    SQLite anything. What is no time, or before those that rows may have, is not old.
+    """
+    at: ColumnElement[Any] = _SESSIONS.c.updated_at
+    if connection.dialect.name == "sqlite":
+        at = case((func.typeof(at) == "text", func.replace(at, " ", "T")))
+    before = _plain(_text(connection, expiry.before))
+    return case((at.between(_plain(_text(connection, EARLIEST)), before), 1), else_=0)
 
 
 def _text(connection: Connection, time: datetime) -> str:

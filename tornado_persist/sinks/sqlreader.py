@@ -30,6 +30,7 @@ from sqlalchemy import (
     text,
     tuple_,
 )
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.types import NullType
 
 from tornado_persist.errors import SinkUnavailable
@@ -142,8 +143,16 @@ class SQLReader(Reader):
             fitting = len([*takewhile(lambda total: total <= max_bytes, accumulate(map(int, sizes[: query.limit])))])
             count = max(1, fitting)
             more = len(sizes) > count
-        wanted = [_as_text(connection, name) for name in names]
-        found = ordered(select(*wanted), count + (not more)).fetchall()
+        wanted = {name: _as_text(connection, name) for name in names}
+        try:
+            found = ordered(select(*wanted.values()), count + (not more)).fetchall()
+        except DataError as exc:
+            # PostgreSQL has times that Python has not: infinity, and years before 1 and after 9999.
+            wanted |= {name: cast(column(name), Text).label(None) for name in names if name in _TIMES}
+            try:
+                found = ordered(select(*wanted.values()), count + (not more)).fetchall()
+            except DBAPIError:
+                raise exc from None
         more = more or len(found) > count
         return Page([_row(names, values) for values in found[:count]], more)
 
