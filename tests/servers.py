@@ -370,6 +370,14 @@ class Postgres(Server):
         )
         return ended.count((True,))
 
+    def set(self, name: str, value: str | None) -> None:
+        """Set a parameter of the server, or reset it; it holds for all connections, the open ones too."""
+        loaded = "SELECT pg_conf_load_time()"
+        before = self.admin(loaded)
+        self.admin(f"ALTER SYSTEM RESET {name}" if value is None else f"ALTER SYSTEM SET {name} = '{value}'")
+        self.admin("SELECT pg_reload_conf()")  # only a signal to the first process, which tells the others
+        _until(lambda: self.admin(loaded) != before, START_TIMEOUT)
+
     @property
     def version(self) -> str:
         return f"PostgreSQL {self.admin('SHOW server_version')[0][0]}"

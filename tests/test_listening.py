@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.process import Persistd
+from tests.servers import free_port
 from tornado_persist import listening
 
 
@@ -98,7 +99,7 @@ def test_localhost_is_one_address_where_there_is_no_ipv6(monkeypatch: pytest.Mon
 def taken() -> Iterator[int]:
     """A port that is taken on ::1 and free on 127.0.0.1."""
     with socket.socket(socket.AF_INET6) as made:
-        made.bind(("::1", 0))
+        made.bind(("::1", free_port()))
         made.listen()
         yield made.getsockname()[1]
 

@@ -150,8 +150,10 @@ def test_reads_are_refused_in_an_outage_and_right_after_it(
                 own.check()
             own.wait_for(3)
         for number, accepted in enumerate(own.accepted):
-            found = service.http.get(f"{READS}/sessions/s{number}/tasks/t")
-            assert found.json()["row_index"] == accepted
+            answers = [service.http.get(f"{READS}/sessions/s{number}/tasks/t")]
+            while answers[-1].status_code == 503 and len(answers) < 20:  # on a busy machine a flush may take a second
+                answers.append(service.http.get(f"{READS}/sessions/s{number}/tasks/t"))
+            assert answers[-1].json()["row_index"] == accepted
         assert "Traceback" not in service.log_text()
 
 

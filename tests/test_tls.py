@@ -267,8 +267,7 @@ def test_a_unix_socket_in_place_of_the_port(tmp_path: Path) -> None:
         path = service.data_dir / "persistd.sock"
         assert service.url == f"unix:{path}"
         inodes = {f"socket:[{line.split()[9]}]" for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
-        own = {str(fd.readlink()) for fd in Path(f"/proc/{service.process.pid}/fd").iterdir()}
-        assert not inodes & own
+        assert not inodes & service.open_files()
         assert persistd("status", "-c", str(service.file), cwd=tmp_path).returncode == 0
         service.kill()
         assert path.exists()

@@ -107,9 +107,6 @@ def test_the_database_hangs(tmp_path: Path, command: Command, mariadb_server: Ma
             health = agreed(service, command, healthy=False)
             assert (health["database"], health["accepting"]) == ("unhealthy", True)
             assert health["reason"] == "The sink mysql is down: it has not answered for 5 seconds"
-            began = time.monotonic()
-            assert command("status").code == 1
-            assert time.monotonic() - began < 1
         finally:
             mariadb_server.resume()
         wait_until(lambda: service.http.get("/health").status_code == 200, "the database to be back")

@@ -36,15 +36,13 @@ class Standby(Postgres):
 
 def confirm(primary: Postgres) -> None:
     """Let the commits of a primary wait for its standby."""
-    primary.admin("ALTER SYSTEM SET synchronous_standby_names = '*'")
-    primary.admin("SELECT pg_reload_conf()")
+    primary.set("synchronous_standby_names", "*")
     wait_until(lambda: primary.admin("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"), "the standby")
 
 
 def alone(server: Postgres) -> None:
     """Its commits wait for nobody any more."""
-    server.admin("ALTER SYSTEM RESET synchronous_standby_names")
-    server.admin("SELECT pg_reload_conf()")
+    server.set("synchronous_standby_names", None)
 
 
 def follow(old: Postgres, new: Postgres) -> None:

@@ -41,7 +41,10 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request: when it was sent (``time.monotonic()``), how long it took, and its status; None if none came."""
+    """One request: when it was sent (``time.monotonic()``), how long it took, and its status; None if none came.
+
+    Before ``at`` all of it was on its way: a thread may wait long between its look at the clock and the sending.
+    """
 
     at: float
     seconds: float
@@ -286,10 +289,11 @@ class Load:
         """One request; False when the connection is broken."""
         kind, rows = client.batch()
         self.record.sending(rows)
-        began = time.monotonic()
-        answer = _exchange(connection, "POST", f"/api/v1/persistence/{PLURALS[kind]}/batch", body(kind, *rows))
+        times = [time.monotonic()]
+        path, content = f"/api/v1/persistence/{PLURALS[kind]}/batch", body(kind, *rows)
+        answer = _exchange(connection, "POST", path, content, sent=lambda: times.append(time.monotonic()))
         status, headers, payload = answer or (None, {}, {})
-        self.answers.append(Answer(began, time.monotonic() - began, status))
+        self.answers.append(Answer(times[-1], time.monotonic() - times[0], status))
         if status is None:
             self.record.unanswered(kind, rows)
             return False
@@ -328,11 +332,16 @@ def balanced(accounting: dict[str, int], least: int, record: Record) -> None:
 
 
 def _exchange(
-    connection: http.client.HTTPConnection, method: str, path: str, content: bytes | None = None
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    content: bytes | None = None,
+    sent: Callable[[], None] = lambda: None,
 ) -> tuple[int, dict[str, str], dict[str, Any]] | None:
     """Status, headers and JSON of the answer; None if the connection broke before it was whole."""
     try:
         connection.request(method, path, content)
+        sent()
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), json.loads(response.read())
     except TimeoutError:

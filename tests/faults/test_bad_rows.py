@@ -281,7 +281,7 @@ def test_a_crash_while_rows_are_put_aside_leaves_each_there_once(
     with serve(tmp_path, place) as service:
         file = service.data_dir / "rejected.jsonl"
         # The tables are there as soon as the sink was opened, before the first flush of this data directory.
-        assert service.http.get("/health").status_code == 200
+        wait_until(lambda: service.http.get("/health").status_code == 200, "the sink to be open")
         place.forbid()
         for round in range(5 * rounds):
             rows = [task(f"{round}-{number}") for number in range(100)]
@@ -298,7 +298,7 @@ def test_a_crash_while_rows_are_put_aside_leaves_each_there_once(
                 service, service.data_dir / "rejected.jsonl", dice.choice((0, 0, 0.001, 0.003, 0.01)) if round else 0
             )
             service.start()
-            assert service.http.post("/api/v1/persistence/flush").status_code == 200
+            service.flush()
             assert Counter(keys(put_aside(service))) == Counter(wanted)
             assert {id for _, id in place.read()["task"]} == good
             assert_settled(service, accepted=100 * (round + 1), rejected=3 * (round + 1))
@@ -361,7 +361,7 @@ def test_lines_added_to_the_refused_rows_survive_a_restart_and_a_crash(tmp_path:
 def test_connections_that_end_during_the_search_for_bad_rows_change_nothing_of_it(place: Place, tmp_path: Path) -> None:
     wanted = sorted(f"{number:04}" for number in random.Random(9).sample(range(ROWS), 7))
     with serve(tmp_path, place) as service:
-        assert service.http.get("/health").status_code == 200
+        wait_until(lambda: service.http.get("/health").status_code == 200, "the sink to be open")
         place.forbid()
         send(
             service,

@@ -289,8 +289,7 @@ def refuse_and_allow(
 def test_a_read_only_server_is_an_outage(server: Server, url: str, tmp_path: Path) -> None:
     def read_only(on: bool) -> None:
         if isinstance(server, Postgres):
-            server.admin(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}")
-            server.admin("SELECT pg_reload_conf()")
+            server.set("default_transaction_read_only", "on" if on else "off")
         else:
             server.admin(f"SET GLOBAL read_only = {int(on)}")
 

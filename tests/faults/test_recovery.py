@@ -239,7 +239,7 @@ def test_journal_files_removed_under_the_service_are_noticed_and_nothing_acknowl
         for key in acknowledged:
             assert service.post("task", task(key, source_text="x" * 500)).status_code == 200
         directory = service.data_dir / "journal"
-        wait_until(lambda: str(segments(service.data_dir)[0]) in open_files(service), "the first segment to be held")
+        wait_until(lambda: str(segments(service.data_dir)[0]) in service.open_files(), "the first segment to be held")
         shutil.rmtree(directory)
         refused = service.post("task", task("refused"))
         assert refused.status_code == 503
@@ -254,10 +254,6 @@ def test_journal_files_removed_under_the_service_are_noticed_and_nothing_acknowl
         service.kill()
         service.start()
         assert stored(service) == [*acknowledged, "t99"]
-
-
-def open_files(service: Persistd) -> list[str]:
-    return [str(entry.readlink()) for entry in Path(f"/proc/{service.process.pid}/fd").iterdir()]
 
 
 def test_a_stop_during_a_long_recovery_ends_it_soon_and_loses_nothing(tmp_path: Path) -> None:

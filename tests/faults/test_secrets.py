@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import socket
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import sqlalchemy
 from tests.certificates import issue, save
 from tests.process import Persistd, persistd
 from tests.rows import task
-from tests.servers import MariaDB, Postgres
+from tests.servers import MariaDB, Postgres, free_port
 from tornado_persist import cli
 from tornado_persist.config import tokens
 from tornado_persist.config.tokens import SCOPES
@@ -33,13 +32,6 @@ def assert_hidden(*texts: str) -> None:
     for text in texts:
         assert text
         assert [form for form in FORMS if form in text] == []
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def place_of(url: str) -> tuple[str, int, str]:
@@ -75,7 +67,7 @@ def url(request: pytest.FixtureRequest, sink: str) -> Iterator[str]:
         case "unknown host":
             yield f"{scheme}://nobody:{ENCODED}@no-such-host.invalid:{port}/{database}"
         case "refused port":
-            yield f"{scheme}://nobody:{ENCODED}@127.0.0.1:{closed_port()}/{database}"
+            yield f"{scheme}://nobody:{ENCODED}@127.0.0.1:{free_port()}/{database}"
         case "unknown database":
             yield f"{scheme}://nobody:{ENCODED}@{host}:{port}/missing_{database}"
         case _:
@@ -257,7 +249,7 @@ def test_tokens_and_keys_are_in_no_output(tmp_path: Path) -> None:
 def test_a_mistake_beside_a_secret_shows_none(tmp_path: Path, config: str) -> None:
     save(tmp_path, "server", issue("server", issue("ca")))
     key = (tmp_path / "server.key").read_text()
-    url = f"postgresql://me:{ENCODED}@127.0.0.1:{closed_port()}/x"
+    url = f"postgresql://me:{ENCODED}@127.0.0.1:{free_port()}/x"
     (tmp_path / "key").write_text(key.replace("BEGIN", "BEGINN"))
     (tmp_path / "tokens").write_text(f"{LINE}\n{OTHER_LINE}:\nx:{TOKEN}\n")
     (tmp_path / "url").write_text(url.replace("postgresql", "postgressql"))
@@ -276,7 +268,7 @@ def test_a_mistake_beside_a_secret_shows_none(tmp_path: Path, config: str) -> No
 @pytest.mark.parametrize("sink", ["postgres", "mysql"], indirect=True)
 def test_secrets_from_files_are_in_no_output(tmp_path: Path, sink: str) -> None:
     scheme = "postgresql" if sink == "postgres" else "mysql"
-    (tmp_path / "url").write_text(f"{scheme}://nobody:{ENCODED}@127.0.0.1:{closed_port()}/x\n")
+    (tmp_path / "url").write_text(f"{scheme}://nobody:{ENCODED}@127.0.0.1:{free_port()}/x\n")
     (tmp_path / "tokens").write_text(f'["{LINE}"]\n')
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     variables = {

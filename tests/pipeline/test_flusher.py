@@ -108,7 +108,7 @@ async def test_reaching_the_capacity_starts_a_flush(tmp_path: Path) -> None:
 async def test_after_a_flush_rows_gather_for_a_moment_unless_there_are_many(
     enough: int, batches: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flusher_module, "GATHER", 0.2)
+    monkeypatch.setattr(flusher_module, "GATHER", 1.0)  # in which a batch has to be accepted
     monkeypatch.setattr(flusher_module, "ENOUGH_ROWS", enough)
     async with rig(tmp_path, capacity=2) as it:
         it.sink.hold()
@@ -230,7 +230,7 @@ async def test_in_an_outage_only_the_backoff_tries_again_not_each_arriving_batch
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with rig(tmp_path, capacity=1, interval=0.05) as it:
-        monkeypatch.setattr(it.flusher, "_backoff", Backoff(first=1, most=1, spread=lambda low, high: high))
+        monkeypatch.setattr(it.flusher, "_backoff", Backoff(first=3600, most=3600, spread=lambda low, high: high))
         it.sink.down = True
         await it.add("a")
         await wait_until(lambda: it.sink.calls.count("open") == 1)
@@ -238,6 +238,7 @@ async def test_in_an_outage_only_the_backoff_tries_again_not_each_arriving_batch
             await it.add(key)
         assert it.sink.calls.count("open") == 1
         it.sink.down = False
+        it.flusher.try_now()
         await wait_until(lambda: it.stored() == list("abcdefgh"))
 
 
@@ -348,10 +349,13 @@ async def test_each_flush_is_one_line_with_rows_merged_and_milliseconds(tmp_path
 
 
 @pytest.mark.gen_test
-async def test_many_flushes_of_a_second_share_a_line_and_none_is_forgotten(tmp_path: Path) -> None:
+async def test_many_flushes_of_a_second_share_a_line_and_none_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flusher_module, "LINE_EVERY", 2.0)  # on a busy machine
     with capture_logs() as logs:
         async with rig(tmp_path) as it:
-            for n in range(20):
+            for n in range(10):
                 await it.add(f"t{n}", f"t{n}")
                 await it.flusher.flush(5)
             await wait_until(lambda: len([log for log in logs if log["event"] == "flush"]) == 2)
@@ -366,7 +370,7 @@ async def test_many_flushes_of_a_second_share_a_line_and_none_is_forgotten(tmp_p
     flushes = [log for log in logs if log["event"] == "flush"]
     assert [(log["rows"], log["merged"], log.get("flushes")) for log in flushes] == [
         (1, 1, None),
-        (19, 19, 19),
+        (9, 9, 9),
         (1, 0, None),
         (1, 0, None),  # at the end
     ]

@@ -54,7 +54,8 @@ async def test_a_read_that_waited_for_others_is_not_told_that_it_was_slow(monkey
 
 
 @pytest.mark.gen_test
-async def test_reads_that_wait_for_a_pool_that_is_closed_end() -> None:
+async def test_reads_that_wait_for_a_pool_that_is_closed_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "READ_TIMEOUT", 30.0)
     sink = MemorySink()
     sink.open()
     pool = ReadPool(sink.reader, sink.name)

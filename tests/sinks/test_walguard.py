@@ -18,7 +18,7 @@ from tests.rows import task as sent_task
 from tests.sinks.readers import ids, read_sqlite
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.records.models import Batch
-from tornado_persist.sinks import walguard
+from tornado_persist.sinks import sqlite, walguard
 from tornado_persist.sinks.sqlite import SQLiteSettings, SQLiteSink
 from tornado_persist.testing import task
 
@@ -154,6 +154,7 @@ def test_a_database_replaced_while_it_is_open_gets_nothing_of_the_old_one(tmp_pa
 
 def test_two_processes_share_a_file_without_a_false_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walguard, "RENEW_EVERY", 0.0)
+    monkeypatch.setattr(sqlite, "LOCK_TIMEOUT", 30)
 
     def work(directory: Path) -> None:
         sink = open_sink(directory)

@@ -48,7 +48,7 @@ def app(parts: Rig) -> Api:
         parts.metrics,
         parts.reads,
         max_body_bytes=LIMIT,
-        flush_timeout=0.5,
+        flush_timeout=10,
     )
 
 

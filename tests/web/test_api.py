@@ -175,12 +175,14 @@ async def test_a_flush_that_fails_is_503_with_all_its_fields(fetch: Fetch, sink:
 
 
 @pytest.mark.gen_test
-async def test_a_flush_that_takes_too_long_is_503_and_goes_on(fetch: Fetch, sink: FlakySink) -> None:
+async def test_a_flush_that_takes_too_long_is_503_and_goes_on(fetch: Fetch, app: Api, sink: FlakySink) -> None:
     await fetch("POST", f"{PREFIX}/tasks/batch", body("task", task()))
+    app.flush_timeout = 0.5
     sink.hold()
     failed = answer(await fetch("POST", f"{PREFIX}/flush"), 503)
     assert (failed["status"], failed["tasks_written"]) == ("error", 0)
     sink.release()
+    app.flush_timeout = 10
     assert answer(await fetch("POST", f"{PREFIX}/flush"))["status"] == "flushed"
     assert list(sink.stored["task"]) == [("s1", "t1")]
 
@@ -243,7 +245,8 @@ async def test_stats_has_every_documented_field_with_its_type(fetch: Fetch) -> N
 
 
 @pytest.mark.gen_test
-async def test_rows_of_a_flush_in_progress_still_count(fetch: Fetch, sink: FlakySink) -> None:
+async def test_rows_of_a_flush_in_progress_still_count(fetch: Fetch, app: Api, sink: FlakySink) -> None:
+    app.flush_timeout = 0.1
     sink.hold()
     await fetch("POST", f"{PREFIX}/tasks/batch", body("task", task()))
     await fetch("POST", f"{PREFIX}/flush")

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,13 +156,13 @@ def test_a_reload_takes_a_token_away_from_a_kept_connection(tmp_path: Path) -> N
 
 
 def test_one_line_a_second_names_the_client_and_no_token_is_in_it(service: Persistd) -> None:
-    before = len(service.log("request denied"))
+    before, began = len(service.log("request denied")), time.monotonic()
     for _ in range(50):
         service.http.get(f"/metrics/{WRONG}", headers={"Authorization": f"Bearer {WRONG}"})
         service.http.get("/metrics", headers={"Authorization": f"Bearer {WRONG}", "User-Agent": WRONG})
     wait_until(lambda: service.http.get("/metrics").status_code and service.log("request denied")[before:], "a line")
     told = service.log("request denied")[before:]
-    assert len(told) <= 5
+    assert len(told) <= 1 + time.monotonic() - began
     assert told[-1]["client"] == "127.0.0.1"
     text = service.log_text()
     assert not [token for token in (WRONG, *(made[0] for made in MADE.values())) if token in text]

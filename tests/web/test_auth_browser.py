@@ -23,6 +23,8 @@ ARGUMENTS = [
     "--host-resolver-rules=MAP rebound.example 127.0.0.1, MAP evil.example 127.0.0.1",
 ]
 
+expect.set_options(timeout=PATIENCE * 1000)
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -39,7 +41,7 @@ def test_dashboard_and_docs_work_with_a_token_as_the_password(tmp_path: Path, br
             page = context.new_page()
             page.set_default_timeout(PATIENCE * 1000)
             page.goto(f"{service.url}/dashboard")
-            expect(page.locator("#headline")).to_have_text("All is well", timeout=PATIENCE * 1000)
+            expect(page.locator("#headline")).to_have_text("All is well")
             page.goto(f"{service.url}/docs")
             expect(page.locator(".opblock").first).to_be_visible(timeout=PATIENCE * 1000)
         assert token not in service.log_text()

@@ -16,6 +16,8 @@ from tests.tools import require
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 Scheme = Literal["light", "dark"]
 
+expect.set_options(timeout=PATIENCE * 1000)
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:

@@ -153,9 +153,11 @@ async def test_no_answer_while_the_sink_is_down(app: Api, fetch: Fetch, sink: Fl
 @pytest.mark.gen_test
 async def test_a_flush_that_takes_too_long_is_a_503(app: Api, fetch: Fetch, sink: FlakySink) -> None:  # noqa: F811
     await send(app, session("s"))
+    app.flush_timeout = 0.5
     sink.hold()
     assert "not written in 0.5 seconds" in answer(await fetch("GET", f"{PREFIX}/sessions/s"), 503)["detail"]
     sink.release()
+    app.flush_timeout = 10
     assert answer(await fetch("GET", f"{PREFIX}/sessions/s"))["session_id"] == "s"
 
 
