@@ -26,6 +26,7 @@ setup(
     long_description_content_type="text/x-rst",
     author="tornado-persist contributors",
     license="MIT",
+    license_files=["LICENSE"],
     classifiers=[
         "Development Status :: 5 - Production/Stable",
         "Intended Audience :: Developers",

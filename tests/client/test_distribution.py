@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -52,6 +53,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(command, cwd=directory / which, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     return directory
+
+
+def test_both_wheels_have_the_licence(sources: Path) -> None:
+    wheels = sorted((sources / "wheels").glob("*.whl"))
+    assert len(wheels) == 2
+    for wheel in wheels:
+        with ZipFile(wheel) as file:
+            (licence,) = [name for name in file.namelist() if name.endswith(".dist-info/LICENSE")]
+            assert file.read(licence) == (ROOT / "LICENSE").read_bytes()
 
 
 @pytest.mark.parametrize(
