@@ -9,7 +9,7 @@ import time
 from ssl import SSLContext
 from typing import Any
 
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPServerRequest, split_host_and_port
 from tornado.web import Application, RequestHandler
 
 from tornado_persist.errors import ReadFailed
@@ -179,6 +179,7 @@ class Api(Application):
         if not path.startswith("/") and (absolute := _ABSOLUTE(path)):
             # By RFC 9112 the Host header does not count then.
             request.headers["Host"] = request.host = absolute[1]
+            request.host_name = split_host_and_port(request.host.lower())[0]
             path = path[absolute.end() :]
         if request.headers.get("Expect", "").lower() == "100-continue":
             request.headers["Expect"] = "100-continue"  # Tornado knows only this one
