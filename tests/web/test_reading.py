@@ -10,7 +10,10 @@ import pytest
 
 from tests.rows import body, session, task
 from tests.web.test_api import Fetch, answer, fetch  # noqa: F401 - a fixture
+from tornado_persist.pipeline.reads import MAX_BYTES
+from tornado_persist.records.models import Batch
 from tornado_persist.testing import FlakySink
+from tornado_persist.testing.samples import task as sample
 from tornado_persist.web.app import PREFIX, Api
 
 
@@ -113,10 +116,27 @@ async def test_a_token_is_good_for_its_query_alone(app: Api, fetch: Fetch) -> No
 
 
 @pytest.mark.gen_test
+async def test_an_answer_ends_at_its_size_also_if_its_texts_are_longer_as_json(
+    app: Api,
+    fetch: Fetch,  # noqa: F811
+    sink: FlakySink,
+) -> None:
+    await app.flusher.runner.open()
+    sink.write(Batch([], [sample(f"t{i}", source_text="\x01" * 1_000_000) for i in range(3)]))  # each 6 MB as JSON
+    response = await fetch("GET", f"{PREFIX}/tasks")
+    assert len(response.body) < MAX_BYTES
+    found = answer(response)
+    assert [row["task_id"] for row in found["items"]] == ["t0"]
+    assert found["next"] is not None
+
+
+@pytest.mark.gen_test
 async def test_what_does_not_exist_is_a_404(app: Api, fetch: Fetch) -> None:  # noqa: F811
     await app.flusher.runner.open()
-    for path in ("sessions/x", "sessions/x/tasks/y", "sessions/%00", "sessions/%00/tasks", f"sessions/{'x' * 65}"):
+    for path in ("sessions/x", "sessions/x/tasks/y", f"sessions/{'x' * 64}"):
         assert "no such" in answer(await fetch("GET", f"{PREFIX}/{path}"), 404)["detail"]
+    for path in ("sessions/%00", "sessions/%00/tasks", f"sessions/{'x' * 65}"):  # the sink is not asked
+        assert "no such key" in answer(await fetch("GET", f"{PREFIX}/{path}"), 404)["detail"]
     assert "no such" in answer(await fetch("POST", f"{PREFIX}/recovery/restore/x"), 404)["detail"]
     assert not app.metrics.refusals.batches
     head = await fetch("HEAD", f"{PREFIX}/sessions")
