@@ -1,7 +1,7 @@
 """A durable write buffer over HTTP: batches in, large idempotent upserts out.
 
-A batch travels ``web`` -> ``ingest`` (``models``, ``buffer``) -> ``flusher`` -> ``sinks``; ``service`` puts the parts
-together and ``cli`` is the ``persistd`` command.
+A batch travels ``web`` -> ``pipeline`` (``records`` reads it, the ``journal`` keeps it, the buffer merges it, the
+flusher writes it) -> ``sinks``; ``service`` puts the parts together and ``cli`` is the ``persistd`` command.
 """
 
 from pkgutil import extend_path

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.rows import task
-from tornado_persist.cli.rejected import Rejections
+from tornado_persist.cli.rejections import Rejections
 from tornado_persist.pipeline import settling
 from tornado_persist.pipeline.settling import drop_rejected
 

@@ -325,7 +325,9 @@ async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(app: Api) ->
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             while length:
-                length -= len(await reader.read(min(length, 100_000)))
+                piece = await reader.read(min(length, 100_000))
+                assert piece, "the connection ended before the answer did"
+                length -= len(piece)
                 await asyncio.sleep(0.06)
 
 

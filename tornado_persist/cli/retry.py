@@ -17,7 +17,7 @@ from tornado_persist.cli import output
 from tornado_persist.cli.client import Client, RowRefused, Sender, add_patience, add_url, connect
 from tornado_persist.cli.command import FAILED, OK, Commands, Configuration, complain, completes_files
 from tornado_persist.cli.lines import decode, encode, parse
-from tornado_persist.cli.rejected import Entry, Rejections, add_selection, chosen, complain_of_broken
+from tornado_persist.cli.rejections import Entry, Rejections, add_selection, chosen, complain_of_broken
 from tornado_persist.cli.stats import FLUSH_GRACE
 from tornado_persist.config import loading
 from tornado_persist.config.loading import Settings

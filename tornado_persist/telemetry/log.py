@@ -172,7 +172,7 @@ def debugging(name: str) -> bool:
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of a module: ``log = log.get(__name__)``."""
+    """The logger of a module: ``logger = log.get(__name__)``."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
