@@ -634,6 +634,15 @@ def test_another_writers_lock_is_an_outage_and_not_an_endless_wait(sink: Postgre
     sink.write(Batch(tasks=[task("a")]))
 
 
+def test_the_driver_adds_no_line_of_its_own_when_the_connection_ends_before_the_commit(
+    sink: PostgresSink, admin: Callable[[str], object], postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}' AND pid <> pg_backend_pid()"
+    with pytest.raises(SinkUnavailable), sink._using():
+        admin(kill.format(database_of(postgres_url)))
+    assert [record.getMessage() for record in caplog.records if record.name == "psycopg"] == []
+
+
 def test_a_killed_connection_is_an_outage_that_opening_mends(
     sink: PostgresSink, postgres_url: str, admin: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

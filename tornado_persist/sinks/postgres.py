@@ -9,6 +9,7 @@ a transaction: no setting, no temporary table, no prepared statement.
 
 from __future__ import annotations
 
+import logging
 import re
 import select
 import time
@@ -36,6 +37,8 @@ from tornado_persist.sinks.tables import TABLES
 from tornado_persist.telemetry import log
 
 logger = log.get(__name__)
+# It warns of what follows an error, such as a pipeline that the lost connection cannot end; the error itself is raised.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 Cursor: TypeAlias = psycopg.Cursor[Any]
 
