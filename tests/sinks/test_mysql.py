@@ -128,9 +128,18 @@ def test_of_several_hosts_the_first_that_can_be_written_to_is_taken_and_named(
                     sink.open()
                 assert caught.value.code == "1290"
                 assert "refused" in str(caught.value)
+        url = f"mysql://persist:secret@127.0.0.1:{other.port},127.0.0.1:{port}/{name}"
+        sink = make(url, answer_timeout=0.5)
         sink.open()
-        assert f" at 127.0.0.1:{other.port}/" in sink.describe()
-    assert ids(read_mysql(mysql_url)["session"]) == {"s"}
+        at_other = f" at 127.0.0.1:{other.port}/"
+        assert at_other in sink.describe()
+        with contextlib.closing(connect_mysql(f"mysql://persist:secret@127.0.0.1:{other.port}/{name}")) as holder:
+            holder.cursor().execute("LOCK TABLES translation_sessions WRITE")
+            assert failure(sink, Batch([session("t")])).code == "2013"
+            sink.open()
+            assert at_other not in sink.describe(), "the one that did not answer is tried last"
+            sink.write(Batch([session("t")]))
+    assert ids(read_mysql(mysql_url)["session"]) == {"s", "t"}
 
 
 def test_describe_names_product_version_and_place(sink: MySQLSink, mysql_url: str, mariadb_server: MariaDB) -> None:

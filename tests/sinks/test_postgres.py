@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.balancers import PgBouncer
-from tests.servers import Postgres, database_of, free_port
+from tests.servers import PASSWORD, USER, Postgres, database_of, free_port
 from tests.sinks.readers import ids, read_postgres
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
@@ -361,6 +361,32 @@ def test_a_server_that_stops_in_mid_write_fails_it_in_time(
         sink.open()
     sink.write(many())
     assert len(read_postgres(postgres_url)["task"]) == postgres._MANY
+
+
+def test_an_old_primary_whose_commits_wait_for_ever_is_tried_last(
+    make: Callable[..., PostgresSink], postgres_server: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as its cluster manager is stopped it takes connections, says that it can be written to, and has no
+    standby any more.
+    """
+    monkeypatch.setattr(postgres, "GRACE", 0.5)
+    with Postgres() as old:
+        name = database_of(postgres_url)
+        old.create_database(name)
+        url = f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{old.port},127.0.0.1:{postgres_server.port}/{name}"
+        sink = make(url=url, answer_timeout=0.5)
+        sink.open()
+        assert f":{old.port}/" in sink.describe()
+        sink.write(Batch([session("s")]))
+        old.set("synchronous_standby_names", "nobody")
+        sink.close()
+        sink.open()
+        with pytest.raises(SinkUnavailable, match="has not answered"):
+            sink.write(Batch([session("s")]))
+        sink.open()
+        assert f":{postgres_server.port}/" in sink.describe()
+        sink.write(Batch([session("s")]))
+    assert ids(read_postgres(postgres_url)["session"]) == {"s"}
 
 
 def test_a_statement_that_takes_too_long_is_ended_and_the_connection_goes_on(

@@ -58,6 +58,7 @@ def test_other_libraries_speak_in_the_same_shape_but_only_from_warning_on(tmp_pa
     log.configure("debug", "json", tmp_path / "log")
     logging.getLogger("tornado.general").info("chatter")
     logging.getLogger("tornado.general").warning("odd %s", "request")
+    logging.getLogger("psycopg").warning("error ignored terminating %r", "a connection that is given up")
     assert [(line["event"], line["level"]) for line in lines(tmp_path / "log")] == [("odd request", "warning")]
 
 

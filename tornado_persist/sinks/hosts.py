@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from sqlalchemy import URL
 
@@ -45,6 +46,13 @@ def listed(url: URL, name: str) -> Sequence[str]:
     """The values of a list parameter of the URL: separated by commas, or given several times."""
     value = url.query.get(name, ())
     return value.split(",") if isinstance(value, str) else [*value]
+
+
+def hosts_of(url: URL, default_port: int, last: tuple[str, int] | None) -> list[tuple[str, int]]:
+    """The hosts of the URL's query with their ports, in the order in which to try them: ``last`` comes last."""
+    hosts, ports = listed(url, "host"), listed(url, "port")
+    places = [(host, int(port or default_port)) for host, port in zip_longest(hosts, ports, fillvalue="")]
+    return sorted(places, key=lambda place: place == last)
 
 
 def notice_silence(connection: socket.socket) -> None:

@@ -7,7 +7,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER, is_newer, newer_assignments
-from tornado_persist.sinks.hosts import HOST_TIMEOUT, check_hosts, listed
+from tornado_persist.sinks.hosts import HOST_TIMEOUT, check_hosts, hosts_of
 from tornado_persist.sinks.mysqlconnect import CLIENT, connect, number_of
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, Fault, SQLSink, make_engine
@@ -84,14 +83,12 @@ class MySQLSink(SQLSink[MySQLSettings]):
         self._all_newer = {kind: Shortcut() for kind in KINDS}
         #: The tables where a key may be null, so that null is no error.
         self._nullable: set[Kind] = set()
-        #: The host that rows go to, if there are several.
-        self._place: dict[str, Any] = {}
 
     @property
     def address(self) -> str:
         return self.settings.address
 
-    def _create_engine(self, place: Mapping[str, Any] | None = None) -> Engine:
+    def _create_engine(self, place: tuple[str, int] | None = None) -> Engine:
         """``place``: the only host to connect to."""
         url = self.settings.parsed
         limit = self.settings.answer_timeout
@@ -99,8 +96,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         arguments: dict[str, Any] = {key: value for key, value in timeouts.items() if key not in url.query}
         arguments |= {"charset": "utf8mb4", "autocommit": False}
         arguments |= mysqltls.arguments(url.query)
-        hosts, ports = listed(url, "host"), listed(url, "port")
-        places = [{"host": host, "port": int(port or 3306)} for host, port in zip_longest(hosts, ports, fillvalue="")]
+        places = hosts_of(url, 3306, self._hanging)
         if len(places) > 1 and "connect_timeout" not in url.query:
             arguments["connect_timeout"] = HOST_TIMEOUT
         url = url.difference_update_query((*mysqltls.OPTIONS, "host", "port"))
@@ -113,7 +109,8 @@ class MySQLSink(SQLSink[MySQLSettings]):
             isolation_level="REPEATABLE READ",
             connect_args=arguments,
         )
-        event.listen(engine, "do_connect", partial(connect, [place] if place else places or [{}]))
+        choices = [{"host": host, "port": port} for host, port in ([place] if place else places)]
+        event.listen(engine, "do_connect", partial(connect, choices or [{}]))
         return engine
 
     def open(self) -> None:
@@ -127,7 +124,7 @@ class MySQLSink(SQLSink[MySQLSettings]):
         # A command and some room for what the server counts besides.
         self._packet = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one()) - 16
         driver = _driver(connection)
-        self._place = {"host": driver.host, "port": driver.port} if "," in self.address else {}
+        self._place = (driver.host, driver.port) if "," in self.address else None
         self._try_bulk(driver)
         self._nullable = set()
         for kind, column in [(owner, name) for owner in KINDS for name in KEYS[owner]]:

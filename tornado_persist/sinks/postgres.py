@@ -28,7 +28,7 @@ from tornado_persist.records.models import KEYS, KINDS, Kind, Row
 from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.encoders import BLOCK, Encoder, batched
 from tornado_persist.sinks.guard import GUARDED, NEVER
-from tornado_persist.sinks.hosts import HOST_TIMEOUT, PROBES, SILENCE, check_hosts, listed
+from tornado_persist.sinks.hosts import HOST_TIMEOUT, PROBES, SILENCE, check_hosts, hosts_of, listed
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
@@ -49,6 +49,8 @@ _ROWS = 1000
 _CHARACTERS = 1 << 22
 #: Seconds after the server's own time limit for a statement, until we give up on a silent server.
 GRACE = 5
+
+_PORT = 5432
 
 #: libpq's parameters; the URL overrides them.
 _CONNECTION = {
@@ -187,7 +189,11 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def _create_engine(self) -> Engine:
         url = self.settings.parsed
-        defaults = _CONNECTION | _HOSTS if len(listed(url, "host")) > 1 else _CONNECTION
+        defaults = _CONNECTION
+        if len(listed(url, "host")) > 1:
+            defaults = _CONNECTION | _HOSTS
+            hosts, ports = zip(*hosts_of(url, _PORT, self._hanging), strict=True)
+            url = url.update_query_dict({"host": ",".join(hosts), "port": ",".join(map(str, ports))})
         arguments: dict[str, Any] = {key: value for key, value in defaults.items() if key not in url.query}
         # Behind a pooler a prepared statement would belong to another connection.
         arguments |= {"client_encoding": "UTF8", "prepare_threshold": None}
@@ -258,6 +264,8 @@ class PostgresSink(SQLSink[PostgresSettings]):
 
     def _check(self, connection: Connection) -> None:
         driver = _driver(connection)
+        several = len(listed(self.settings.parsed, "host")) > 1
+        self._place = (driver.info.host, driver.info.port) if several else None
         self._types = {
             kind: dict(driver.execute(_TYPES, [quoted(table.name)]).fetchall()) for kind, table in TABLES.items()
         }

@@ -23,7 +23,7 @@ from tornado_persist.sinks import cautions, guard, removal
 from tornado_persist.sinks.base import Caution, Expiry, Removed, Sink, Skew
 from tornado_persist.sinks.encoders import batched
 from tornado_persist.sinks.sqlreader import SQLReader
-from tornado_persist.sinks.sqlsettings import SQLSettingsT
+from tornado_persist.sinks.sqlsettings import SQLSettingsT, URLSettings
 from tornado_persist.sinks.statements import (
     LOOKUP,
     group,
@@ -83,6 +83,9 @@ class SQLSink(Sink[SQLSettingsT]):
         #: How often it was opened.
         self._openings = 0
         self._guarded = settings.writers == "several"
+        #: Of several hosts in the URL the one that rows go to, with its port; and the one that did not answer a write.
+        self._place: tuple[str, int] | None = None
+        self._hanging: tuple[str, int] | None = None
 
     # What differs
 
@@ -227,6 +230,16 @@ class SQLSink(Sink[SQLSettingsT]):
             self.close()
 
     def write(self, batch: Batch) -> None:
+        began = time.monotonic()
+        try:
+            self._write(batch)
+        except SinkUnavailable:
+            if isinstance(self.settings, URLSettings) and time.monotonic() - began >= self.settings.answer_timeout:
+                # An old primary may take connections, and no commit, as its standbys have left it: try it last.
+                self._hanging = self._place
+            raise
+
+    def _write(self, batch: Batch) -> None:
         with self._using() as connection:
             last = removal.last_deletion(connection) if self._guarded else ""
             for kind in KINDS:

@@ -164,6 +164,8 @@ def set_level(level: str) -> None:
     logging.getLogger("tornado_persist").setLevel(level.upper())
     # Debug and info messages of other libraries may hold rows.
     logging.getLogger().setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    # Its warnings are of what it ignores while it ends a broken connection; the sink's own line says why it broke.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def debugging(name: str) -> bool:
