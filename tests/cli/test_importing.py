@@ -17,6 +17,7 @@ from tests.cli.conftest import Command
 from tests.cli.terminal import OnTerminal
 from tests.process import COMMAND, Persistd, environment, wait_until
 from tests.rows import session, task
+from tests.servers import free_port
 from tests.sinks.readers import read_jsonl, read_postgres
 from tornado_persist.records.models import KINDS, Fields
 
@@ -196,9 +197,7 @@ def test_a_file_that_changed_is_noticed_and_again_sends_all(
 def test_a_service_that_restarts_meanwhile_is_waited_for(command: Command, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     file = write(tmp_path / "rows.jsonl", *(task(f"t{n}") for n in range(3000)))
-    with Persistd(tmp_path / "other", HOURLY, server="max_batch = 10\n") as service:
-        service.port = int(service.url.rpartition(":")[2])
-        service.configure(HOURLY)
+    with Persistd(tmp_path / "other", HOURLY, port=free_port(), server="max_batch = 10\n") as service:
         words = [*COMMAND, "-c", str(service.file), "import", str(file)]
         process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
         progress = file.with_name("rows.jsonl.import-state")

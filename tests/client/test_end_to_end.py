@@ -9,11 +9,12 @@ import httpx
 
 from tests.process import Persistd
 from tests.rows import task
+from tests.servers import free_port
 from tornado_persist.client import Client
 
 
 def test_the_service_shows_what_a_client_dropped_once_also_after_a_restart(tmp_path: Path) -> None:
-    with Persistd(tmp_path) as service, Client(service.url, max_rows=2, interval=60) as persist:
+    with Persistd(tmp_path, port=free_port()) as service, Client(service.url, max_rows=2, interval=60) as persist:
         with persist._changed:  # nothing is sent meanwhile
             for number in range(5):
                 persist.task(**task(str(number)))
@@ -26,8 +27,6 @@ def test_the_service_shows_what_a_client_dropped_once_also_after_a_restart(tmp_p
         assert "\npersistd_client_rows_dropped_total 3.0\n" in service.http.get("/metrics").text
         assert service.wait_for_log("a client dropped rows")["rows"] == 3
         service.stop()
-        service.port = int(service.url.rsplit(":", 1)[1])
-        service.configure("")
         service.start()
         for number in range(3):
             persist.task(**task(str(number)))

@@ -12,6 +12,7 @@ import pytest
 from tests.process import Persistd
 from tests.rig import run
 from tests.rows import session, task
+from tests.servers import free_port
 from tornado_persist.client import Client, NotFound, ReadFailed
 from tornado_persist.client.testing import Recorder
 
@@ -108,7 +109,7 @@ def test_in_asyncio(persist: Client) -> None:
 
 
 def test_a_service_that_is_away_comes_back_or_cannot_read(tmp_path: Path) -> None:
-    with Persistd(tmp_path) as service, Client(service.url) as persist:
+    with Persistd(tmp_path, port=free_port()) as service, Client(service.url) as persist:
         persist.session(**session("s"))
         assert persist.flush()
         assert persist.get_session("s")["session_id"] == "s"
@@ -116,7 +117,6 @@ def test_a_service_that_is_away_comes_back_or_cannot_read(tmp_path: Path) -> Non
         with pytest.raises(ReadFailed) as away:
             persist.get_session("s")
         assert away.value.status == 0
-        service.port = int(service.url.rpartition(":")[2])
         service.configure('sink = "jsonl"\n')
         service.start()
         with pytest.raises(ReadFailed, match="501") as cannot:

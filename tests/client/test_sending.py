@@ -20,6 +20,7 @@ import pytest
 from tests.process import Persistd, wait_until
 from tests.rig import run
 from tests.rows import session, task
+from tests.servers import free_port
 from tornado_persist.client import Client
 from tornado_persist.client.sender import pause
 from tornado_persist.client.testing import Recorder
@@ -27,7 +28,7 @@ from tornado_persist.client.testing import Recorder
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Persistd]:
-    with Persistd(tmp_path) as it:
+    with Persistd(tmp_path, port=free_port()) as it:  # so that it comes back where it was
         yield it
 
 
@@ -36,13 +37,6 @@ def stored(service: Persistd) -> dict[str, str]:
     service.flush()
     with contextlib.closing(sqlite3.connect(service.data_dir / "persist.db")) as database:
         return dict(database.execute("SELECT task_id, status FROM translation_tasks"))
-
-
-def again(service: Persistd) -> None:
-    """Start it on the port that it had."""
-    service.port = int(service.url.rsplit(":", 1)[1])
-    service.configure("")
-    service.start()
 
 
 def test_rows_arrive_merged_and_sessions_first(service: Persistd) -> None:
@@ -112,8 +106,8 @@ def test_a_restart_costs_nothing_with_retries(service: Persistd) -> None:
             if number == 200:
                 service.kill()
             if number == 300:
-                again(service)
-    assert persist.flush(20)
+                service.start()
+    assert persist.flush(60)
     persist.close()
     assert persist.stats.dropped == {}
     assert persist.stats.sent + persist.stats.merged == calls
@@ -127,7 +121,7 @@ def test_a_restart_without_retries_costs_what_is_counted(service: Persistd) -> N
     service.kill()
     persist.task(**task("b"))
     assert not persist.flush()
-    again(service)
+    service.start()
     persist.task(**task("c"))
     assert persist.flush()
     persist.close()
@@ -140,7 +134,7 @@ def test_a_connection_that_the_service_has_closed_meanwhile_costs_nothing(servic
     persist.task(**task("a"))
     assert persist.flush()
     service.kill()
-    again(service)
+    service.start()
     persist.task(**task("b"))
     assert persist.flush()
     persist.close()
@@ -161,7 +155,7 @@ def test_a_service_that_hangs(service: Persistd, retries: int) -> None:
         assert longest < 0.25
     finally:
         service.send(signal.SIGCONT)
-    assert persist.flush(20)
+    assert persist.flush(60)
     persist.close()
     stats = persist.stats
     assert (stats.queued, stats.calls) == (0, 300)
@@ -235,7 +229,7 @@ def test_a_network_that_delays_and_cuts(service: Persistd, retries: int) -> None
             time.sleep(0.001)
         persist.flush(1)
         proxy.kind = True
-        persist.flush(20)
+        persist.flush(60)
         persist.close()
     stats = persist.stats
     assert stats.sent + stats.merged + sum(stats.dropped.values()) == 600
