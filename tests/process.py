@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -180,6 +181,56 @@ class Persistd:
         """Wait until an event has been logged ``count`` times; the last of them."""
         wait_until(lambda: len(self.log(event)) >= count, f"{event!r} in the log:\n{self.log_text()}")
         return self.log(event)[-1]
+
+
+class AtWork:
+    """Functions in threads of their own, each called again and again until the block ends::
+
+        with AtWork(write, read) as work:
+            ...
+
+    Leaving the block raises the first error that one of them had, unless the block itself has failed. A function may
+    be long if it looks at ``stopping``, and waits with it. The block may be entered again.
+    """
+
+    def __init__(self, *functions: Callable[[], object]) -> None:
+        self.functions = functions
+        self.stopping = threading.Event()
+        self.errors: list[Exception] = []
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        self.stopping.clear()
+        self._threads = [threading.Thread(target=self._run, args=[function]) for function in self.functions]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopping.set()
+        for thread in self._threads:
+            thread.join()
+        if error is None:
+            self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise the first error so far, if there was one."""
+        if self.errors:
+            raise self.errors[0]
+
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until ``condition()`` is true; the first error of a thread ends the wait, and is raised."""
+        wait_until(lambda: self.errors or condition(), what)
+        self.raise_error()
+
+    def _run(self, function: Callable[[], object]) -> None:
+        try:
+            while not self.stopping.is_set():
+                function()
+        except Exception as exc:
+            self.errors.append(exc)
 
 
 def wait_until(condition: Callable[[], object], what: str = "it", *, pause: float = 0.02) -> None:

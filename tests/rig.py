@@ -29,6 +29,7 @@ from tornado_persist.sinks.base import SinkSettings
 from tornado_persist.sinks.runner import SinkRunner
 from tornado_persist.telemetry.metrics import Metrics, Totals
 from tornado_persist.testing import FlakySink
+from tornado_persist.web.app import Api
 
 
 class Rig:
@@ -97,6 +98,15 @@ class Rig:
             self.journal,
             open_rows=OpenRows(self.data_dir / "rejected.jsonl"),
             instance=Instance("rig", "", socket.gethostname(), os.getpid(), self.data_dir, self.metrics.started),
+        )
+
+    def api(self, *, max_body_bytes: int, flush_timeout: float = 10, **settings: Any) -> Api:
+        """The HTTP interface to the parts."""
+        return Api(
+            *(self.ingest, self.flusher, self.health, self.remover, self.retention, self.metrics, self.reads),
+            max_body_bytes=max_body_bytes,
+            flush_timeout=flush_timeout,
+            **settings,
         )
 
     async def switch(self, sink: FlakySink, timeout: float = 5) -> None:

@@ -52,18 +52,7 @@ async def test_the_endpoint_of_the_page_answers(monkeypatch: pytest.MonkeyPatch,
     assert issubclass(added[1], Handler)
     monkeypatch.setattr(app, "ROUTES", [*app.ROUTES, added])
     async with rig(tmp_path) as parts:
-        api = app.Api(
-            parts.ingest,
-            parts.flusher,
-            parts.health,
-            parts.remover,
-            parts.retention,
-            parts.metrics,
-            parts.reads,
-            max_body_bytes=65536,
-            flush_timeout=0.5,
-        )
-        server = app.make_server(api)
+        server = app.make_server(parts.api(max_body_bytes=65536))
         sockets = listening.listen("127.0.0.1", 0)
         server.add_sockets(sockets)
         port = sockets[0].getsockname()[1]

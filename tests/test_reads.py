@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ import psycopg
 import pytest
 
 from tests.faults.test_kill import place
-from tests.process import Persistd, wait_until
+from tests.process import AtWork, Persistd, wait_until
 from tests.rows import session, task
 from tests.servers import Server
 from tests.sinks.readers import connect_mysql
@@ -29,52 +30,28 @@ READS = "/api/v1/persistence"
 DATABASES = ("sqlite", "postgres", "mysql")
 
 
-class OwnWrites:
+class OwnWrites(AtWork):
     """Writers, and for each a reader: a fresh read shows at least all that the writer was answered for before it."""
 
     def __init__(self, service: Persistd, *, outages: bool = False, pairs: int = 8) -> None:
         """``outages``: reads may be refused with 503."""
+        super().__init__(*(partial(self._work, do, n) for do in (self._write, self._read) for n in range(pairs)))
         self._service = service
         self._outages = outages
         #: For each writer, the last number that was accepted; and how often its reader had an answer.
         self.accepted = [-1] * pairs
         self.reads = [0] * pairs
         self.refused = 0
-        self._stop = threading.Event()
-        self._errors: list[BaseException] = []
-
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        work = [(self._write, number) for number in range(len(self.reads))]
-        work += [(self._read, number) for number in range(len(self.reads))]
-        threads = [threading.Thread(target=self._guard, args=it) for it in work]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-        self.check()
-
-    def check(self) -> None:
-        if self._errors:
-            raise self._errors[0]
 
     def wait_for(self, more: int) -> None:
         """Until each reader has had so many more answers."""
         goals = [count + more for count in self.reads]
-        wait_until(lambda: self._errors or all(map(int.__ge__, self.reads, goals)), "every reader's answers")
-        self.check()
+        self.wait_until(lambda: all(map(int.__ge__, self.reads, goals)), "every reader's answers")
 
-    def _guard(self, function: Callable[[httpx.Client, int], None], number: int) -> None:
-        try:
-            with httpx.Client(base_url=self._service.url, timeout=30) as http:
-                while not self._stop.is_set():
-                    function(http, number)
-        except BaseException as exc:
-            self._errors.append(exc)
+    def _work(self, do: Callable[[httpx.Client, int], None], number: int) -> None:
+        with httpx.Client(base_url=self._service.url, timeout=30) as http:
+            while not self.stopping.is_set():
+                do(http, number)
 
     def _write(self, http: httpx.Client, number: int) -> None:
         value = self.accepted[number] + 1
@@ -108,7 +85,7 @@ def test_every_reader_sees_its_writers_rows(
     at = place(database, request)
     with Persistd(tmp_path, f"sink = '{database}'\n{at.table}") as service:
         own = OwnWrites(service)
-        with own.at_work():
+        with own:
             own.wait_for(25)
             end = time.monotonic() + (60 if soak else 0)
             while time.monotonic() < end:
@@ -143,11 +120,11 @@ def test_reads_are_refused_in_an_outage_and_right_after_it(
     config = f"sink = '{database}'\n[buffer]\nflush_timeout = 1\n{at.table}"
     with Persistd(tmp_path, config) as service:
         own = OwnWrites(service, outages=True)
-        with own.at_work():
+        with own:
             own.wait_for(3)
             with outage(service, server):
                 wait_until(lambda: own.refused >= 8, "refused reads")
-                own.check()
+                own.raise_error()
             own.wait_for(3)
         for number, accepted in enumerate(own.accepted):
             answers = [service.http.get(f"{READS}/sessions/s{number}/tasks/t")]
@@ -168,21 +145,18 @@ def test_pages_hold_each_task_once_while_tasks_are_updated(
         for start in range(0, count, 1000):
             assert service.post("task", *map(task, ids[start : start + 1000])).status_code == 200
         service.flush()
-        stop, updates, dice = threading.Event(), 0, random.Random(1)
+        updates, dice = 0, random.Random(1)
 
         def update() -> None:
             nonlocal updates
-            with httpx.Client(base_url=service.url, timeout=30) as http:
-                while not stop.is_set():
-                    rows = [task(id, status="completed", sheet_name="另") for id in dice.sample(ids, 200)]
-                    assert http.post(f"{READS}/tasks/batch", json={"tasks": rows}).status_code == 200
-                    updates += 1
-                    stop.wait(0.01)
+            rows = [task(id, status="completed", sheet_name="另") for id in dice.sample(ids, 200)]
+            assert http.post(f"{READS}/tasks/batch", json={"tasks": rows}).status_code == 200
+            updates += 1
+            time.sleep(0.01)
 
-        thread = threading.Thread(target=update)
-        thread.start()
-        try:
+        with httpx.Client(base_url=service.url, timeout=30) as http, AtWork(update) as writer:
             for number, limit in enumerate(itertools.cycle((61, 173, 1000))):
+                writer.raise_error()
                 if number >= 3 and updates >= 20:
                     break
                 found: list[str] = []
@@ -193,9 +167,6 @@ def test_pages_hold_each_task_once_while_tasks_are_updated(
                     found += [row["task_id"] for row in answer.json()["items"]]
                     url = answer.json()["next_url"]
                 assert found == ids
-        finally:
-            stop.set()
-            thread.join()
 
 
 def test_a_reload_that_changes_the_sink_moves_the_reads(tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -208,22 +179,17 @@ def test_a_reload_that_changes_the_sink_moves_the_reads(tmp_path: Path, request:
         return f"sink = '{name}'\n{tables}"
 
     with Persistd(tmp_path, config("sqlite")) as service:
-        stop, statuses = threading.Event(), set()
+        statuses = set()
 
         def read() -> None:
-            with httpx.Client(base_url=service.url, timeout=30) as http:
-                while not stop.is_set():
-                    for path in ("sessions/sqlite", "sessions?fresh=true", "sessions/sqlite?fresh=false"):
-                        statuses.add(http.get(f"{READS}/{path}").status_code)
+            for path in ("sessions/sqlite", "sessions?fresh=true", "sessions/sqlite?fresh=false"):
+                statuses.add(http.get(f"{READS}/{path}").status_code)
 
         def stored() -> list[str]:
             found = service.http.get(f"{READS}/sessions?fresh=true").json()
             return [row["session_id"] for row in found["items"]]
 
-        threads = [threading.Thread(target=read) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        try:
+        with httpx.Client(base_url=service.url, timeout=30) as http, AtWork(*[read] * 4):
             for number, name in enumerate((*DATABASES, "sqlite", "postgres")):
                 if number:
                     service.configure(config(name))
@@ -234,10 +200,6 @@ def test_a_reload_that_changes_the_sink_moves_the_reads(tmp_path: Path, request:
                 service.post("session", session(name))
                 assert stored() == [name]
                 assert service.http.get(f"{READS}/sessions/{name}").status_code == 200
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
         # 503: the read was on its way in the sink that was closed.
         assert statuses <= {200, 404, 503}
         assert {200, 404} <= statuses

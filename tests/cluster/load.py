@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from types import TracebackType
-from typing import NamedTuple, Self
+from functools import partial
+from typing import NamedTuple
 
 import httpx
 
+from tests.process import AtWork
 from tests.rows import body, session, task
 from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, key_of
 from tornado_persist.testing import FIELDS, Stored, complete
@@ -33,7 +33,7 @@ class Update(NamedTuple):
     again: bool  #: it was sent more than once
 
 
-class Clients:
+class Clients(AtWork):
     """Threads that send until the context ends."""
 
     def __init__(self, url: str, *, seed: int, count: int = 6, rows: int = 20, pause: float = 0.1) -> None:
@@ -42,41 +42,17 @@ class Clients:
         self.updates: list[Update] = []
         #: Of each good answer the time at which it came.
         self.answered: list[float] = []
-        self._stop = threading.Event()
-        self._problems: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._guard, args=(f"c{n}", random.Random(f"{seed} {n}"))) for n in range(count)
-        ]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        if error is None:
-            assert not self._problems, self._problems
+        super().__init__(*(partial(self._send_all, f"c{n}", random.Random(f"{seed} {n}")) for n in range(count)))
 
     @property
     def longest_gap(self) -> float:
         """Seconds without a good answer to any client."""
         return max(later - earlier for earlier, later in itertools.pairwise(self.answered))
 
-    def _guard(self, name: str, rng: random.Random) -> None:
-        try:
-            self._send_all(name, rng)
-        except Exception as exc:
-            self._problems.append(f"{type(exc).__name__}: {exc}")
-
     def _send_all(self, name: str, rng: random.Random) -> None:
         with httpx.Client(base_url=self._url, timeout=20) as http:
             for version in itertools.count(1):
-                if self._stop.is_set():
+                if self.stopping.is_set():
                     return
                 shared = rng.random() < 0.3
                 number = rng.randrange(SHARED if shared else 30)
@@ -85,7 +61,7 @@ class Clients:
                 # What is shared comes through another instance for each client.
                 header = name if shared else session_id
                 self._send(http, kind, rows, header)
-                self._stop.wait(self._pause)
+                self.stopping.wait(self._pause)
 
     def _batch(self, rng: random.Random, session_id: str, text: str) -> tuple[Kind, list[Fields]]:
         if rng.random() < 0.4:

@@ -17,7 +17,7 @@ import pytest
 from tests import balancers, galera, tools
 from tests.cluster import load
 from tests.galera import Cluster, Node
-from tests.process import Persistd, wait_until
+from tests.process import AtWork, Persistd, wait_until
 from tests.rows import session, task
 from tests.servers import free_port
 from tests.sinks.readers import connect_mysql, read_mysql
@@ -191,21 +191,19 @@ def test_lost_nodes_and_instances_under_load_cost_no_row_and_all_nodes_agree(
 @contextlib.contextmanager
 def busy_elsewhere(node: Node, database: str, statement: str, pause: float) -> Iterator[list[int]]:
     """Another writer runs ``statement`` on ``node`` again and again; yields how often it went through."""
-    stop, done = threading.Event(), [0]
+    done = [0]
 
-    def run() -> None:
-        with contextlib.closing(connect_mysql(node.url(database))) as connection, connection.cursor() as cursor:
-            while not stop.wait(pause):
-                with contextlib.suppress(pymysql.err.OperationalError):
-                    done[0] += cursor.execute(statement)
+    def change() -> None:
+        with contextlib.suppress(pymysql.err.OperationalError):
+            done[0] += cursor.execute(statement)
+        time.sleep(pause)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with (
+        contextlib.closing(connect_mysql(node.url(database))) as connection,
+        connection.cursor() as cursor,
+        AtWork(change),
+    ):
         yield done
-    finally:
-        stop.set()
-        thread.join()
 
 
 @pytest.mark.alone

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import TracebackType
-from typing import Any, Protocol, Self
+from functools import partial
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from tests.process import PATIENCE, wait_until
+from tests.process import PATIENCE, AtWork
 from tests.rows import body, row
 from tornado_persist.records.models import KINDS, PLURALS, Fields, Kind, key_of
 from tornado_persist.testing import Stored, complete
@@ -176,7 +176,7 @@ class Client:
         return row(kind, key, **{VERSION[kind]: version, **chosen, **fields})
 
 
-class Load:
+class Load(AtWork):
     """Clients in threads. It may be started and stopped several times; the record is kept::
 
         load = Load(service, seed=1)
@@ -212,35 +212,10 @@ class Load:
         self.answers: list[Answer] = []
         #: How often ``/stats`` was read.
         self.readings = 0
-        self._clients = [make(f"c{n}", random.Random(f"{seed} {n}"), keys, rows) for n in range(clients)]
+        made = [make(f"c{n}", random.Random(f"{seed} {n}"), keys, rows) for n in range(clients)]
+        super().__init__(*(partial(self._load, client) for client in made), *([self._read] if watch else []))
         self._pause = pause
-        self._watch = watch
         self._context = context
-        self._threads: list[threading.Thread] = []
-        self._stop = threading.Event()
-        self._problems: list[str] = []
-
-    def __enter__(self) -> Self:
-        self._stop.clear()
-        self._threads = [threading.Thread(target=self._guard, args=(self._load, client)) for client in self._clients]
-        if self._watch:
-            self._threads.append(threading.Thread(target=self._guard, args=(self._read,)))
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        if error is None:
-            self.check()
-
-    def check(self) -> None:
-        """Nothing went wrong so far."""
-        assert not self._problems, "\n".join(self._problems[:10])
 
     def count(self, status: int | None = 200) -> int:
         """Answers of this status so far."""
@@ -249,16 +224,9 @@ class Load:
     def wait_for(self, count: int, status: int = 200) -> None:
         """Until so many more answers of this status have come."""
         goal = self.count(status) + count
-        wait_until(lambda: self._problems or self.count(status) >= goal, f"{count} more answers with {status}")
-        self.check()
+        self.wait_until(lambda: self.count(status) >= goal, f"{count} more answers with {status}")
 
     # In the threads.
-
-    def _guard(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            function(*arguments)
-        except Exception as exc:
-            self._problems.append(f"{type(exc).__name__}: {exc}")
 
     def _connect(self) -> http.client.HTTPConnection | None:
         address = urlsplit(self._target.url)
@@ -273,17 +241,16 @@ class Load:
             connection.connect()
         except OSError:
             connection.close()
-            self._stop.wait(0.01)
+            self.stopping.wait(0.01)
             return None
         return connection
 
     def _load(self, client: Client) -> None:
-        while not self._stop.is_set():
-            connection = self._connect()
-            if connection is not None:
-                with closing(connection):
-                    while not self._stop.is_set() and self._send(connection, client):
-                        pass
+        connection = self._connect()
+        if connection is not None:
+            with closing(connection):
+                while not self.stopping.is_set() and self._send(connection, client):
+                    pass
 
     def _send(self, connection: http.client.HTTPConnection, client: Client) -> bool:
         """One request; False when the connection is broken."""
@@ -302,16 +269,15 @@ class Load:
         assert status in (200, 503), f"{status}: {payload}"
         if status == 503:
             assert int(headers["Retry-After"]) > 0
-        self._stop.wait(max(self._pause, 0.01 if status == 503 else 0.0))
+        self.stopping.wait(max(self._pause, 0.01 if status == 503 else 0.0))
         return True
 
     def _read(self) -> None:
-        while not self._stop.is_set():
-            connection = self._connect()
-            if connection is not None:
-                with closing(connection):
-                    while not self._stop.wait(0.01) and self._look(connection):
-                        pass
+        connection = self._connect()
+        if connection is not None:
+            with closing(connection):
+                while not self.stopping.wait(0.01) and self._look(connection):
+                    pass
 
     def _look(self, connection: http.client.HTTPConnection) -> bool:
         """Read the accounting; False when the connection is broken."""

@@ -7,14 +7,14 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.faults.test_kill import Place, no_errors, place
-from tests.process import Persistd, wait_until
+from tests.process import AtWork, Persistd, wait_until
 from tests.rows import body, session, task
 from tornado_persist.records.models import PLURALS, Fields, Kind
 
@@ -23,45 +23,24 @@ PREFIX = "/api/v1/persistence"
 LOOK_EVERY = 5
 
 
-class Deleting:
+class Deleting(AtWork):
     """Clients in threads. Each makes sessions of its own, deletes some of them, and knows what came of it."""
 
     def __init__(self, service: Persistd, seed: int, clients: int = 4) -> None:
         self._service = service
-        self._randoms = [random.Random(f"{seed} {number}") for number in range(clients)]
+        super().__init__(*(partial(self._work, random.Random(f"{seed} {number}")) for number in range(clients)))
         self._numbers = itertools.count()
-        self._stop = threading.Event()
         #: The tasks of each session that must be there, and whether its own row must be.
         self.kept: dict[str, set[str]] = {}
         #: Sessions of which no row may be there.
         self.gone: set[str] = set()
         #: Sessions whose last request had no answer: any part of them may be there.
         self.unknown: set[str] = set()
-        self.problems: list[str] = []
-
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        self._stop.clear()
-        threads = [threading.Thread(target=self._guard, args=[it]) for it in self._randoms]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-        assert not self.problems, "\n".join(self.problems[:10])
-
-    def stop(self) -> None:
-        self._stop.set()
 
     def wait_for(self, more: int) -> None:
         """Until so many more sessions were deleted."""
-        goal, deadline = len(self.gone) + more, time.monotonic() + 30
-        while len(self.gone) < goal and not self.problems:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        goal = len(self.gone) + more
+        self.wait_until(lambda: len(self.gone) >= goal, f"{more} more deletes")
 
     def check(self, at: Place, data_dir: Path) -> None:
         stored = at.read(data_dir)
@@ -75,15 +54,11 @@ class Deleting:
             assert tasks.get(session_id, set()) == its_tasks, f"{session_id} was not deleted"
         assert sessions | tasks.keys() <= self.kept.keys() | self.unknown
 
-    def _guard(self, rng: random.Random) -> None:
-        try:
-            while not self._stop.is_set():
-                with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=self._service.url) as http:
-                    while not self._stop.is_set():
-                        self._live(http, rng)
-                self._stop.wait(0.01)
-        except Exception as exc:
-            self.problems.append(f"{type(exc).__name__}: {exc}")
+    def _work(self, rng: random.Random) -> None:
+        with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=self._service.url) as http:
+            while not self.stopping.is_set():
+                self._live(http, rng)
+        self.stopping.wait(0.01)
 
     def _live(self, http: httpx.Client, rng: random.Random) -> None:
         """The life of one session."""
@@ -142,11 +117,11 @@ segment_bytes = {rng.choice((4096, 1 << 20))}
     with Persistd(tmp_path, config()) as service:
         load = Deleting(service, rng.randrange(10**9))
         for number in range(1, rounds + 1):
-            with load.at_work():
+            with load:
                 load.wait_for(3)
                 time.sleep(rng.uniform(0, 0.1))
                 service.kill()
-                load.stop()
+                load.stopping.set()
             service.configure(config())
             service.start()
             if number % LOOK_EVERY == 0 or number == rounds:

@@ -108,12 +108,7 @@ def under_load(service: Persistd, *, rows: int = 20) -> Iterator[tuple[Load, Obs
 def wait_for_rows(load: Load, rows: int) -> None:
     """Until so many more are acknowledged."""
     goal = load.record.acknowledged + rows
-
-    def reached() -> bool:
-        load.check()
-        return load.record.acknowledged >= goal
-
-    wait_until(reached, f"{rows} more rows")
+    load.wait_until(lambda: load.record.acknowledged >= goal, f"{rows} more rows")
 
 
 def assert_all_written(service: Persistd, load: Load, stored: Callable[[], Stored]) -> None:

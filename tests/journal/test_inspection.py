@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.journal.tools import Driver, Events, fill, flip, layout
+from tests.process import AtWork
 from tornado_persist.errors import InputError, StartError
 from tornado_persist.journal import Begin, Damage, Entry, Gap, Inspection, Tail
 from tornado_persist.journal.record import HEADER_SIZE
@@ -154,29 +154,21 @@ def test_a_failed_write_that_is_cut_off_while_it_is_read_is_no_damage(tmp_path: 
 
 
 def test_no_damage_is_seen_in_a_journal_that_is_written_and_released_meanwhile(tmp_path: Path) -> None:
-    done = threading.Event()
     problems: list[object] = []
     seen = [0]
 
     def watch() -> None:
-        while not done.is_set():
-            found = look(tmp_path)
-            problems.extend(item for item in found if isinstance(item, Damage | Gap))
-            seqs = [item.seq for item in found if isinstance(item, Entry)]
-            seen[0] += len(seqs)
-            if seqs != sorted(seqs):
-                problems.append(seqs)
+        found = look(tmp_path)
+        problems.extend(item for item in found if isinstance(item, Damage | Gap))
+        seqs = [item.seq for item in found if isinstance(item, Entry)]
+        seen[0] += len(seqs)
+        if seqs != sorted(seqs):
+            problems.append(seqs)
 
-    with Driver(tmp_path, segment_bytes=4096, sync="off") as driver:
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            for _ in range(300):
-                last = driver.append(*BODIES)[-1]
-                if last % 5 == 0:
-                    driver.journal.release(last - 20, {})
-        finally:
-            done.set()
-            watcher.join()
+    with Driver(tmp_path, segment_bytes=4096, sync="off") as driver, AtWork(watch):
+        for _ in range(300):
+            last = driver.append(*BODIES)[-1]
+            if last % 5 == 0:
+                driver.journal.release(last - 20, {})
     assert problems == []
     assert seen[0] > 0

@@ -14,6 +14,7 @@ import pymysql
 import pytest
 
 from tests import galera
+from tests.process import AtWork
 from tests.servers import MariaDB, database_of, free_port
 from tests.sinks.readers import connect_mysql, ids, read_mysql
 from tornado_persist.cli.check import hint
@@ -582,19 +583,20 @@ def test_a_transaction_that_galera_aborts_is_a_conflict_and_loses_no_row(tmp_pat
         url = server.fresh_database()
         sink = MySQLSink(MySQLSettings(url=url), tmp_path)
         sink.open()
-        done = threading.Event()
+        conflicts = 0
 
         def alter() -> None:
-            with contextlib.closing(connect_mysql(url)) as connection, connection.cursor() as cursor:
-                while not done.wait(0.05):
-                    for change in ("ADD INDEX IF NOT EXISTS x (row_index)", "DROP INDEX IF EXISTS x"):
-                        with contextlib.suppress(pymysql.err.OperationalError):  # the node may refuse one of them
-                            cursor.execute(f"ALTER TABLE translation_tasks {change}")
+            for change in ("ADD INDEX IF NOT EXISTS x (row_index)", "DROP INDEX IF EXISTS x"):
+                with contextlib.suppress(pymysql.err.OperationalError):  # the node may refuse one of them
+                    cursor.execute(f"ALTER TABLE translation_tasks {change}")
+            time.sleep(0.05)
 
-        other = threading.Thread(target=alter)
-        other.start()
-        conflicts = 0
-        try:
+        with (
+            contextlib.closing(sink),
+            contextlib.closing(connect_mysql(url)) as connection,
+            connection.cursor() as cursor,
+            AtWork(alter),
+        ):
             for number in range(40):
                 rows = [task(f"{number:02}-{row:04}") for row in range(2000)]
                 while True:
@@ -603,10 +605,6 @@ def test_a_transaction_that_galera_aborts_is_a_conflict_and_loses_no_row(tmp_pat
                         break
                     except SinkConflict:
                         conflicts += 1
-        finally:
-            done.set()
-            other.join()
-            sink.close()
         assert conflicts > 0
         assert len(read_mysql(url)["task"]) == 40 * 2000
 

@@ -10,17 +10,37 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 
+from tests.process import PATIENCE
 from tests.rig import Rig
+from tests.tools import require
 from tornado_persist.testing import FlakySink
 from tornado_persist.web.app import Api, make_server
+
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+    "--host-resolver-rules=MAP rebound.example 127.0.0.1, MAP evil.example 127.0.0.1",
+]
+
+expect.set_options(timeout=PATIENCE * 1000)
 
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 #: ``server.max_body_bytes``.
 LIMIT = 65536
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium. Not for the whole run: while it is open, this thread can run no event loop of a test."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(require("chromium")), args=ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
@@ -39,17 +59,7 @@ def parts(io_loop: IOLoop, sink: FlakySink, tmp_path: Path) -> Iterator[Rig]:
 
 @pytest.fixture
 def app(parts: Rig) -> Api:
-    return Api(
-        parts.ingest,
-        parts.flusher,
-        parts.health,
-        parts.remover,
-        parts.retention,
-        parts.metrics,
-        parts.reads,
-        max_body_bytes=LIMIT,
-        flush_timeout=10,
-    )
+    return parts.api(max_body_bytes=LIMIT)
 
 
 @pytest.fixture

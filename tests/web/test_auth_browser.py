@@ -10,28 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.process import PATIENCE, Persistd, persistd
 from tests.rows import body, task
-from tests.tools import require
 from tornado_persist.config import tokens
 from tornado_persist.web.app import PREFIX
-
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    "--host-resolver-rules=MAP rebound.example 127.0.0.1, MAP evil.example 127.0.0.1",
-]
-
-expect.set_options(timeout=PATIENCE * 1000)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(require("chromium")), args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 def test_dashboard_and_docs_work_with_a_token_as_the_password(tmp_path: Path, browser: Browser) -> None:

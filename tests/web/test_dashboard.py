@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import resource
 import signal
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -15,17 +15,12 @@ from socket import gethostname
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.process import PATIENCE, Persistd, persistd, wait_until
+from tests.process import PATIENCE, AtWork, Persistd, persistd, wait_until
 from tests.rows import body, session, task
 from tests.servers import Postgres, free_port
-from tests.tools import require
 
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-]
 HISTORY = "/api/v1/persistence/history"
 LIMIT = 0.5
 #: All Chinese words of the page; a function is named by its text.
@@ -33,16 +28,7 @@ WORDS = "({ZH}) => JSON.stringify(ZH, (_, value) => (typeof value === 'function'
 TRIGGER = """CREATE TRIGGER no BEFORE INSERT ON translation_tasks WHEN NEW.task_id = 'bad'
 BEGIN SELECT RAISE(ABORT, '<img src="/x" onerror="document.body.remove()">'); END"""
 
-expect.set_options(timeout=PATIENCE * 1000)
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(require("chromium")), args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -95,23 +81,16 @@ def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
 @contextmanager
 def load(service: Persistd) -> Iterator[None]:
     """A client that sends batches all the time."""
-    stop = threading.Event()
+    numbers = itertools.count(step=20)
 
     def send() -> None:
-        with httpx.Client(base_url=service.url, timeout=PATIENCE) as http:
-            number = 0
-            while not stop.wait(0.02):
-                rows = [task(f"t{(number + index) % 50}") for index in range(20)]
-                http.post("/api/v1/persistence/tasks/batch", content=body("task", *rows))
-                number += 20
+        number = next(numbers)
+        rows = [task(f"t{(number + index) % 50}") for index in range(20)]
+        http.post("/api/v1/persistence/tasks/batch", content=body("task", *rows))
+        time.sleep(0.02)
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
+    with httpx.Client(base_url=service.url, timeout=PATIENCE) as http, AtWork(send):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -38,13 +38,7 @@ INFLIGHT = 100_000
 
 @pytest.fixture
 def app(parts: Rig) -> Api:
-    return Api(
-        *(parts.ingest, parts.flusher, parts.health, parts.remover, parts.retention, parts.metrics, parts.reads),
-        max_body_bytes=LIMIT,
-        flush_timeout=0.5,
-        body_timeout=0.3,
-        max_inflight_bytes=INFLIGHT,
-    )
+    return parts.api(max_body_bytes=LIMIT, body_timeout=0.3, max_inflight_bytes=INFLIGHT)
 
 
 @asynccontextmanager
