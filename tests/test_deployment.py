@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,16 +32,11 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
-def installed(name: str) -> Path:
-    """A program of the environment that the tests run in."""
-    return Path(sysconfig.get_path("scripts")) / name
-
-
 # Containers.
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
-    done = run(installed("hadolint"), "--no-color", ROOT / "Dockerfile")
+    done = run(tools.installed("hadolint"), "--no-color", ROOT / "Dockerfile")
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -73,7 +66,7 @@ COMPOSE = {
 
 @pytest.mark.parametrize("file", COMPOSE)
 def test_the_compose_file_fits_the_schema_of_compose_files(file: str) -> None:
-    done = run(installed("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", CONF / file)
+    done = run(tools.installed("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", CONF / file)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -306,8 +299,5 @@ def test_logrotate_moves_the_file_and_the_service_goes_on_in_a_new_one(tmp_path:
 
 
 def test_the_configurations_of_prometheus_pass_its_own_check() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed")
-    done = run(promtool, "check", "config", "--syntax-only", CONF / "prometheus.yml")
+    done = run(tools.require("promtool"), "check", "config", "--syntax-only", CONF / "prometheus.yml")
     assert done.returncode == 0, done.stderr

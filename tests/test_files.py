@@ -58,7 +58,7 @@ def test_the_daemons_log_cannot_be_read_by_others(tmp_path: Path) -> None:
 def second_mount(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A directory, and the same through a file system that passes on locks of files, as NFS does."""
     if not shutil.which("bindfs") or not os.access("/dev/fuse", os.W_OK):
-        pytest.skip("needs bindfs and /dev/fuse")
+        pytest.skip("bindfs, which mounts a directory a second time, is not installed or has no /dev/fuse")
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(0o750)
     there.mkdir()

@@ -18,9 +18,18 @@ import pytest
 from packaging.requirements import Requirement
 
 import tornado_persist
+from tests import tools
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("bin/persistd", "bin/test", "bin/_environment", ".ci/run", "conf/postgres-init.sh")
+SCRIPTS = (
+    "bin/persistd",
+    "bin/test",
+    "bin/_environment",
+    ".ci/run",
+    "conf/postgres-init.sh",
+    "conf/postgres-is-primary",
+    "bench/run",
+)
 
 
 # setup.py
@@ -114,9 +123,9 @@ def test_the_benchmark_has_no_need_of_the_suites_packages() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_pass_shellcheck(script: str) -> None:
-    if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck is not installed")
-    done = subprocess.run(["shellcheck", "-x", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tools.installed("shellcheck"), "-x", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 

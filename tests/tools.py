@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,7 @@ TOOLS: tuple[Tool, ...] = (
         dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("logrotate",),)),
         ("logrotate.timer",),
     ),
+    Tool("zsh", ("zsh",), dict.fromkeys(("apt-get", "dnf", "apk", "brew"), (("zsh",),))),
     *STRACE,
     Tool(
         "faketime",
@@ -175,6 +177,11 @@ def find(program: str, path: str | None = None, directories: Sequence[str] = DIR
         places += sorted(map(str, Path("/").glob(pattern.lstrip("/"))), key=_version, reverse=True)
     found = shutil.which(program, path=os.pathsep.join(place for place in places if place))
     return Path(found) if found else None
+
+
+def installed(program: str) -> Path:
+    """Where ``program`` is that pip has installed beside the Python of the tests."""
+    return Path(sysconfig.get_path("scripts")) / program
 
 
 def require(program: str) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests import tools
 from tests.cli.conftest import Command
 from tornado_persist.cli.program import parser
 
@@ -47,11 +47,9 @@ def test_zsh_can_read_its_script(command: Command, tmp_path: Path) -> None:
     code, said, _ = command("completion", "zsh")
     assert code == 0
     assert said.startswith("#compdef persistd\n")
-    if not shutil.which("zsh"):
-        pytest.skip("zsh is not installed")
     file = tmp_path / "_persistd"
     file.write_text(said)
-    assert subprocess.run(["zsh", "-n", file], capture_output=True, check=False).returncode == 0
+    assert subprocess.run([tools.require("zsh"), "-n", file], capture_output=True, check=False).returncode == 0
 
 
 def test_a_wrong_configuration_does_not_matter_and_another_shell_is_refused(command: Command, tmp_path: Path) -> None:

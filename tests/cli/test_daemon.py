@@ -160,7 +160,7 @@ def test_the_lock_alone_tells_which_process_to_stop(place: Path, damage: str) ->
 def test_a_service_in_another_pid_namespace_is_never_signalled(place: Path) -> None:
     apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no pid namespaces can be made here")
+        pytest.skip("unshare may not make a process namespace here")
     assert run(place, "start")[0] == 0
     done = subprocess.run(
         [*apart, *COMMAND, "stop", "-c", str(place / "persistd.toml")],

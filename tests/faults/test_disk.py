@@ -95,7 +95,9 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path, database: Database) -> 
         ["mount", "-t", "tmpfs", "-o", f"size={8 * ROOM}", "tmpfs", str(data_dir)], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("only root may mount; the same with a limit to the size of files is tested in any case")
+        pytest.skip(
+            "a small file system cannot be mounted here, which takes root; files with a limit to their size are tested"
+        )
     try:
         yield FileSystem(data_dir, database)
     finally:
@@ -238,7 +240,7 @@ def ext4(tmp_path: Path) -> Iterator[Path]:
     made = shutil.which("mkfs.ext4") and subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
     mounted = made and subprocess.run(["mount", "-o", "loop", image, data_dir], capture_output=True, check=False)
     if not mounted or mounted.returncode:
-        pytest.skip("only root may mount, where there are loop devices")
+        pytest.skip("an ext4 image cannot be mounted here: that takes root and loop devices")
     try:
         yield data_dir
     finally:

@@ -21,7 +21,7 @@ from tests.rows import task
 from tests.servers import MariaDB, Postgres, Server
 from tests.sinks.readers import connect_mysql
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has")
 
 #: Rows in a request.
 BATCH = 1000

@@ -16,7 +16,7 @@ from tests.process import PATIENCE, Persistd, wait_until
 from tests.rows import body, task
 from tests.tools import require
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="strace is of Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs strace, which only Linux has")
 
 #: 4711 fdatasync(13</data/journal/1.seg>) = 0
 _CALL = re.compile(r"(?P<pid>\d+) +(?P<name>\w+)\((?P<fd>\d+)<(?P<target>[^>]*)>(?P<rest>.*)", re.DOTALL)

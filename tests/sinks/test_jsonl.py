@@ -165,7 +165,7 @@ def test_a_place_that_cannot_be_used_is_named_in_one_line(
     assert "\n" not in str(failure.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="the tests run as root, whom no permission keeps from writing")
 def test_a_directory_without_write_permission_is_unavailable_until_it_has_it(tmp_path: Path) -> None:
     (tmp_path / "jsonl").mkdir(mode=0o555)
     sink = JSONLSink(JSONLSink.Settings(), tmp_path)

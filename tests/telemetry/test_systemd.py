@@ -136,7 +136,7 @@ def test_a_long_start_and_a_long_drain_ask_for_time(manager: Manager, monkeypatc
 def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The unit with a program that is on this machine."""
     if not tools.SYSTEMD:
-        pytest.skip("there is no systemd for this system")
+        pytest.skip("unit files are checked with systemd-analyze, which this system has no package of")
     text = (CONF / request.param).read_text()
     assert "ExecStart=/opt/persistd/bin/persistd " in text
     copy = tmp_path / str(request.param).replace("@", "@one")
@@ -176,7 +176,7 @@ def test_the_service_runs_where_it_can_write_to_its_directory_alone(tmp_path: Pa
     try:
         subprocess.run([*prefix, "true"], check=True, capture_output=True, timeout=PATIENCE)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only root may mount, and not in every container")
+        pytest.skip("read-only mounts cannot be made here: that takes root, and a container that allows it")
     with Persistd(tmp_path, MANUAL, prefix=prefix) as service:
         status = Path(f"/proc/{service.process.pid}/status").read_text()
         assert "CapEff:\t0000000000000000\n" in status
@@ -220,7 +220,7 @@ def test_the_template_is_the_unit_with_a_directory_a_name_and_a_file_for_each_in
 
 def test_no_system_call_of_the_service_is_one_that_the_unit_forbids(tmp_path: Path, unit: Path) -> None:
     if not tools.STRACE:
-        pytest.skip("there is no strace for this system")
+        pytest.skip("the system calls are watched with strace, which only Linux has")
 
     def group(name: str) -> set[str]:
         names = [line.strip() for line in analyze("syscall-filter", name).stdout.splitlines()[1:]]

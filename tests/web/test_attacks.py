@@ -21,7 +21,10 @@ from tests.rows import body, task
 from tests.web.test_http import BATCH, get, post
 from tornado_persist.web.app import PREFIX
 
-pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has"),
+]
 
 #: Seconds that another client may wait for its answer. Measured: 0.08 on two cores.
 STALL = 0.25
