@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,20 +71,17 @@ def test_an_answer_that_is_not_the_services(
     assert [record.exc_info for record in caplog.records] == [None], "a warning, and no traceback"
 
 
-def test_a_service_that_takes_fewer_rows_is_asked_for_too_many_but_once(service_of_ten: Persistd) -> None:
-    with Client(service_of_ten.url, max_batch=80) as persist:
+@pytest.mark.parametrize("limit", ["max_batch = 10", "max_body_bytes = 2000"])
+def test_a_service_that_takes_less_refuses_the_first_batch_alone(tmp_path: Path, limit: str) -> None:
+    with Persistd(tmp_path, server=limit) as service, Client(service.url, max_batch=80) as persist:
+        refused = []
         for _ in range(3):
             for number in range(80):
                 persist.task(**task(str(number)))
             assert persist.flush()
-        assert service_of_ten.stats()["refused"]["batches"] == 1 + 2 + 4, "halved until they fit"
+            refused.append(service.stats()["refused"]["batches"])
+        assert 0 < refused[0] == refused[1] == refused[2], "halved until they fit, and no more"
         assert persist.stats.dropped == {}
-
-
-@pytest.fixture
-def service_of_ten(tmp_path: Any) -> Iterator[Persistd]:
-    with Persistd(tmp_path, server="max_batch = 10") as service:
-        yield service
 
 
 CALLS = st.tuples(st.just("task"), st.integers(0, 6), st.sampled_from(["pending", "failed"]))

@@ -14,7 +14,7 @@ from tornado_persist.client.values import Kind, Row
 PUTS = st.tuples(
     st.just("put"),
     st.sampled_from(["session", "task"]),
-    st.integers(0, 5),
+    st.integers(0, 2),
     st.dictionaries(st.sampled_from(["a", "b", "c"]), st.one_of(st.none(), st.integers(0, 9)), max_size=2),
 )
 SENDER = st.tuples(
@@ -30,7 +30,7 @@ def key(kind: Kind, row: Row) -> tuple[Kind, str]:
     return kind, row["session_id"] if kind == "session" else row["task_id"]
 
 
-@given(st.lists(st.one_of(PUTS, SENDER), max_size=60), st.integers(1, 8))
+@given(st.lists(st.one_of(PUTS, PUTS, SENDER), max_size=60), st.integers(1, 5))
 def test_every_row_is_counted_once_and_merged_in_order(steps: list[Any], max_rows: int) -> None:
     queue = Queue(max_rows)
     calls = 0
@@ -45,10 +45,14 @@ def test_every_row_is_counted_once_and_merged_in_order(steps: list[Any], max_row
             its, number, fields = arguments
             row = made(its, number, fields)
             calls += 1
-            keys = {key(its, row) for its in ("session", "task") for row in queue._waiting[its].values()}
-            keys |= {key(queue._front_kind, row) for row in queue._front.values()}
+            waiting = {key(its, row) for its in ("session", "task") for row in queue._waiting[its].values()}
+            keys = waiting | {key(queue._front_kind, row) for row in queue._front.values()}
             known = key(its, row) in keys
+            merged = queue.merged
+            flies = key(its, row) in {key(kind, row) for row in flying} and key(its, row) not in waiting
             reason = queue.put(its, dict(row))
+            # It is merged into the one that waits; one on its way cannot be changed any more.
+            assert queue.merged - merged == (known and not flies)
             # An update of a key that waits needs no room.
             assert reason == (None if known or len(keys) < max_rows else "full")
             if reason is None:
@@ -100,6 +104,31 @@ def test_sessions_go_first_and_what_was_put_back_before_them() -> None:
     queue.accepted(queue.on_their_way())
     assert [row["task_id"] for row in queue.take(5)[1]] == ["t2"]
     assert queue.stats().merged == 1
+
+
+def test_a_key_that_is_on_its_way_has_room_for_one_update_more() -> None:
+    queue = Queue(2)
+    queue.put("task", task("t1"))
+    _, rows = queue.take(5)
+    assert queue.put("task", task("t1", status="completed")) is None
+    assert queue.put("task", task("t2")) is None
+    assert queue.put("task", task("t3")) == "full"
+    queue.accepted(rows)
+    assert queue.put("task", task("t3")) == "full"
+    _, rows = queue.take(1)
+    queue.accepted(rows)
+    assert rows[0]["status"] == "completed"
+    assert queue.put("task", task("t3")) is None
+
+
+def test_an_update_is_merged_over_what_was_put_back() -> None:
+    queue = Queue(2)
+    queue.put("task", task("t1", context="old", target_text="x"))
+    queue.take(5)
+    queue.put_back()
+    queue.put("task", task("t1", context=None))
+    assert (len(queue), queue.merged) == (1, 1)
+    assert queue.take(5)[1] == [task("t1", context=None, target_text="x")]
 
 
 def test_a_mark_is_passed_when_all_before_it_have_left() -> None:

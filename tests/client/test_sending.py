@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.process import Persistd, wait_until
@@ -352,6 +353,21 @@ def test_in_asyncio(service: Persistd) -> None:
         assert persist.stats.sent == 2
 
     run(use())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_close_tries_once_more_whatever_retry_after_says(asynchronous: bool) -> None:
+    recorder = Recorder()
+    recorder._answers.append(httpx.Response(503, headers={"Retry-After": "60"}))
+    persist = Client(transport=recorder, retries=5)
+    persist.task(**task())
+    assert not persist.flush(0.1)
+    wait_until(lambda: persist.stats.last_error, "the refusal")
+    if asynchronous:
+        run(persist.aclose())
+    else:
+        persist.close()
+    assert (persist.stats.sent, persist.stats.dropped) == (1, {})
 
 
 def test_a_flush_ends_in_time_and_so_does_the_close() -> None:

@@ -213,11 +213,7 @@ class Client(Reader):
 
     async def aflush(self, timeout: float = 10.0, *, database: bool = False) -> bool:
         """:meth:`flush` for asyncio."""
-        future = self._flush(timeout, database)
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
-        except asyncio.TimeoutError:
-            return False
+        return await _awaited(self._flush(timeout, database), timeout)
 
     def _flush(self, timeout: float, database: bool) -> Future[bool]:
         if self._thread is threading.current_thread():  # in on_drop; it would wait for itself
@@ -244,7 +240,9 @@ class Client(Reader):
     async def aclose(self, timeout: float = AT_EXIT) -> None:
         """:meth:`close` for asyncio."""
         if self._thread is not None:
-            await self.aflush(timeout)
+            sent = self._flush(timeout, database=False)
+            self._sender.stop()  # without the rest of a pause between two tries, as close() does
+            await _awaited(sent, timeout)
         self.close(0.0)
 
     def __enter__(self) -> Self:
@@ -267,6 +265,13 @@ class Client(Reader):
 
     def __repr__(self) -> str:
         return f"<tornado_persist.client.Client {self._address.url}>"
+
+
+async def _awaited(future: Future[bool], timeout: float) -> bool:
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+    except asyncio.TimeoutError:
+        return False
 
 
 def _bounded(seconds: float) -> float:

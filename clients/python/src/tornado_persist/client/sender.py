@@ -183,7 +183,7 @@ class Sender:
                 self._resolve_flushes(connection)
                 self._log(time.monotonic())
                 with self._changed:
-                    if self._queue.closed or (self._closing and not len(self._queue)):
+                    if self._queue.closed or (self._closing and not len(self._queue) and not self._flushes):
                         return
 
     def _wait(self) -> bool:
