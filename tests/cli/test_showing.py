@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 
 from tests.cli.conftest import Command
 from tests.process import Persistd
@@ -46,3 +48,17 @@ def test_lists(service: Persistd, command: Command) -> None:
     code, _, complaint = command("ls", "tasks", "--status", "lost", "--url", service.url)
     assert (code, complaint.startswith("persistd: status should be some of ")) == (1, True)
     assert command("ls", "tasks", "--limit", "0").code == 2
+
+
+def test_what_others_have_stored_as_a_time_is_shown_as_it_is(service: Persistd, command: Command) -> None:
+    service.post("session", session("odd"), session("none"))
+    service.flush()
+    with closing(sqlite3.connect(service.data_dir / "persist.db", isolation_level=None)) as database:
+        database.execute("UPDATE translation_sessions SET updated_at = 'soon' WHERE session_id = 'odd'")
+    code, said, _ = command("ls", "sessions", "--url", service.url)
+    assert (code, len(said.splitlines()), "soon" in said) == (0, 3, True)
+    code, said, _ = command("get", "session", "odd", "--url", service.url)
+    assert (code, ["updated_at", "soon"] in [line.split() for line in said.splitlines()]) == (0, True)
+    for id, count in (("odd", 1), ("none", 0)):
+        since = command("export", "--session", id, "--since", "2999-01-01T00:00:00", "--url", service.url)
+        assert (since.code, len(since.out.splitlines())) == (0, count)

@@ -86,7 +86,8 @@ async def test_flushes_go_between_the_pieces(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.gen_test
 async def test_a_session_that_is_still_written_to_is_not_deleted(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
-        await it.add("a", "b")
+        it.sink.refused = {"r"}
+        await it.add("a", "b", "r")
         await it.flusher.flush(5)
         flush = it.flusher.flush
 
@@ -100,6 +101,7 @@ async def test_a_session_that_is_still_written_to_is_not_deleted(tmp_path: Path)
             await it.remover.delete_session("s1", 5)
         with pytest.raises(RowsWait, match="Newer rows of task a were accepted"):
             await it.remover.delete_task("s1", "a", 5)
+        assert not (tmp_path / "rejected.settled.jsonl").exists(), "the rejected row stays open"
         assert (await it.remover.delete_task("s1", "b", 5)).tasks == 1
         assert it.stored() == ["a"]
 

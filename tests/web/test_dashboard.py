@@ -322,6 +322,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Persistd]:
         many = {"session_id": "s02", "status": "failed"}
         service.post("task", *(task(f"t{number:03}", **many) for number in range(130)))
         service.flush()
+        with closing(sqlite3.connect(service.data_dir / "persist.db", isolation_level=None)) as database:
+            odd = "updated_at = 'soon', total_tasks = 'many'"  # what others may have stored
+            database.execute(f"UPDATE translation_sessions SET {odd} WHERE session_id = 's03'")
         yield service
 
 
@@ -336,6 +339,7 @@ def test_sessions_are_shown_with_progress_and_failed_tasks(
     expect(page.locator("#view-overview")).to_be_hidden()
     expect(rows.first).to_contain_text(HOSTILE)
     expect(rows.first).to_contain_text("75% · 3 of 4 · 3 failed")
+    expect(rows.nth(3)).to_contain_text("soon")
     expect(rows.first.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "75")
     page.get_by_role("button", name="s00").click()
     expect(page.locator(".failures li")).to_have_count(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 from urllib.parse import quote
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.rows import body, session, task
 from tests.web.test_api import Fetch, answer, fetch  # noqa: F401 - a fixture
-from tornado_persist.pipeline.reads import MAX_BYTES
+from tornado_persist.pipeline.reads import FLUSH_EVERY, MAX_BYTES
 from tornado_persist.records.models import Batch
 from tornado_persist.testing import FlakySink
 from tornado_persist.testing.samples import task as sample
@@ -187,6 +188,34 @@ async def test_fresh_reads_at_one_time_share_a_flush(app: Api, fetch: Fetch, sin
     before = sink.calls.count("write")
     await asyncio.gather(*(fetch("GET", f"{PREFIX}/sessions/s") for _ in range(20)))
     assert sink.calls.count("write") == before + 1
+
+
+@pytest.mark.gen_test
+async def test_flushes_for_the_sake_of_reads_keep_a_distance(
+    app: Api,
+    fetch: Fetch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flush, began = app.flusher.flush_through, []
+
+    async def note(seq: int) -> Any:
+        began.append(asyncio.get_running_loop().time())
+        return await flush(seq)
+
+    monkeypatch.setattr(app.flusher, "flush_through", note)
+    for number in range(3):
+        await send(app, session(f"s{number}"))
+        await asyncio.gather(*(fetch("GET", f"{PREFIX}/sessions/s{number}") for _ in range(4)))
+    assert len(began) >= 3
+    assert min(later - earlier for earlier, later in itertools.pairwise(began)) > FLUSH_EVERY * 0.9
+
+
+@pytest.mark.gen_test
+async def test_a_page_has_100_rows_unless_the_request_says_otherwise(app: Api, fetch: Fetch) -> None:  # noqa: F811
+    for half in (range(60), range(60, 101)):
+        await app.ingest.accept("session", body("session", *(session(f"s{number}") for number in half)))
+    page = answer(await fetch("GET", f"{PREFIX}/sessions?fresh=true"))
+    assert (len(page["items"]), page["next"] is None) == (100, False)
 
 
 @pytest.mark.gen_test

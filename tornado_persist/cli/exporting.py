@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def _session(client: Client, id: str, since: str | None) -> Iterator[Fields]:
         if exc.status != 404:
             raise
         return
-    if since is None or datetime.fromisoformat(found["updated_at"]) >= datetime.fromisoformat(since):
+    if since is None or str(found["updated_at"] or "") >= since:  # both are as rows hold times
         yield {name: found[name] for name in SHOWN["session"] if name in found}
 
 

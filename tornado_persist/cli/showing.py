@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -134,7 +135,8 @@ def _text(name: str, value: object) -> str:
         return ""
     match name:
         case "updated_at" | "created_at":
-            return output.clock(datetime.fromisoformat(str(value)))
+            with contextlib.suppress(ValueError):  # somebody else may have stored what is no time
+                return output.clock(datetime.fromisoformat(str(value)))
         case "progress":
             return f"{value} %"
         case "tasks" if isinstance(value, dict):

@@ -69,8 +69,9 @@ export function minute(at) {
   return short.format(new Date(at));
 }
 
-// The time of day; with the day where that is another one.
+// The time of day; with the day where that is another one. What others have stored and is no time stays as it is.
 export function moment(at) {
   const date = new Date(at);
+  if (Number.isNaN(date.getTime())) return `${at}`;
   return date.toDateString() === new Date().toDateString() ? clock.format(date) : day.format(date);
 }
