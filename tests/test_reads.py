@@ -321,3 +321,5 @@ def test_a_slow_read_ends_and_holds_up_no_write(tmp_path: Path) -> None:
             assert answer.status_code == 503
             assert "more than 5 seconds" in answer.json()["detail"]
             assert seconds < 8
+        # The database has given them up, too: their threads are free.
+        assert "busy" not in service.http.get(f"{READS}/sessions").text

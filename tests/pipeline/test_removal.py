@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.rig import rig, wait_until
 from tornado_persist.errors import (
     CannotDelete,
     FlushFailed,
+    InvalidBatch,
     NotAccepting,
     NothingThere,
     RowsWait,
@@ -22,7 +24,7 @@ from tornado_persist.errors import (
 )
 from tornado_persist.pipeline import removal
 from tornado_persist.records.models import Batch
-from tornado_persist.sinks.base import Removed
+from tornado_persist.sinks.base import Expiry, Removed
 from tornado_persist.testing import AppendSink, FlakySink
 from tornado_persist.testing.samples import task as sample
 
@@ -242,3 +244,21 @@ async def test_rejected_rows_of_it_are_closed_and_others_stay_open(tmp_path: Pat
         await wait_until(lambda: it.pending() == 0)
         await it.health.look(max_age=0)
         assert it.health.snapshot().open_rows == 1
+
+
+@pytest.mark.gen_test
+async def test_a_session_that_was_deleted_is_no_longer_known(tmp_path: Path) -> None:
+    async def find(ids: Collection[str]) -> set[str]:
+        return set()
+
+    async with rig(tmp_path, find_sessions=find) as it:
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        for expiry in (None, Expiry("completed", tomorrow)):
+            await it.add("s1", kind="session", status="completed")
+            await it.add("a")
+            if expiry is None:
+                await it.remover.delete_session("s1", 5)
+            else:
+                assert (await it.remover.clean(expiry, "cleanup", 5)).sessions == 1
+            with pytest.raises(InvalidBatch, match="Session ID not found"):
+                await it.add("a")

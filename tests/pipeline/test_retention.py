@@ -85,6 +85,23 @@ async def test_only_finished_sessions_and_orphans_that_are_old_enough_go(tmp_pat
 
 
 @pytest.mark.gen_test
+async def test_a_session_that_gets_rows_meanwhile_is_left_out(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await fill(it)
+        flush = it.flusher.flush
+
+        async def then_another(timeout: float) -> object:
+            flushed = await flush(timeout)
+            await it.add("t", session_id="completed")
+            return flushed
+
+        it.flusher.flush = then_another  # type: ignore[method-assign,assignment]
+        cleaned = await it.retention.clean(AGES, datetime.now(UTC) + 10 * DAY, trust_clock=True)
+        assert [(part.sessions, part.waiting) for part in (cleaned["completed"], cleaned["failed"])] == [(0, 1), (1, 0)]
+        assert sessions(it) == (["completed", "processing"], ["completed", "processing"])
+
+
+@pytest.mark.gen_test
 async def test_a_session_with_a_newer_task_stays_whole(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
         await fill(it)
@@ -119,6 +136,8 @@ async def test_a_leap_of_the_clock_deletes_nothing_on_its_own_and_is_told(tmp_pa
         assert len(sessions(it)[0]) == 3
         with pytest.raises(ClockInDoubt, match="more than a day ahead"):
             await it.retention.clean(it.retention.ages, now + 400 * DAY)
+        dry = await it.retention.clean(it.retention.ages, now + 400 * DAY, dry_run=True)
+        assert (dry["completed"].sessions, len(sessions(it)[0])) == (1, 3)
         assert json.loads((tmp_path / "retention.json").read_text())["leapt"] is True
         await it.retention.run_once(now + 401 * DAY)
         assert sessions(it) == (["processing"], ["processing"])

@@ -24,6 +24,7 @@ from tornado_persist.sinks import mysql, mysqlconnect
 from tornado_persist.sinks.hosts import HOST_TIMEOUT
 from tornado_persist.sinks.mysql import MySQLSettings, MySQLSink
 from tornado_persist.sinks.sql import Blame
+from tornado_persist.sinks.sqlreader import SQLReader
 from tornado_persist.testing import session, task
 
 Run = Callable[[str], None]
@@ -738,3 +739,14 @@ def test_a_silent_machine_is_noticed_by_tcp(sink: MySQLSink) -> None:
     assert driver._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
     assert driver._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
     assert driver._read_timeout == 60, "and a statement has its time"
+
+
+def test_a_read_is_read_only_and_has_a_time_limit(sink: MySQLSink) -> None:
+    reader = sink.reader()
+    assert isinstance(reader, SQLReader)
+    reader.open()
+    limit = "SELECT @@max_statement_time"
+    assert reader._run(lambda connection: connection.exec_driver_sql(limit).scalar_one()) == 5
+    with pytest.raises(SinkUnavailable, match="READ ONLY"):
+        reader._run(lambda connection: connection.exec_driver_sql("DELETE FROM translation_tasks"))
+    reader.close()

@@ -20,6 +20,7 @@ from tornado_persist.records.models import Batch
 from tornado_persist.sinks import postgres
 from tornado_persist.sinks.postgres import PostgresSettings, PostgresSink
 from tornado_persist.sinks.sql import Blame
+from tornado_persist.sinks.sqlreader import SQLReader
 from tornado_persist.sinks.statements import Shortcut
 from tornado_persist.testing import SECOND, T0, merge, nothing, same, session, task
 
@@ -810,3 +811,13 @@ def test_a_ping_suspects_no_row_and_knows_no_conflict(sink: PostgresSink, owner:
 def test_an_error_without_a_code_is_an_outage(sink: PostgresSink) -> None:
     fault = sink._fault(psycopg.OperationalError("the connection is closed"))
     assert (fault.blame, fault.code) == (Blame.SERVER, "")
+
+
+def test_a_read_is_read_only_sees_one_state_and_has_a_time_limit(sink: PostgresSink) -> None:
+    reader = sink.reader()
+    assert isinstance(reader, SQLReader)
+    reader.open()
+    names = ("transaction_read_only", "transaction_isolation", "statement_timeout")
+    found = reader._run(lambda connection: [connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names])
+    reader.close()
+    assert found == ["on", "repeatable read", "5s"]

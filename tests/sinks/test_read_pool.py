@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.rig import wait_until
-from tornado_persist.errors import NotReadable, ReadFailed
+from tornado_persist.errors import NotReadable, ReadFailed, SinkUnavailable
 from tornado_persist.sinks import reader
 from tornado_persist.sinks.reader import ReadPool
 from tornado_persist.telemetry import log
@@ -98,4 +99,23 @@ async def test_a_client_with_many_reads_keeps_no_other_from_being_next(monkeypat
     GO.set()
     await asyncio.gather(*busy, *greedy, *others)
     assert max(order.index("other"), order.index("")) < reader.THREADS + 10
+    await pool.close()
+
+
+@pytest.mark.gen_test
+async def test_a_connection_that_has_broken_meanwhile_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "READ_TIMEOUT", 30.0)
+    sink = MemorySink()
+    sink.open()
+    pool = ReadPool(sink.reader, sink.name)
+    uses: Counter[Any] = Counter()
+
+    def read(by: Any) -> int:
+        uses[by] += 1
+        if uses[by] == 2:
+            raise SinkUnavailable("the server has closed it")
+        return 1
+
+    while max(uses.values(), default=0) < 2:
+        assert await pool.read(read) == 1
     await pool.close()

@@ -77,6 +77,18 @@ def test_every_route_says_which_scope_it_needs(handler: type[RequestHandler]) ->
     assert any("scope" in vars(base) for base in own if base is not GetHandler)
 
 
+def test_rows_are_written_read_and_deleted_with_different_scopes() -> None:
+    found: dict[str, set[Scope | None]] = {"write": set(), "read": set(), "admin": set()}
+    for method, path, scope in routes():
+        if method == "DELETE" or path.endswith("/cleanup"):
+            found["admin"].add(scope)
+        elif path.endswith("/batch"):
+            found["write"].add(scope)
+        elif re.search("/(sessions|tasks|recovery)", path):
+            found["read"].add(scope)
+    assert found == {"write": {"write"}, "read": {"read"}, "admin": {"admin"}}
+
+
 @pytest.mark.parametrize(("method", "path", "scope"), list(routes()))
 def test_every_route_with_every_token(service: Persistd, method: str, path: str, scope: Scope | None) -> None:
     shown: dict[str, str | None] = {"none": None, "wrong": WRONG, **{name: MADE[name][0] for name in SCOPES}}

@@ -15,6 +15,7 @@ from tornado_persist.pipeline.reads import FLUSH_EVERY, MAX_BYTES
 from tornado_persist.records.models import Batch
 from tornado_persist.testing import FlakySink
 from tornado_persist.testing.samples import task as sample
+from tornado_persist.web import reading
 from tornado_persist.web.app import PREFIX, Api
 
 
@@ -53,8 +54,9 @@ async def test_a_list_is_not_fresh_unless_it_is_asked_to_be(app: Api, fetch: Fet
 async def test_progress_is_right_whatever_fields_are_shown(app: Api, fetch: Fetch) -> None:  # noqa: F811
     await send(app, session("s", total_tasks=10), task("1", session_id="s", status="completed"))
     await send(app, session("t", completed_tasks=1, total_tasks=4))
+    await send(app, session("u", completed_tasks=9, total_tasks=4), session("v", status="completed"))
     found = answer(await fetch("GET", f"{PREFIX}/sessions?fresh=true&counts=true&fields=filename"))["items"]
-    assert [row["progress"] for row in found] == [10.0, 25.0]
+    assert [row["progress"] for row in found] == [10.0, 25.0, 100.0, 100.0]
     assert set(found[0]) == {"session_id", "filename", "tasks", "progress"}
 
 
@@ -145,7 +147,11 @@ async def test_what_does_not_exist_is_a_404(app: Api, fetch: Fetch) -> None:  # 
 
 
 @pytest.mark.gen_test
-async def test_unfinished_sessions_and_their_open_tasks(app: Api, fetch: Fetch) -> None:  # noqa: F811
+async def test_unfinished_sessions_and_their_open_tasks(
+    app: Api,
+    fetch: Fetch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     await send(app, session("a"), session("b", status="completed"), session("c", status="failed"))
     await send(app, *(task(f"t{i}", session_id="a", row_index=9 - i) for i in range(3)))
     await send(app, task("done", session_id="a", status="completed"))
@@ -154,6 +160,10 @@ async def test_unfinished_sessions_and_their_open_tasks(app: Api, fetch: Fetch) 
     restored = answer(await fetch("POST", f"{PREFIX}/recovery/restore/a"))
     assert [row["task_id"] for row in restored["tasks"]] == ["t2", "t1", "t0"]
     assert not restored["truncated"]
+    assert reading.MOST_UNFINISHED == 10_000
+    monkeypatch.setattr(reading, "MOST_UNFINISHED", 2)
+    restored = answer(await fetch("POST", f"{PREFIX}/recovery/restore/a"))
+    assert ([row["task_id"] for row in restored["tasks"]], restored["truncated"]) == (["t2", "t1"], True)
 
 
 @pytest.mark.gen_test

@@ -56,6 +56,8 @@ class ReadingContract:
             sink.write(Batch([], [task(key, session_id=keys[1]) for key in keys]))
             same(sorted(key[0] for key in walk(reader, Query("session", limit=7))), sorted(keys))
             own = Query("task", {"session_id": (keys[1],)}, limit=10)
+            later = Query("task", own.where, after=(keys[1], sorted(keys)[len(keys) // 2]))
+            same(reader.count(later), len(keys))
             same(sorted(walk(reader, own)), sorted((keys[1], key) for key in keys))
             same(len(set(walk(reader, Query("task", limit=9)))), 2 * len(keys))
 
