@@ -66,8 +66,9 @@ def fuzz_examples(request: pytest.FixtureRequest) -> int:
 #: that are to be alone come later, in company of short ones, for whose end they do not wait long.
 LONG = (
     "tests/cluster/test_galera.py",
-    *("tests/faults/test_kill.py", "tests/faults/test_bad_rows.py", "tests/faults/test_memory.py"),
-    *("tests/web/test_description.py", "tests/web/test_dashboard.py", "tests/cli/test_daemon.py"),
+    *("tests/faults/test_kill.py", "tests/faults/test_delete.py"),
+    *("tests/faults/test_bad_rows.py", "tests/faults/test_memory.py"),
+    *("tests/web/test_dashboard.py", "tests/cli/test_daemon.py"),
 )
 
 

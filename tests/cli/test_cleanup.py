@@ -57,25 +57,25 @@ def test_without_an_age_it_is_refused(service: Persistd, command: Command) -> No
     assert complaint.startswith("persistd: not cleaned: Nothing says what is old: give completed_days")
 
 
-@pytest.mark.parametrize(
-    ("query", "detail"),
-    [
-        ("complete_days=90", "The parameter 'complete_days' is unknown (did you mean completed_days?)"),
-        ("x=1", "(completed_days, failed_days, orphans_days, dry_run, trust_clock)"),
-        ("completed_days=0", "completed_days should be between 1 and 36500 days, not 0 (did you mean 1?)"),
-        ("completed_days=99999", "did you mean 36500?"),
-        ("completed_days=-3", "completed_days should be a whole number of days, such as 90, not '-3'"),
-        ("completed_days=90d", "not '90d'"),
-        ("completed_days=", "not ''"),
-        ("completed_days=9&completed_days=10", "The parameter completed_days is there 2 times"),
-        ("completed_days=9&dry_run=ture", "dry_run should be true or false, not 'ture' (did you mean true?)"),
-        ("completed_days=%ff", "completed_days is no UTF-8"),
-    ],
-)
-def test_a_bad_query_is_named_with_the_nearest_right_one(service: Persistd, query: str, detail: str) -> None:
-    answer = service.http.post(f"{CLEANUP}?{query}")
-    assert answer.status_code == 422, answer.text
-    assert detail in answer.json()["detail"]
+BAD_QUERIES = [
+    ("complete_days=90", "The parameter 'complete_days' is unknown (did you mean completed_days?)"),
+    ("x=1", "(completed_days, failed_days, orphans_days, dry_run, trust_clock)"),
+    ("completed_days=0", "completed_days should be between 1 and 36500 days, not 0 (did you mean 1?)"),
+    ("completed_days=99999", "did you mean 36500?"),
+    ("completed_days=-3", "completed_days should be a whole number of days, such as 90, not '-3'"),
+    ("completed_days=90d", "not '90d'"),
+    ("completed_days=", "not ''"),
+    ("completed_days=9&completed_days=10", "The parameter completed_days is there 2 times"),
+    ("completed_days=9&dry_run=ture", "dry_run should be true or false, not 'ture' (did you mean true?)"),
+    ("completed_days=%ff", "completed_days is no UTF-8"),
+]
+
+
+def test_bad_queries_are_named_with_the_nearest_right_one(service: Persistd) -> None:
+    for query, detail in BAD_QUERIES:
+        answer = service.http.post(f"{CLEANUP}?{query}")
+        assert answer.status_code == 422, (query, answer.text)
+        assert detail in answer.json()["detail"], query
     body = service.http.post(f"{CLEANUP}?completed_days=9", json={"completed_days": 9})
     assert (body.status_code, "not into a body" in body.json()["detail"]) == (422, True)
 

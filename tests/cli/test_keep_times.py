@@ -99,11 +99,11 @@ def test_one_writer_and_lines_without_a_time_are_refused_in_a_sentence(
     assert service.stats()["accounting"]["accepted"] == 0
 
 
-@pytest.mark.parametrize("at", ["soon", "2999-01-01T00:00:00Z", "1970-01-01T00:00:00Z"])
-def test_a_time_that_none_can_be_is_refused(tmp_path: Path, at: str) -> None:
+def test_a_time_that_none_can_be_is_refused(tmp_path: Path) -> None:
     with Persistd(tmp_path, f"{MANUAL}[sinks.sqlite]\nwriters = 'several'\n") as service:
-        answer = service.http.post(TASKS, content=body("task", task("a")), headers={"X-Persist-At": at})
-        assert (answer.status_code, "X-Persist-At" in answer.json()["detail"]) == (422, True)
+        for at in ("soon", "2999-01-01T00:00:00Z", "1970-01-01T00:00:00Z"):
+            answer = service.http.post(TASKS, content=body("task", task("a")), headers={"X-Persist-At": at})
+            assert (answer.status_code, "X-Persist-At" in answer.json()["detail"]) == (422, True), at
         assert service.stats()["accounting"]["accepted"] == 0
         # A field of the journal's name is not ours if a client sends it.
         forged = b'{"accepted_at":"2020-01-01T00:00:00.000000+00:00",' + body("task", task("a"))[1:]

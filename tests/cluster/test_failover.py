@@ -28,8 +28,6 @@ SOON = 3.0
 #: Seconds that a cluster manager takes to see that the primary is gone.
 DETECTION = 3.0
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture
 def primary() -> Iterator[Postgres]:
@@ -92,6 +90,7 @@ def read(service: Persistd, key: str) -> set[int]:
     return {service.http.get(f"/api/v1/persistence/sessions/{key}").status_code for _ in range(8)}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["hosts", "haproxy", "pgbouncer session", "pgbouncer transaction"])
 def test_a_postgres_that_is_killed_is_followed_to_its_standby(name: str, primary: Postgres, tmp_path: Path) -> None:
     database = database_of(primary.fresh_database())
@@ -134,6 +133,7 @@ def test_an_idle_service_writes_to_the_new_primary_at_once_and_says_so(primary: 
         assert read(service, "before") == read(service, "after") == {200}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["hosts", "haproxy"])
 def test_a_postgres_that_hands_over_and_comes_back_read_only_is_left(
     name: str, primary: Postgres, tmp_path: Path
@@ -164,6 +164,7 @@ def test_a_postgres_that_hands_over_and_comes_back_read_only_is_left(
         wait_until(lambda: read_postgres(url(database, primary.port)) == read_postgres(url(database, standby.port)))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["killed", "read-only"])
 def test_a_mariadb_is_followed_to_its_replica(how: str, tmp_path: Path) -> None:
     with Source() as source, source.replica() as replica:
