@@ -23,6 +23,13 @@ def test_the_lock_file_satisfies_the_package() -> None:
         assert one.specifier.contains(version), f"{one} is not {version}"
 
 
+def test_no_version_with_a_known_weakness_is_allowed() -> None:
+    weak = {"tornado": "6.5.9", "pydantic-settings": "2.14.1", "pymysql": "1.1.0", "cryptography": "49"}
+    wanted = {canonicalize_name(one.name): one for one in map(Requirement, requires("tornado-persist") or ())}
+    for name, version in weak.items():
+        assert not wanted[canonicalize_name(name)].specifier.contains(version), name
+
+
 def test_what_the_locked_packages_need_is_locked_too() -> None:
     for name in LOCKED:
         for line in requires(name) or ():

@@ -273,6 +273,37 @@ async def test_answers_that_are_not_taken_leave_no_memory_for_more(path: str, ap
 
 
 @pytest.mark.gen_test
+async def test_a_client_that_takes_its_answer_slowly_makes_room_for_others(app: Api, parts: Rig) -> None:
+    await parts.runner.open()
+    app.body_timeout = 0.7
+    parts.sink.write(Batch([], [sample(f"t{number}", source_text="x" * 1_000_000) for number in range(8)]))
+    long = get(f"{PREFIX}/tasks")
+    loop = asyncio.get_running_loop()
+
+    async def take_slowly(slow: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await loop.sock_recv(slow, 4096):
+                await asyncio.sleep(0.02)  # 40 s for all of it
+
+    async with serving(app) as (_, connect), connect() as (reader, writer):
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.setblocking(False)
+            await loop.sock_connect(slow, writer.get_extra_info("peername"))
+            await loop.sock_sendall(slow, long)
+            await wait_until(lambda: app.untaken_bytes > 7_000_000)
+            taking = asyncio.create_task(take_slowly(slow))
+            status = 0
+            while status != 200:
+                writer.write(long)
+                head = await reader.readuntil(b"\r\n\r\n")
+                status = int(head.split()[1])
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+                await asyncio.sleep(0.05)
+            await taking
+
+
+@pytest.mark.gen_test
 async def test_clients_that_go_before_their_answers_count_as_connections_until_these_are_done(
     app: Api, parts: Rig
 ) -> None:

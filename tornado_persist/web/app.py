@@ -115,6 +115,8 @@ class Api(Application):
         self.inflight_bytes = 0
         #: Bytes of long answers that clients have not taken yet.
         self.untaken_bytes = 0
+        #: Since when, by the monotonic clock.
+        self._untaken_since: dict[Context, float] = {}
         self._max_batch = max_batch
         self._unknown_fields = unknown_fields
         self._statuses = statuses
@@ -157,14 +159,19 @@ class Api(Application):
         if context.is_closed():
             return  # nobody takes it, so it is not kept, and nothing would release it
         if self.untaken_bytes and self.untaken_bytes + size > self._max_inflight_bytes:
+            long_ago = time.monotonic() - self.body_timeout
+            for slow in [it for it, since in self._untaken_since.items() if since < long_ago]:
+                slow.close()  # else a few clients that take a byte at a time would keep all others out
             raise ReadFailed(f"Clients have not taken answers of {self.untaken_bytes} bytes yet; try again later")
         self.untaken_bytes += size
         context.untaken += size
+        self._untaken_since[context] = time.monotonic()
 
     def release_answer(self, context: Context) -> None:
         """The client has taken the answer, or is gone."""
         self.untaken_bytes -= context.untaken
         context.untaken = 0
+        self._untaken_since.pop(context, None)
 
     async def finish_requests(self, timeout: float) -> None:
         """Refuse new batches, and wait until all requests in progress are answered, ``timeout`` seconds at most."""

@@ -244,6 +244,7 @@ class Context:
 
     def __init__(self, stream: IOStream, address: Any) -> None:
         self.is_closed = stream.closed
+        self.close = stream.close
         has_ip = stream.socket.family in (socket.AF_INET, socket.AF_INET6)
         self.remote_ip = address[0] if has_ip else "unix"
         self.protocol = "https" if isinstance(stream, SSLIOStream) else "http"
