@@ -108,6 +108,8 @@ def test_no_container_of_the_compose_file_has_more_rights_than_it_needs() -> Non
         "grafana": {"monitoring"},
     }
     assert compose["networks"]["database"] == {"internal": True}
+    settings = compose["services"]["persistd"]["environment"]
+    assert settings["PERSISTD_SINKS__POSTGRES__CREATE_TABLES"] == "false", "its role cannot"
 
 
 def test_the_balancer_of_compose_has_the_example_with_the_names_of_the_instances(tmp_path: Path) -> None:

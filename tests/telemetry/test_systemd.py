@@ -199,6 +199,8 @@ def test_the_unit_calls_for_what_the_service_does(unit: Path) -> None:
     assert float(lines["TimeoutStopSec"]) > 10.0, "server.shutdown_timeout"
     assert lines["ExecReload"] == "/bin/kill -HUP $MAINPID"
     assert lines["RestartPreventExitStatus"] == "2"
+    assert lines["LimitCORE"] == "0"
+    assert {"MemoryMax", "TasksMax"} <= lines.keys()
     assert lines["Environment"] == f"PERSISTD_DATA_DIR=/var/lib/{lines['StateDirectory']}"
 
 
