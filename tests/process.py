@@ -21,7 +21,7 @@ from tests.rows import body
 from tornado_persist.records.models import PLURALS, Fields, Kind
 
 #: Seconds within which a process must have done what it was told.
-PATIENCE = 30
+PATIENCE = 60
 COMMAND = (sys.executable, "-m", "tornado_persist")
 
 

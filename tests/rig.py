@@ -194,7 +194,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition()`` is true, 10 seconds at most."""
-    async with asyncio.timeout(10):
+    """Wait until ``condition()`` is true, 30 seconds at most."""
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import Persistd
+from tests.process import PATIENCE, Persistd
 from tests.servers import free_port
 from tornado_persist import listening
 
@@ -135,12 +135,12 @@ def test_the_service_answers_on_both_addresses_of_localhost_and_names_one(tmp_pa
         port = service.url.rpartition(":")[2]
         assert service.log("serving")[0]["url"] == service.url == f"http://127.0.0.1:{port}"
         for host in ("127.0.0.1", "[::1]", "localhost"):
-            assert httpx.get(f"http://{host}:{port}/health/live").json() == {"status": "alive"}
+            assert httpx.get(f"http://{host}:{port}/health/live", timeout=PATIENCE).json() == {"status": "alive"}
 
 
 def test_a_service_on_every_address_names_one_that_works(tmp_path: Path) -> None:
     with Persistd(tmp_path, server='host = "::"') as service:
         port = service.url.rpartition(":")[2]
         for host in ("127.0.0.1", "[::1]"):
-            assert httpx.get(f"http://{host}:{port}/health/live").status_code == 200
+            assert httpx.get(f"http://{host}:{port}/health/live", timeout=PATIENCE).status_code == 200
         assert service.http.get("/").status_code == 200

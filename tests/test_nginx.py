@@ -226,7 +226,7 @@ def test_as_it_stands_it_answers_this_machine_alone(tmp_path: Path, service: Per
         for path in ("/health", "/metrics", "/dashboard", f"{API}/sessions"):
             assert front.client(OPERATOR).get(path).status_code == 200
             assert front.client(CLIENT).get(path).status_code == 403
-        plain = httpx.get(f"http://127.0.0.1:{front.port}/health")
+        plain = httpx.get(f"http://127.0.0.1:{front.port}/health", timeout=PATIENCE)
         assert (plain.status_code, "X-Request-ID" in plain.headers) == (400, False)
 
 

@@ -16,7 +16,7 @@ from cryptography import x509
 
 from tests.certificates import issue, save
 from tests.faults.load import Load
-from tests.process import Persistd, persistd, wait_until
+from tests.process import PATIENCE, Persistd, persistd, wait_until
 from tests.rows import task
 from tests.sinks.readers import read_sqlite
 from tornado_persist.config import tokens
@@ -67,10 +67,10 @@ def served(service: Persistd, made: ssl.SSLContext) -> str:
 def test_a_client_that_knows_the_ca_is_served_and_others_are_counted(tmp_path: Path, keys: Path) -> None:
     with Persistd(tmp_path, table(keys)) as service:
         assert service.url.startswith("https://127.0.0.1:")
-        with httpx.Client(base_url=service.url, verify=context(keys)) as http:
+        with httpx.Client(base_url=service.url, verify=context(keys), timeout=PATIENCE) as http:
             assert http.get("/health").json()["instance"]["url"] == service.url
             with pytest.raises(httpx.ConnectError, match="certificate"):
-                httpx.get(f"{service.url}/health", verify=context(keys, ca="other_ca"))
+                httpx.get(f"{service.url}/health", verify=context(keys, ca="other_ca"), timeout=PATIENCE)
             with pytest.raises(httpx.HTTPError):
                 httpx.get(service.url.replace("https", "http"))
             last = http.get("/health").json()["refused"]["last"]
@@ -106,10 +106,10 @@ def test_what_is_not_encrypted_after_the_handshake_ends_the_connection_without_a
 def test_only_clients_with_a_certificate_of_the_ca_get_in_and_the_commands_do(tmp_path: Path, keys: Path) -> None:
     config = table(keys, more=f"client_ca = '{keys / 'ca.pem'}'")
     with Persistd(tmp_path, config) as service:
-        assert httpx.get(f"{service.url}/health", verify=context(keys, "client")).status_code == 200
+        assert httpx.get(f"{service.url}/health", verify=context(keys, "client"), timeout=PATIENCE).status_code == 200
         for name in ("", "foreign"):
             with pytest.raises(httpx.TransportError):
-                httpx.get(f"{service.url}/health", verify=context(keys, name))
+                httpx.get(f"{service.url}/health", verify=context(keys, name), timeout=PATIENCE)
         wait_until(lambda: len(service.log("batch refused")) == 1)
         for command in (["status"], ["stats"], ["flush"], ["reload"]):
             done = persistd(*command, "-c", str(service.file), cwd=tmp_path)
@@ -126,7 +126,7 @@ def test_a_renewed_certificate_is_served_after_a_reload_and_a_broken_one_never(t
 
     put("server")
     with Persistd(tmp_path, table(live, "live")) as service:
-        kept = httpx.Client(base_url=service.url, verify=context(keys))
+        kept = httpx.Client(base_url=service.url, verify=context(keys), timeout=PATIENCE)
         assert kept.get("/health").status_code == 200
         put("renewed")
         assert served(service, context(keys)) == "server"
@@ -206,7 +206,7 @@ def test_the_load_of_the_fault_tests_over_tls_and_kill_9(tmp_path: Path, keys: P
             service.start()
         with load:
             load.wait_for(10)
-        with httpx.Client(base_url=service.url, verify=context(keys)) as http:
+        with httpx.Client(base_url=service.url, verify=context(keys), timeout=PATIENCE) as http:
             assert http.post("/api/v1/persistence/flush").json()["status"] == "flushed"
         load.record.check(read_sqlite(service.data_dir / "persist.db"))
 
@@ -230,7 +230,7 @@ def test_a_head_that_is_too_long_is_answered_in_json_and_counted(tmp_path: Path,
         assert answer.endswith(b'{"detail": "The request is not valid HTTP"}\n')
         line = service.wait_for_log("batch refused")
         assert (line["reason"], line["msg"]) == ("malformed", "A line or the head is too long")
-        with httpx.Client(base_url=service.url, verify=context(keys)) as http:
+        with httpx.Client(base_url=service.url, verify=context(keys), timeout=PATIENCE) as http:
             assert http.get("/health/live").status_code == 200
         assert service.stop() == 0
         assert "Traceback" not in service.log_text()

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import COMMAND, environment, persistd
+from tests.process import COMMAND, PATIENCE, environment, persistd
 from tests.rows import body, task
 from tornado_persist import __version__
 from tornado_persist.files import DataDir
@@ -42,8 +42,8 @@ def test_a_daemon_from_start_to_stop(place: Path) -> None:
     assert code == 0
     pid, url = re.fullmatch(r"persistd runs, pid (\d+), on (http://\S+)\n", said).groups()  # type: ignore[union-attr]
     assert (place / "data" / "persistd.pid").read_text() == f"{pid}\n"
-    assert httpx.get(f"{url}/health").json()["database"] == "healthy"
-    httpx.post(f"{url}/api/v1/persistence/tasks/batch", content=body("task", task("a")))
+    assert httpx.get(f"{url}/health", timeout=PATIENCE).json()["database"] == "healthy"
+    httpx.post(f"{url}/api/v1/persistence/tasks/batch", content=body("task", task("a")), timeout=PATIENCE)
 
     code, said, _ = run(place, "status")
     assert code == 0
@@ -69,7 +69,8 @@ def test_start_says_that_the_sink_is_away_and_stop_how_many_rows_stay(place: Pat
     assert code == 0
     assert re.fullmatch(r"the sink postgres is down: .*Connection refused.*; rows wait in the journal", second)
     assert "hush" not in second
-    httpx.post(f"{first.rpartition(' ')[2]}/api/v1/persistence/tasks/batch", content=body("task", task("a"), task("b")))
+    url = f"{first.rpartition(' ')[2]}/api/v1/persistence/tasks/batch"
+    httpx.post(url, content=body("task", task("a"), task("b")), timeout=PATIENCE)
     assert run(place, "stop") == (0, "persistd stopped; 2 rows stay in the journal, for the next start\n", "")
 
 

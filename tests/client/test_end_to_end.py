@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.process import Persistd
+from tests.process import PATIENCE, Persistd
 from tests.rows import task
 from tests.servers import free_port
 from tornado_persist.client import Client
@@ -41,6 +41,6 @@ def test_the_description_of_the_interface_names_the_header_with_an_example_that_
         assert {"$ref": "#/components/parameters/Dropped"} in batch["parameters"]
         header = described["components"]["parameters"]["Dropped"]
         (example,) = re.findall("`([0-9].*?)`", header["description"])
-        with httpx.Client(base_url=service.url, headers={header["name"]: example}) as http:
+        with httpx.Client(base_url=service.url, headers={header["name"]: example}, timeout=PATIENCE) as http:
             assert http.post("/api/v1/persistence/tasks/batch", json={"tasks": [task()]}).status_code == 200
         assert service.stats()["client_drops"]["rows"] == 12

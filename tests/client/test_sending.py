@@ -142,6 +142,7 @@ def test_a_connection_that_the_service_has_closed_meanwhile_costs_nothing(servic
     assert (persist.stats.sent, persist.stats.dropped) == (2, {})
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("retries", [0, 1000])
 def test_a_service_that_hangs(service: Persistd, retries: int) -> None:
     persist = Client(service.url, interval=0.02, timeout=0.3, retries=retries, max_rows=150)
@@ -339,6 +340,7 @@ def test_several_threads_and_one_order_for_each_key(service: Persistd) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+        assert persist.flush(60)  # the end waits for a few seconds only
     assert persist.stats.calls == 8000
     assert persist.stats.dropped == {}
     assert set(stored(service).values()) == {"completed"}

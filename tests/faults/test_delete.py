@@ -55,7 +55,7 @@ class Deleting(AtWork):
         assert sessions | tasks.keys() <= self.kept.keys() | self.unknown
 
     def _work(self, rng: random.Random) -> None:
-        with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=self._service.url) as http:
+        with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=self._service.url, timeout=30) as http:
             while not self.stopping.is_set():
                 self._live(http, rng)
         self.stopping.wait(0.01)
@@ -74,12 +74,12 @@ class Deleting(AtWork):
             self.unknown.discard(session_id)
         elif rng.random() < 0.2:
             key = rng.choice(keys)
-            answer = http.delete(f"{PREFIX}/sessions/{session_id}/tasks/{key}", timeout=30)
+            answer = http.delete(f"{PREFIX}/sessions/{session_id}/tasks/{key}")
             assert answer.status_code == 200, answer.text
             self.kept[session_id] = {*keys} - {key}
             self.unknown.discard(session_id)
         else:
-            answer = http.delete(f"{PREFIX}/sessions/{session_id}", timeout=30)
+            answer = http.delete(f"{PREFIX}/sessions/{session_id}")
             assert answer.status_code == 200, answer.text
             found = answer.json()
             assert (found["sessions_deleted"], found["tasks_deleted"]) == (1, len(keys))
@@ -88,7 +88,7 @@ class Deleting(AtWork):
 
     @staticmethod
     def _post(http: httpx.Client, kind: Kind, *rows: Fields) -> None:
-        answer = http.post(f"{PREFIX}/{PLURALS[kind]}/batch", content=body(kind, *rows), timeout=30)
+        answer = http.post(f"{PREFIX}/{PLURALS[kind]}/batch", content=body(kind, *rows))
         assert answer.status_code == 200, answer.text
 
 

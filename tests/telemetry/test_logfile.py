@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process import Persistd, environment, persistd, wait_until
+from tests.process import PATIENCE, Persistd, environment, persistd, wait_until
 from tornado_persist.files import DataDir
 from tornado_persist.telemetry.log import LogFile, Stream
 
@@ -199,7 +199,7 @@ def test_the_log_of_a_daemon_is_rotated_and_opened_again_with_what_it_prints_bes
         assert outputs(pid) == {str(log)}
         url = started.stdout.split()[-1]
         for _ in range(20):
-            httpx.get(f"{url}/health/live")
+            httpx.get(f"{url}/health/live", timeout=PATIENCE)
         wait_until((data_dir.path / "persistd.log.1").exists)
         wait_until(lambda: outputs(pid) == {str(log)})
     finally:

@@ -105,6 +105,7 @@ def test_a_gzip_body_has_so_many_members_at_most() -> None:
         run(member * (MOST_MEMBERS + 1), "gzip")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("body", "encoding"),
     [
@@ -135,9 +136,9 @@ async def refused(reading: Awaitable[bytes]) -> None:
 
 
 def test_a_long_content_type_costs_nothing() -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     for wrong in ("application/json" + ";" * 60_000, ";" * 60_000, "application/json;charset=" + '"\\' * 100):
         for _ in range(100):
             with pytest.raises(Unsupported):
                 require_json(wrong)
-    assert time.monotonic() - began < 0.5
+    assert time.thread_time() - began < 0.5

@@ -129,6 +129,7 @@ def test_a_line_names_the_first_error_and_the_client_and_no_content(tmp_path: Pa
         assert [SECRET in text for text in shown] == [False] * 5
 
 
+@pytest.mark.alone
 def test_a_flood_of_refusals_leaves_few_lines_and_good_batches_are_answered(tmp_path: Path) -> None:
     many, batches = (
         3000,
