@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.rig import rig, wait_until
 from tornado_persist.errors import (
@@ -35,8 +36,11 @@ async def test_what_waits_is_written_first_and_then_goes_with_the_session(tmp_pa
         await it.add("s1", "s2", kind="session")
         await it.add("a", "b")
         await it.add("c", session_id="s2")
-        deleted = await it.remover.delete_session("s1", 5)
+        with capture_logs() as logs:
+            deleted = await it.remover.delete_session("s1", 5)
         assert (deleted.sessions, deleted.tasks) == (1, 2)
+        (line,) = [log for log in logs if log["event"] == "deleted"]
+        assert line.items() >= {"by": "request", "session_id": "s1", "tasks": 2, "log_level": "info"}.items()
         assert it.stored() == ["c"]
         assert it.stored("session") == ["s2"]
         assert it.journal.released == 3, "no replay brings it back"

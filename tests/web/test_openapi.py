@@ -73,6 +73,12 @@ def test_every_reference_leads_somewhere_and_every_schema_is_used() -> None:
     assert schemas <= refs(description)
 
 
+def test_a_path_that_is_no_utf8_is_foreseen() -> None:
+    with_keys = [operation for (_, path), operation in operations(describe(LIMITS)).items() if "{" in path]
+    assert len(with_keys) > 8
+    assert all("400" in operation["responses"] for operation in with_keys)
+
+
 @pytest.mark.parametrize("path", BATCHES)
 def test_a_batch_has_every_status_of_the_specification(path: str) -> None:
     operation = describe(LIMITS)["paths"][path]["post"]

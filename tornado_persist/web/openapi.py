@@ -331,6 +331,7 @@ def _removal(schemas: _Schemas, limits: Limits) -> dict[str, Any]:
     error = schemas.ref(answers.Error)
     statuses: Statuses = {
         200: ("It is gone.", schemas.ref(answers.Deleted)),
+        400: ("The path is no UTF-8.", error),
         404: ("There is nothing of that key.", error),
         409: ("Newer rows of it were accepted meanwhile, or the database refuses it. It may be partly deleted.", error),
         422: ("A parameter is unknown.", error),
