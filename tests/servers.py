@@ -130,7 +130,7 @@ class Server(ABC):
 
     def processes(self) -> list[int]:
         """The main process and all its descendants, parents first."""
-        return _family(self.pid)
+        return family(self.pid)
 
     def start(self) -> None:
         """Start it, or start it again on the same port and data; returns once it takes connections."""
@@ -158,10 +158,10 @@ class Server(ABC):
         if self.running:
             # The main process first, so that it forks no more while the others are looked up.
             os.kill(self.pid, signal.SIGSTOP)
-            family = self.processes()
-            for pid in reversed(family):
+            pids = self.processes()
+            for pid in reversed(pids):
                 _signal(pid, signal.SIGKILL)
-            _until(lambda: not any(alive(pid) for pid in family[1:]), STOP_TIMEOUT)
+            _until(lambda: not any(alive(pid) for pid in pids[1:]), STOP_TIMEOUT)
         self._reap()
 
     def suspend(self) -> None:
@@ -294,9 +294,9 @@ class Server(ABC):
 
     def _wait(self, timeout: float) -> None:
         assert self._process is not None
-        family = self.processes()
+        pids = self.processes()
         self._process.wait(timeout)
-        _until(lambda: not any(alive(pid) for pid in family[1:]), timeout)
+        _until(lambda: not any(alive(pid) for pid in pids[1:]), timeout)
 
     def _reap(self) -> None:
         if self._watcher is not None:
@@ -527,7 +527,7 @@ def _processes() -> Iterator[tuple[int, int, str]]:
             yield int(pid), int(parent), state
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """``pid`` and all its descendants, parents first."""
     children: dict[int, list[int]] = {}
     for child, parent, _state in _processes():

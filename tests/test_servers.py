@@ -231,19 +231,25 @@ def test_missing_names_the_tools(tmp_path: Path) -> None:
     assert [tool.title for tool in tools.missing("", [str(tmp_path)])] == every[1:]
 
 
+LATER = tools.Tool("Later", ("later",))
+
+
 def test_one_line_where_nothing_may_be_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tools, "DIRECTORIES", ())
-    monkeypatch.setattr(tools, "missing", lambda: [tools.TOOLS[1]])
+    monkeypatch.setattr(tools, "missing", lambda among: [tool for tool in among if tool in (tools.TOOLS[1], LATER)])
+    monkeypatch.setattr(tools, "LONG", (LATER,))
     monkeypatch.setattr(tools, "_privilege", lambda manager: None)
-    assert tools.main() == 1
+    assert tools.main(["tests/cluster"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
         "bin/test: missing, and could not be installed here: "
         "MariaDB server (mariadbd, mariadb-install-db, my_print_defaults)"
     ]
+    assert tools.main(["--soak=9"]) == 1
+    assert capsys.readouterr().err.endswith("; Later (later)\n"), "only the long form of the suite needs it"
 
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,14 @@ GALERA: tuple[Tool, ...] = (
     else ()
 )
 
+#: A manager of PostgreSQL servers, and where it keeps what they agree on. Only the long form of the suite wants it.
+PATRONI = ("patroni", "patronictl", "etcd")
+LONG: tuple[Tool, ...] = (
+    (Tool("Patroni", PATRONI, {"apt-get": (("patroni", "etcd-server"),)}, ("patroni.service", "etcd.service")),)
+    if shutil.which("apt-get")
+    else ()
+)
+
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "PostgreSQL server",
@@ -193,9 +201,11 @@ def require(program: str) -> Path:
     return found
 
 
-def missing(path: str | None = None, directories: Sequence[str] = DIRECTORIES) -> list[Tool]:
+def missing(
+    path: str | None = None, directories: Sequence[str] = DIRECTORIES, *, among: Sequence[Tool] = TOOLS
+) -> list[Tool]:
     """The tools with a missing program."""
-    return [tool for tool in TOOLS if any(find(program, path, directories) is None for program in tool.programs)]
+    return [tool for tool in among if any(find(program, path, directories) is None for program in tool.programs)]
 
 
 def describe(program: str) -> str:
@@ -299,11 +309,13 @@ def install(tools: Sequence[Tool]) -> bool:
     return _run([*privilege, manager, *options, *packages])
 
 
-def main() -> int:
-    needed = missing()
+def main(arguments: Sequence[str] = ()) -> int:
+    """``arguments`` are pytest's."""
+    wanted = TOOLS + LONG if any(argument.startswith("--soak") for argument in arguments) else TOOLS
+    needed = missing(among=wanted)
     if needed:
         install(needed)
-        needed = missing()
+        needed = missing(among=wanted)
     if needed:
         names = "; ".join(f"{tool.title} ({', '.join(tool.programs)})" for tool in needed)
         sys.stderr.write(f"bin/test: missing, and could not be installed here: {names}\n")
@@ -312,4 +324,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -21,12 +21,16 @@ from tests.process import Persistd, wait_until
 from tests.rows import session
 from tests.servers import Postgres, database_of, free_port
 from tests.sinks.readers import read_mysql, read_postgres
+from tornado_persist.sinks import postgres
 from tornado_persist.testing import Stored
 
 #: Seconds from the moment in which the new primary can be written to until it has a row.
 SOON = 3.0
 #: Seconds that a cluster manager takes to see that the primary is gone.
 DETECTION = 3.0
+#: For a server that is silent: how long an answer may take, and when at the latest the new primary has a row.
+LIMIT = "answer_timeout = 2"
+GIVEN_UP = SOON + 2 + postgres.GRACE
 
 
 @pytest.fixture
@@ -68,8 +72,14 @@ def way(name: str, directory: Path, database: str, primary: Postgres, standby: P
                 yield pool.url(database)
 
 
-def serve(directory: Path, sink: str, url: str) -> Persistd:
-    return Persistd(directory, f"sink = '{sink}'\n[buffer]\nflush_interval = 1\n[sinks.{sink}]\nurl = '{url}'\n")
+def serve(directory: Path, sink: str, url: str, more: str = "") -> Persistd:
+    config = f"sink = '{sink}'\n[buffer]\nflush_interval = 1\n[sinks.{sink}]\n{more}\nurl = '{url}'\n"
+    return Persistd(directory, config)
+
+
+def skip_if_long(how: str, soak: int) -> None:
+    if how == "silent" and not soak:
+        pytest.skip("it waits for time limits: bin/test --soak 1 tests/cluster/test_failover.py")
 
 
 def settle(service: Persistd, load: Load, stored: Stored) -> None:
@@ -91,26 +101,35 @@ def read(service: Persistd, key: str) -> set[int]:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("name", ["hosts", "haproxy", "pgbouncer session", "pgbouncer transaction"])
-def test_a_postgres_that_is_killed_is_followed_to_its_standby(name: str, primary: Postgres, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *((name, "killed") for name in ("hosts", "haproxy", "pgbouncer session", "pgbouncer transaction")),
+        ("hosts", "silent"),
+    ],
+)
+def test_a_postgres_that_is_gone_is_followed_to_its_standby(
+    name: str, how: str, primary: Postgres, tmp_path: Path, soak: int
+) -> None:
+    skip_if_long(how, soak)
     database = database_of(primary.fresh_database())
     with (
         Standby(primary) as standby,
         way(name, tmp_path, database, primary, standby) as address,
-        serve(tmp_path, "postgres", address) as service,
+        serve(tmp_path, "postgres", address, LIMIT if how == "silent" else "") as service,
     ):
         load = Load(service, seed=23, pause=0.02)
         with load:
             load.wait_for(50)
             wait_until(lambda: service.stats()["accounting"]["written"] > 100)
-            primary.kill()
+            (primary.suspend if how == "silent" else primary.kill)()
             time.sleep(DETECTION)
             alone_later = standby.admin("SHOW synchronous_standby_names")
             standby.promote()
             seconds = wait_for_write(standby, database)
             load.wait_for(50)
         service.flush()
-        assert seconds < SOON, history(service)
+        assert seconds < (SOON if how == "killed" else GIVEN_UP), history(service)
         assert alone_later == [("",)]
         settle(service, load, read_postgres(url(database, standby.port)))
 
@@ -165,18 +184,19 @@ def test_a_postgres_that_hands_over_and_comes_back_read_only_is_left(
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("how", ["killed", "read-only"])
-def test_a_mariadb_is_followed_to_its_replica(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["killed", "silent", "read-only"])
+def test_a_mariadb_is_followed_to_its_replica(how: str, tmp_path: Path, soak: int) -> None:
+    skip_if_long(how, soak)
     with Source() as source, source.replica() as replica:
         database = database_of(source.fresh_database())
         address = url(database, source.port, replica.port, scheme="mysql")
-        with serve(tmp_path, "mysql", address) as service:
+        with serve(tmp_path, "mysql", address, LIMIT if how == "silent" else "") as service:
             load = Load(service, seed=25, pause=0.02)
             with load:
                 wait_until(lambda: service.stats()["accounting"]["written"] > 100)
                 assert read(service, "none") == {404}
-                if how == "killed":
-                    source.kill()
+                if how != "read-only":
+                    (source.suspend if how == "silent" else source.kill)()
                     time.sleep(DETECTION)
                 else:  # its connections stay
                     source.admin("SET GLOBAL read_only = 1")
@@ -186,7 +206,7 @@ def test_a_mariadb_is_followed_to_its_replica(how: str, tmp_path: Path) -> None:
                 seconds = wait_for_write(replica, database)
                 load.wait_for(50)
             service.flush()
-            assert seconds < SOON, history(service)
+            assert seconds < (GIVEN_UP if how == "silent" else SOON), history(service)
             settle(service, load, read_mysql(url(database, replica.port, scheme="mysql")))
             service.post("session", session("after"))
             assert read(service, "after") == {200}, "and not what the old primary still has"
