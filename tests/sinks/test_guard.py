@@ -350,9 +350,13 @@ def test_tables_of_one_writer_get_the_columns_they_lack(subject: Subject) -> Non
     (row,) = subject.read()["task"].values()
     assert (row["status"], row["context"]) == ("failed", "before")
     subject.make(create_tables=False).open()
-    # And back: one writer does not look at the times.
+    # And back: one writer does not look at the times, but keeps them right.
+    guarded.write(Batch([], [task("u", updated_at=T0 - timedelta(hours=2))]))
     sink.open()
-    sink.write(Batch([], [task("u")]))
+    sink.write(Batch([], [task("u", confidence=0.5, updated_at=T0)]))
+    guarded.write(Batch([], [task("u", confidence=0.9, context="late", updated_at=T0 - timedelta(hours=1))]))
+    row = subject.read()["task"]["s", "u"]
+    assert (row["updated_at"], row["confidence"], row["context"]) == (stamp(T0), 0.5, "late")
 
 
 def test_folded_lines_of_several_directories_have_the_times_of_their_fields(tmp_path: Path) -> None:

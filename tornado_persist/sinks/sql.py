@@ -14,11 +14,24 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from sqlalchemy import URL, Connection, Engine, NullPool, Table, create_engine, false, inspect, select, tuple_, update
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    NullPool,
+    Table,
+    create_engine,
+    false,
+    inspect,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
-from tornado_persist.records.models import EXTRA, KEYS, KINDS, Batch, Kind, Row
+from tornado_persist.records.models import EXTRA, FIELD_TIMES, KEYS, KINDS, Batch, Kind, Row
 from tornado_persist.sinks import cautions, guard, removal
 from tornado_persist.sinks.base import Caution, Expiry, Removed, Sink, Skew
 from tornado_persist.sinks.encoders import batched
@@ -86,6 +99,8 @@ class SQLSink(Sink[SQLSettingsT]):
         #: Of several hosts in the URL the one that rows go to, with its port; and the one that did not answer a write.
         self._place: tuple[str, int] | None = None
         self._hanging: tuple[str, int] | None = None
+        #: With one writer: the columns of times that the tables have all the same.
+        self._left_times: dict[Kind, set[str]] = {}
 
     # What differs
 
@@ -117,7 +132,10 @@ class SQLSink(Sink[SQLSettingsT]):
         """What an upsert assigns to a stored row: names and expressions, in order."""
         if self._guarded:
             return guard.assignments(kind, fields, partial(self._stored, kind), self._sent, self.ordered)
-        return [(name, self._sent(name)) for name in updated(kind, fields)]
+        # One writer does not look at the times that an earlier "several" has left, but keeps them right.
+        gone = {*FIELD_TIMES[kind].values()} - self._left_times.get(kind, set())
+        changes = guard.newer_assignments(kind, fields, partial(self._stored, kind), self._sent)
+        return [(name, value) for name, value in changes if name not in gone]
 
     def _clauses(self, kind: Kind, fields: Sequence[str]) -> list[str]:
         """What turns an INSERT into an upsert, in PostgreSQL and SQLite: to be tried in order, until no row is left."""
@@ -197,6 +215,8 @@ class SQLSink(Sink[SQLSettingsT]):
                 if self._guarded:
                     begin = partial(self._transaction, connection)
                     guard.ensure(connection, begin, removal.prepare_notes, create=self.settings.create_tables)
+                else:
+                    self._find_left_times(connection)
                 with self._transaction(connection, commit=False):
                     for table in TABLES.values():
                         # Now the server reports a missing column, not at the first write.
@@ -419,6 +439,18 @@ class SQLSink(Sink[SQLSettingsT]):
                 before, missing = missing, self._missing(connection)
                 if missing == before:
                     raise
+
+    def _find_left_times(self, connection: Connection) -> None:
+        self._left_times = {}
+        try:
+            with self._transaction(connection, commit=False):
+                for kind, table in TABLES.items():
+                    names = connection.execute(select(text("*")).select_from(table).where(false())).keys()
+                    self._left_times[kind] = {*FIELD_TIMES[kind].values()}.intersection(names)
+        except DBAPIError:
+            # The right to read all columns may be missing; nothing else needs it.
+            if self._connection is None or connection.invalidated:
+                raise
 
     def _missing(self, connection: Connection) -> list[Table]:
         with self._transaction(connection, commit=False):
