@@ -192,6 +192,24 @@ def test_endless_times_are_times_and_what_is_no_number_is_an_error() -> None:
         Client(retries=-1)
 
 
+def test_a_signal_handlers_row_waits_for_the_call_that_it_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(transport=Recorder(), interval=60) as persist:
+        put = persist._queue.put
+        order: list[str] = []
+
+        def interrupted(kind: Any, row: dict[str, Any]) -> Any:
+            order.append("begins")
+            if len(order) == 1:
+                persist.task(**task("of the handler"))
+            order.append("ends")
+            return put(kind, row)
+
+        monkeypatch.setattr(persist._queue, "put", interrupted)
+        persist.task(**task("a"))
+        assert order == ["begins", "ends"] * 2
+        assert persist.stats.calls == 2
+
+
 def test_flushes_that_nobody_waits_for_any_longer_are_forgotten() -> None:
     recorder = Recorder()
     recorder.fail(503, times=100)

@@ -28,8 +28,9 @@ def test_the_service_shows_what_a_client_dropped_once_also_after_a_restart(tmp_p
         assert service.wait_for_log("a client dropped rows")["rows"] == 3
         service.stop()
         service.start()
-        for number in range(3):
-            persist.task(**task(str(number)))
+        with persist._changed:
+            for number in range(3):
+                persist.task(**task(str(number)))
         assert persist.flush()
         assert service.stats()["client_drops"]["rows"] == 1
 

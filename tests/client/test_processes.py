@@ -222,6 +222,30 @@ def test_a_program_that_uses_all_of_it(tmp_path: Path) -> None:
     assert err.startswith("1 rows were dropped, in all 1 invalid; last error: 422: ")
 
 
+def test_a_child_of_a_client_that_is_closed_has_a_closed_one() -> None:
+    out, err, _ = run(
+        """
+        from tornado_persist.client import ReadFailed
+        from tornado_persist.client.testing import Recorder
+        persist = Client(transport=Recorder())
+        persist.close()
+        child = os.fork()
+        if not child:
+            persist.task(**task("late"))
+            print(persist.stats.dropped)
+            try:
+                persist.get_session("s1")
+            except ReadFailed as exc:
+                print(exc)
+            sys.exit()
+        assert os.waitpid(child, 0)[1] == 0
+        """,
+        "",
+    )
+    assert out == "{'closed': 1}\nthe client is closed\n"
+    assert "Traceback" not in err
+
+
 def test_a_fork_finds_every_module_whole(tmp_path: Path) -> None:
     # What the thread would import, another thread that forks meanwhile would leave half imported in the child.
     with Persistd(tmp_path) as service:

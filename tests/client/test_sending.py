@@ -22,7 +22,7 @@ from tests.process import Persistd, wait_until
 from tests.rig import run
 from tests.rows import session, task
 from tests.servers import free_port
-from tornado_persist.client import Client
+from tornado_persist.client import Client, sender
 from tornado_persist.client.sender import pause
 from tornado_persist.client.testing import Recorder
 
@@ -282,6 +282,29 @@ def test_without_retries_503_is_dropped_counted_and_told_once(caplog: pytest.Log
     assert header.startswith("3; since=0; client=")
 
 
+def test_only_failures_in_a_row_count() -> None:
+    recorder = Recorder()
+    with Client(transport=recorder, retries=1) as persist:
+        for name in ("a", "b"):
+            recorder.fail(503)
+            persist.task(**task(name))
+            assert persist.flush(20)
+        assert persist.stats.dropped == {}
+
+
+def test_drops_that_were_not_told_yet_are_told_when_the_minute_is_over(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "WARN_EVERY", 0.5)
+    recorder = Recorder()
+    recorder.fail(500, times=3)
+    with Client(transport=recorder, max_batch=1, interval=600) as persist:
+        for number in range(3):
+            persist.task(**task(str(number)))
+        # The thread wakes up for it, though nothing else happens.
+        wait_until(lambda: "in all 3 refused" in "".join(caplog.messages), "the rest")
+
+
 def test_what_a_client_dropped_is_reported_until_it_is_known() -> None:
     recorder = Recorder()
     recorder.fail(401)
@@ -358,13 +381,17 @@ def test_in_asyncio(service: Persistd) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_the_close_tries_once_more_whatever_retry_after_says(asynchronous: bool) -> None:
+def test_the_close_tries_once_more_whatever_retry_after_says(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder()
-    recorder._answers.append(httpx.Response(503, headers={"Retry-After": "60"}))
+    recorder._answers.append(httpx.Response(503, headers={"Retry-After": "240"}))
+    monkeypatch.setattr(random, "random", lambda: 1.0)
     persist = Client(transport=recorder, retries=5)
     persist.task(**task())
     assert not persist.flush(0.1)
     wait_until(lambda: persist.stats.last_error, "the refusal")
+    assert persist._sender._retry_at > time.monotonic() + 280, "a quarter more, with this chance"
     if asynchronous:
         run(persist.aclose())
     else:
@@ -435,6 +462,34 @@ def test_a_token_is_sent_without_the_end_of_its_line_and_what_no_header_holds_is
         with pytest.raises(ValueError, match="token") as caught:
             Client(token=token)
         assert "pst" not in str(caught.value)
+
+
+def test_a_kept_connection_that_ends_at_the_next_request_costs_nothing() -> None:
+    text = b'{"status": "accepted", "count": 1}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for requests in (2, 1):
+                connection, _ = listener.accept()
+                with connection:
+                    for number in range(requests):
+                        body = b""
+                        while b"}]}" not in body:
+                            data = connection.recv(1 << 16)
+                            assert data, "the connection is kept"
+                            body += data
+                        if number == 0:
+                            connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as persist:
+            for name in ("a", "b"):
+                persist.task(**task(name))
+                assert persist.flush()
+        thread.join(10)
+    assert (persist.stats.sent, persist.stats.dropped) == (2, {})
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
