@@ -54,6 +54,7 @@ def answering(status: int, body: bytes, **headers: str) -> Iterator[str]:
         (404, b"<html>", {}, "refused", "404: Not Found"),
         (422, b'{"detail": "no", "errors": 5}', {}, "invalid", "422: no"),
         (422, b'{"detail": "no", "errors": [5, {"loc": "x"}, {"loc": ["tasks", -1]}]}', {}, "invalid", "422: no"),
+        (429, b"", {"Retry_After": "1"}, "unavailable", "429: Too Many Requests"),
         (500, b'{"detail": "%s"}' % (b"x" * 100_000), {}, "refused", "500: xxx"),
         (507, b"", {}, "refused", "507: Insufficient Storage"),
     ],
