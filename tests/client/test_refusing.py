@@ -96,11 +96,11 @@ def test_a_service_that_is_busy_is_asked_again_when_it_says(tmp_path: Path, retr
                 other.sendall(head.encode())
                 assert other.recv(1000).startswith(b"HTTP/1.1 100 "), "now it has the room"
                 wait_until(lambda: service.post("task", task("t", source_text="x" * 500)).status_code == 503)
+                began = time.monotonic()
                 for number in range(3):
                     persist.task(**task(str(number)))
-                began = time.monotonic()
                 assert not persist.flush(1)
-                assert persist.stats.last_error.startswith("503: Request bodies of")
+                wait_until(lambda: persist.stats.last_error.startswith("503: Request bodies of"), "a refusal")
             assert persist.flush(30)
             assert persist.stats.calls == 3
             if retries:

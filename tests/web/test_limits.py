@@ -334,9 +334,9 @@ async def test_clients_that_go_before_their_answers_count_as_connections_until_t
 @pytest.mark.gen_test
 async def test_a_client_that_does_not_take_its_answers_is_closed(app: Api) -> None:
     async with serving(app) as (server, connect), connect() as (_, writer):
+        began = time.monotonic()
         writer.write(get("/docs/swagger-ui-bundle.js") * 20)  # more than all buffers between the two hold
         await wait_until(lambda: bool(server.connections))
-        began = time.monotonic()
         await wait_until(lambda: not server.connections)
         assert time.monotonic() - began >= app.body_timeout
 
