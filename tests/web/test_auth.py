@@ -220,25 +220,30 @@ def test_every_answer_has_the_headers(service: Persistd, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "host", "status"),
+    ("settings", "hosts"),
     [
-        ("", "localhost", 200),
-        ("", "LOCALHOST:1", 200),
-        ("", "127.0.0.1", 200),
-        ("", "[::1]:8001", 200),
-        ("", "rebound.example", 403),
-        ("", "localhost.evil.example", 403),
-        ("allowed_hosts = ['ours.example']", "Ours.example:80", 200),
-        ("allowed_hosts = ['ours.example']", "other.example", 403),
-        ("allowed_hosts = ['*']", "other.example", 200),
-        ("host = '0.0.0.0'", "other.example", 200),
+        (
+            "",
+            {
+                "localhost": 200,
+                "LOCALHOST:1": 200,
+                "127.0.0.1": 200,
+                "[::1]:8001": 200,
+                "rebound.example": 403,
+                "localhost.evil.example": 403,
+            },
+        ),
+        ("allowed_hosts = ['ours.example']", {"Ours.example:80": 200, "other.example": 403}),
+        ("allowed_hosts = ['*']", {"other.example": 200}),
+        ("host = '0.0.0.0'", {"other.example": 200}),
     ],
 )
-def test_hosts(tmp_path: Path, settings: str, host: str, status: int) -> None:
+def test_hosts(tmp_path: Path, settings: str, hosts: dict[str, int]) -> None:
     with Persistd(tmp_path, server=settings) as service:
-        for head in (f"GET / HTTP/1.1\nHost: {host}", f"GET http://{host}/ HTTP/1.1\nHost: localhost"):
-            found, _, content = ask(service, head)
-            assert (found, b"allowed_hosts" in content) == (status, status == 403)
+        for host, status in hosts.items():
+            for head in (f"GET / HTTP/1.1\nHost: {host}", f"GET http://{host}/ HTTP/1.1\nHost: localhost"):
+                found, _, content = ask(service, head)
+                assert (found, b"allowed_hosts" in content) == (status, status == 403), host
 
 
 def test_origins(tmp_path: Path) -> None:
