@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from tornado_persist.telemetry import clients
 from tornado_persist.telemetry.clients import ClientDrops
+from tornado_persist.telemetry.refusals import LINES_A_SECOND
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -40,6 +43,15 @@ def test_no_more_clients_are_remembered_than_the_limit(monkeypatch: pytest.Monke
         say(drops, f"1; since=0; client={name}")
     assert len(drops._known) == 2
     assert say(drops, "1; since=1; client=a") == 3
+
+
+def test_clients_that_drop_rows_cannot_fill_the_log() -> None:
+    structlog.reset_defaults()
+    drops = ClientDrops(clock=lambda: 100.0)
+    with capture_logs() as lines:
+        for number in range(100):
+            say(drops, f"1; since=0; client=c{number}")
+    assert (drops.rows, len(lines)) == (100, LINES_A_SECOND)
 
 
 @pytest.mark.parametrize(
