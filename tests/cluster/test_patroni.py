@@ -150,7 +150,5 @@ def test_what_patroni_does_is_followed(fault: str, name: str, cluster: Cluster, 
             load.wait_for(50)
         service.flush()
         settle(service, load, read_postgres(f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{new.port}/{database}"))
-        downs, failures = service.log("sink down"), service.log("flush failed")
-        assert 1 <= len(downs) <= 2, history(service)
+        assert len(service.log("sink down")) <= 2, history(service)
         assert {line["logger"].partition(".")[0] for line in service.log()} == {"tornado_persist"}, history(service)
-        assert failures, "nothing was written meanwhile"
