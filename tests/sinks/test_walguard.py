@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -193,3 +195,26 @@ def test_a_restored_backup_is_served_after_a_crash(tmp_path: Path) -> None:
         assert service.stop() == 0
     # What the journal still had is written once more.
     assert ids(read_sqlite(database)["task"]) >= {"old", "later"}
+
+
+def test_a_sink_that_is_opened_anew_beside_a_reader_leaves_no_file_that_another_program_takes_for_its_own(
+    tmp_path: Path,
+) -> None:
+    sink = open_sink(tmp_path)
+    write(sink, "a")
+    reader = sink.reader()
+    reader.open()
+    sink.close()
+    sink.open()
+    write(sink, "b")
+    wal = tmp_path / "persist.db-wal"
+    before = wal.stat().st_ino
+    # The last program that closes a database deletes its WAL.
+    other = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT * FROM translation_tasks').fetchone()"
+    subprocess.run([sys.executable, "-c", other, str(sink.path)], check=True)
+    assert wal.stat().st_ino == before
+    write(sink, "c")
+    sink.close()
+    reader.close()
+    assert keys(sink.path) == {"a", "b", "c"}
+    assert sink.path not in {link.resolve() for link in Path("/proc/self/fd").iterdir()}

@@ -159,12 +159,16 @@ class SQLiteSink(SQLSink[SQLiteSettings]):
                 left %= size
 
     def _connect_reader(self) -> Connection:
-        if not self._guard.unchanged():  # another file might take the WAL beside it for its own
+        file = self._guard.file
+        if file is None or not self._guard.unchanged():  # another file might take the WAL beside it for its own
             raise SinkUnavailable(f"{self.path} is not open")
         # Read-only, so that it never removes the WAL when it is closed.
         place = f"{self.path.resolve().as_uri()}?mode=ro"
         options: dict[str, Any] = {"timeout": READ_TIMEOUT, "isolation_level": None, "check_same_thread": False}
-        return make_engine(URL.create("sqlite"), creator=lambda: sqlite3.connect(place, uri=True, **options)).connect()
+        engine = make_engine(URL.create("sqlite"), creator=lambda: sqlite3.connect(place, uri=True, **options))
+        connection = engine.connect()
+        connection.info["file"] = file  # kept until the connection is closed
+        return connection
 
     def _begin_read(self, connection: Connection) -> None:
         if not self._guard.unchanged():

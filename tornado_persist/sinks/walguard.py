@@ -19,6 +19,7 @@ import sqlite3
 import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from tornado_persist.errors import SinkUnavailable
 from tornado_persist.files import fsync_directory, open_private, replace_file, write_all
@@ -31,13 +32,42 @@ _OFFSET, _SIZE = 68, 4
 Identity = list[int]
 
 
+class OpenFile:
+    """A descriptor of a database file, closed when nobody has this object any more.
+
+    To close any descriptor of a file gives up all locks of the process on it, those of SQLite's other connections as
+    well ("How To Corrupt An SQLite Database File", sqlite.org). Another program would then take itself for the last
+    one, and delete the WAL. So a process has one of a file, kept by the guard and by each connection that reads.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+_files: WeakValueDictionary[tuple[int, int], OpenFile] = WeakValueDictionary()
+
+
+def _open(path: Path) -> OpenFile:
+    """Raises OSError."""
+    status = path.stat()
+    file = _files.get((status.st_dev, status.st_ino))
+    if file is None:
+        file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        status = os.fstat(file.fd)
+        _files[status.st_dev, status.st_ino] = file
+    return file
+
+
 class WALGuard:
     """Guards one database file: call begin() before the database is opened, and end() after it was closed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Held until the database is closed: to close any descriptor of the file would give up SQLite's locks on it.
-        self._fd = -1
+        #: What each connection to the database has to keep until it is closed. None while the database is closed.
+        self.file: OpenFile | None = None
         self._renewed_at = float("-inf")
         self._numbers: set[int] = set()
         self._database: Identity | None = None
@@ -52,8 +82,8 @@ class WALGuard:
         path = self._path = self._path.resolve()  # the files beside it are beside what a link leads to
         self._wal, self._shm, self._note = (path.with_name(path.name + end) for end in ("-wal", "-shm", "-id"))
         with contextlib.suppress(FileNotFoundError):
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        if self._fd < 0 or not _identify(self._wal) or self._wal.stat().st_size == 0:
+            self.file = _open(self._path)
+        if self.file is None or not _identify(self._wal) or self._wal.stat().st_size == 0:
             return
         note = self._read_note()
         moved = note.get("database") != _identify(self._path) and note.get("wal") == _identify(self._wal)
@@ -67,8 +97,8 @@ class WALGuard:
 
     def opened(self) -> None:
         """After the first transaction on the open database."""
-        if self._fd < 0:
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        if self.file is None:
+            self.file = _open(self._path)
         self._database, self._open_wal = _identify(self._path), _identify(self._wal)
 
     def look(self, connection: sqlite3.Connection) -> None:
@@ -116,9 +146,7 @@ class WALGuard:
 
     def end(self) -> None:
         """After the database was closed."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._database, self._open_wal = -1, None, None
+        self.file, self._database, self._open_wal = None, None, None
         self._renewed_at, self._numbers = float("-inf"), set()
 
     def _overwritten(self) -> bool:
@@ -129,7 +157,8 @@ class WALGuard:
 
     def _number(self) -> int:
         """What the file itself has, without the WAL."""
-        return int.from_bytes(os.pread(self._fd, _SIZE, _OFFSET), "big")
+        assert self.file is not None
+        return int.from_bytes(os.pread(self.file.fd, _SIZE, _OFFSET), "big")
 
     def _set_aside(self) -> Path:
         """Rename the WAL, so that SQLite does not replay it. Deletes the files that are useless without it."""
@@ -143,11 +172,12 @@ class WALGuard:
 
     def _detach(self) -> None:
         """Give the path a copy of the file: SQLite, on closing, writes the WAL into a file that still has its name."""
+        assert self.file is not None
         copy = self._path.with_name(f"{self._path.name}.copy")
         fd = open_private(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             offset = 0
-            while data := os.pread(self._fd, 1 << 20, offset):
+            while data := os.pread(self.file.fd, 1 << 20, offset):
                 write_all(fd, [data])
                 offset += len(data)
             os.fsync(fd)
