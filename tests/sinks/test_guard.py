@@ -307,20 +307,6 @@ def test_an_instance_that_was_cut_off_changes_nothing_newer(subject: Subject, ro
     assert {(row["status"], row["context"]) for row in subject.read()["task"].values()} == {("failed", "only here")}
 
 
-@pytest.mark.parametrize("subject", ["mysql"], indirect=True)
-def test_a_key_that_its_table_lets_be_null_stays_when_an_older_update_comes(subject: Subject) -> None:
-    subject.make().open()
-    subject.run("ALTER TABLE translation_tasks DROP PRIMARY KEY, ADD UNIQUE (session_id, task_id)")
-    subject.run("ALTER TABLE translation_tasks MODIFY session_id VARCHAR(64) COLLATE utf8mb4_bin NULL")
-    sink = subject.make()
-    sink.open()
-    for hours in (2, 1):
-        at = T0 + timedelta(hours=hours)
-        sink.write(Batch([], [task("t", created_at=at, updated_at=at)]))
-    (row,) = subject.read()["task"].values()
-    assert (row["session_id"], row["updated_at"]) == ("s", stamp(T0 + timedelta(hours=2)))
-
-
 def test_extra_is_merged_by_its_names_and_an_older_one_replaces_none(subject: Subject) -> None:
     sink = subject.make()
     sink.open()

@@ -18,10 +18,9 @@ from tests.sinks.readers import ids, read_postgres
 from tornado_persist.errors import BatchRejected, SinkConflict, SinkError, SinkUnavailable
 from tornado_persist.records.models import Batch
 from tornado_persist.sinks import postgres
-from tornado_persist.sinks.postgres import PostgresSettings, PostgresSink
+from tornado_persist.sinks.postgres import PostgresSettings, PostgresSink, Shortcut
 from tornado_persist.sinks.sql import Blame
 from tornado_persist.sinks.sqlreader import SQLReader
-from tornado_persist.sinks.statements import Shortcut
 from tornado_persist.testing import SECOND, T0, merge, nothing, same, session, task
 
 Run = Callable[[str], None]

@@ -22,13 +22,13 @@ from tornado_persist.sinks.base import Caution
 from tornado_persist.sinks.bulk import Binary, BulkConnection, without_offset
 from tornado_persist.sinks.cautions import LONGEST_TEXT
 from tornado_persist.sinks.encoders import BLOCK, Encoder, Prefetcher, batched
-from tornado_persist.sinks.guard import GUARDED, NEVER, is_newer, newer_assignments
+from tornado_persist.sinks.guard import GUARDED, NEVER
 from tornado_persist.sinks.hosts import HOST_TIMEOUT, check_hosts, hosts_of
 from tornado_persist.sinks.mysqlconnect import CLIENT, connect, number_of
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
-from tornado_persist.sinks.statements import Shortcut, needed_columns
+from tornado_persist.sinks.statements import needed_columns
 from tornado_persist.sinks.tables import TABLES
 
 #: Bytes of a statement at most, so that no second copy of many long rows has to be held.
@@ -79,10 +79,6 @@ class MySQLSink(SQLSink[MySQLSettings]):
         #: Why rows do not go by MariaDB's bulk command; empty if they do, or on a server that never has it.
         self._no_bulk = ""
         self._broke_at_bulk = False
-        # Whether the rows of a chunk are newer than the stored ones.
-        self._all_newer = {kind: Shortcut() for kind in KINDS}
-        #: The tables where a key may be null, so that null is no error.
-        self._nullable: set[Kind] = set()
 
     @property
     def address(self) -> str:
@@ -126,18 +122,14 @@ class MySQLSink(SQLSink[MySQLSettings]):
         driver = _driver(connection)
         self._place = (driver.host, driver.port) if "," in self.address else None
         self._try_bulk(driver)
-        self._nullable = set()
         for kind, column in [(owner, name) for owner in KINDS for name in KEYS[owner]]:
-            found = connection.execute(
+            collation = connection.execute(
                 text(
-                    "SELECT collation_name, is_nullable FROM information_schema.columns"
+                    "SELECT collation_name FROM information_schema.columns"
                     " WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
                 ),
                 {"table": TABLES[kind].name, "column": column},
-            ).first()
-            collation, nullable = found or (None, "YES")
-            if nullable == "YES":
-                self._nullable.add(kind)
+            ).scalar()
             # A column without a collation holds bytes.
             if collation is not None and not collation.endswith("_bin"):
                 raise SinkUnavailable(
@@ -220,43 +212,19 @@ class MySQLSink(SQLSink[MySQLSettings]):
         _check_transaction(_driver(connection))
 
     def _upsert(self, connection: Connection, kind: Kind, fields: Sequence[str], rows: Sequence[Row]) -> None:
-        driver, left = _driver(connection), rows
-        if self._guarded and kind not in self._nullable and self._all_newer[kind].worth_a_try():
-            stored = partial(self._stored, kind)
-            newer = newer_assignments(kind, fields, stored, self._sent)
-            left = self._insert(driver, kind, fields, rows, newer, only_if=is_newer(stored, self._sent))
-            if left:
-                self._all_newer[kind].failed()
-            else:
-                self._all_newer[kind].succeeded()
-        if left:
-            self._insert(driver, kind, fields, left, self._changes(kind, fields))
-
-    def _insert(
-        self,
-        driver: Any,
-        kind: Kind,
-        fields: Sequence[str],
-        rows: Sequence[Row],
-        assignments: Sequence[tuple[str, str]],
-        *,
-        only_if: str = "",
-    ) -> Sequence[Row]:
-        """Write the rows, and return none; or those that are left at the first for which ``only_if`` is not true.
-
-        Some of those that are left may have been written.
-        """
         never = self._never(kind, fields)
         columns = ", ".join(map(_quoted, [*fields, *never]))
         more = f",'{without_offset([NEVER])[0]}'" * len(never)
         # The duplicate may be in another unique index that somebody added: then this would update another key's row.
-        # Null in the key turns that into an error, and a condition that is not true.
+        # Null in the key turns that into an error. It must not be used to find rows that are older than what is stored:
+        # where one statement of a transaction failed and the others were committed, Galera's nodes became inconsistent.
         keys = [*map(_quoted, KEYS[kind])]
-        same = " AND ".join([*(f"{key} = VALUES({key})" for key in keys), *filter(None, [only_if])])
+        same = " AND ".join(f"{key} = VALUES({key})" for key in keys)
         changes = f"{keys[0]} = IF({same}, {keys[0]}, NULL)"
-        changes += "".join(f", {_quoted(name)} = {value}" for name, value in assignments)
+        changes += "".join(f", {_quoted(name)} = {value}" for name, value in self._changes(kind, fields))
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
+        driver = _driver(connection)
         literals = _Literals(driver, _LITERALS[kind], fields, head, tail, more)
         bulk = _Bulk(driver, _BINARY[kind], fields, head, tail, more)
         insert = bulk if bulk.prepare() else literals
@@ -265,16 +233,10 @@ class MySQLSink(SQLSink[MySQLSettings]):
             left = len(rows)
             while statement := statements.take():
                 block, texts = statement
-                if left > len(block):  # the server works on one statement while the next is encoded
-                    statements.begin()
-                try:
-                    self._send(insert, literals, block, texts)
-                except pymysql.err.MySQLError as exc:
-                    if only_if and number_of(exc) == ER.BAD_NULL_ERROR:
-                        return rows[-left:]
-                    raise
                 left -= len(block)
-        return []
+                if left:  # the server works on one statement while the next is encoded
+                    statements.begin()
+                self._send(insert, literals, block, texts)
 
     def _stored(self, kind: Kind, name: str) -> str:
         return _quoted(name)

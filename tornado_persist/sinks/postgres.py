@@ -32,7 +32,7 @@ from tornado_persist.sinks.hosts import HOST_TIMEOUT, PROBES, SILENCE, check_hos
 from tornado_persist.sinks.reader import READ_TIMEOUT
 from tornado_persist.sinks.sql import CONNECT_TIMEOUT, LOCK_TIMEOUT, Blame, Fault, SQLSink, make_engine
 from tornado_persist.sinks.sqlsettings import URLSettings
-from tornado_persist.sinks.statements import Shortcut, quoted
+from tornado_persist.sinks.statements import quoted
 from tornado_persist.sinks.tables import TABLES
 from tornado_persist.telemetry import log
 
@@ -157,6 +157,29 @@ class _LimitedConnection(psycopg.Connection[Any]):
         except StopIteration as done:
             result: T = done.value
             return result
+
+
+#: A shortcut is skipped at most this many times in a row.
+_LONGEST_PAUSE = 64
+
+
+class Shortcut:
+    """Whether to try a shortcut that may fail. After a failure it is skipped 1, 2, 4, … 64 times."""
+
+    def __init__(self) -> None:
+        self._pause = self._left = 0
+
+    def worth_a_try(self) -> bool:
+        """Call it once before each try."""
+        self._left = max(0, self._left - 1)
+        return not self._left
+
+    def failed(self) -> None:
+        self._pause = min(2 * self._pause or 1, _LONGEST_PAUSE)
+        self._left = self._pause + 1
+
+    def succeeded(self) -> None:
+        self._pause = 0
 
 
 class PostgresSink(SQLSink[PostgresSettings]):

@@ -1,4 +1,4 @@
-"""The parts of upserts that the SQL sinks share: rows by their fields, the clause, ``extra``, shortcuts."""
+"""The parts of upserts that the SQL sinks share: rows by their fields, the clause, ``extra``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from tornado_persist.sinks.tables import TimeType
 
 #: Keys in one lookup query.
 LOOKUP = 500
-#: A shortcut is skipped at most this many times in a row.
-_LONGEST_PAUSE = 64
 
 
 def group(kind: Kind, rows: Sequence[Row]) -> Iterator[tuple[Sequence[str], list[Row]]]:
@@ -87,22 +85,3 @@ def on_conflict(kind: Kind, changes: Sequence[tuple[str, str]]) -> str:
     """The clause that turns an INSERT into an upsert, in PostgreSQL and SQLite."""
     assigned = ", ".join(f"{quoted(name)} = {value}" for name, value in changes)
     return f"ON CONFLICT ({', '.join(map(quoted, KEYS[kind]))}) DO UPDATE SET {assigned}"
-
-
-class Shortcut:
-    """Whether to try a shortcut that may fail. After a failure it is skipped 1, 2, 4, … 64 times."""
-
-    def __init__(self) -> None:
-        self._pause = self._left = 0
-
-    def worth_a_try(self) -> bool:
-        """Call it once before each try."""
-        self._left = max(0, self._left - 1)
-        return not self._left
-
-    def failed(self) -> None:
-        self._pause = min(2 * self._pause or 1, _LONGEST_PAUSE)
-        self._left = self._pause + 1
-
-    def succeeded(self) -> None:
-        self._pause = 0
