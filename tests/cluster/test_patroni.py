@@ -110,8 +110,10 @@ def do(fault: str, cluster: Cluster, old: Member) -> None:
 
 def mend(fault: str, old: Member) -> None:
     if fault == "Patroni stopped":
-        old.resume()
-    elif fault == "PostgreSQL and Patroni killed":
+        # As its watchdog would: a Patroni 3.0.2 that was let go on instead led again at times, and had the new primary
+        # undo what that had written.
+        old.kill()
+    if fault in ("Patroni stopped", "PostgreSQL and Patroni killed"):
         old.start()
 
 
