@@ -37,15 +37,20 @@ def haproxy(directory: Path, instances: list[Persistd]) -> Iterator[httpx.Client
         balancers.haproxy(directory, "haproxy.cfg", changes) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, transport=transport) as client,
     ):
-
-        def serves() -> bool:
-            assert process.poll() is None, "haproxy has ended"
-            with contextlib.suppress(httpx.TransportError):
-                return client.get("/health/ready").status_code == 200
-            return False
-
-        wait_until(serves)
+        wait_until_ready(client, process)
         yield client
+
+
+def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+    """Until an instance answers through the balancer ``process``."""
+
+    def serves() -> bool:
+        assert process.poll() is None, "the balancer has ended"
+        with contextlib.suppress(httpx.TransportError):
+            return client.get("/health/ready").status_code == 200
+        return False
+
+    wait_until(serves)
 
 
 def test_a_session_stays_on_one_instance_and_the_death_of_one_stops_no_batch(tmp_path: Path, postgres_url: str) -> None:
@@ -123,14 +128,7 @@ def test_nginx_as_the_page_says_keeps_sessions_and_sends_a_batch_to_another_inst
         stack.callback(process.wait, 10)
         stack.callback(process.terminate)
         client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20))
-
-        def serves() -> bool:
-            assert process.poll() is None, "nginx has ended"
-            with contextlib.suppress(httpx.TransportError):
-                return client.get("/health/ready").status_code == 200
-            return False
-
-        wait_until(serves)
+        wait_until_ready(client, process)
 
         def post_all() -> None:
             for session in range(30):

@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cli.conftest import Command
 from tests.process import Persistd, wait_until
 from tests.rows import task
@@ -98,6 +100,7 @@ def test_the_database_is_dead(tmp_path: Path, command: Command) -> None:
         assert 0 <= service.http.get("/health").json()["sink"]["retry_in"] <= 30
 
 
+@pytest.mark.alone
 def test_the_database_hangs(tmp_path: Path, command: Command, mariadb_server: MariaDB, mysql_url: str) -> None:
     with Persistd(tmp_path, f"sink = 'mysql'\n{MANUAL}[sinks.mysql]\nurl = '{mysql_url}'\n") as service:
         agreed(service, command, healthy=True)
@@ -107,6 +110,9 @@ def test_the_database_hangs(tmp_path: Path, command: Command, mariadb_server: Ma
             health = agreed(service, command, healthy=False)
             assert (health["database"], health["accepting"]) == ("unhealthy", True)
             assert health["reason"] == "The sink mysql is down: it has not answered for 5 seconds"
+            began = time.monotonic()
+            assert command("status").code == 1
+            assert time.monotonic() - began < 1
         finally:
             mariadb_server.resume()
         wait_until(lambda: service.http.get("/health").status_code == 200, "the database to be back")

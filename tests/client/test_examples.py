@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_every_row_of_gunicorns_processes_arrives_once(tmp_path: Path, options: 
     (tmp_path / "wsgi.py").write_text(WSGI)
     common = ("--preload", "--workers", "2", "--bind", "127.0.0.1:{port}")
     with Persistd(tmp_path) as service:
+        began = time.monotonic()
         with (
             served(
                 tmp_path, tmp_path / "app.log", "gunicorn", *common, *options, "wsgi", PERSIST_URL=service.url
@@ -121,6 +123,7 @@ def test_every_row_of_gunicorns_processes_arrives_once(tmp_path: Path, options: 
             assert len({answer.text for answer in answers}) > (2 if "--max-requests" in options else 1)
             # Nothing is sent before the processes end, unless they end one after the other.
             assert options[:1] == ("--max-requests",) or service.stats()["accounting"]["accepted"] == 0
+        assert time.monotonic() - began < 30
         assert service.stats()["accounting"]["accepted"] == 201
         service.flush()
         with contextlib.closing(sqlite3.connect(service.data_dir / "persist.db")) as database:

@@ -355,7 +355,7 @@ async def test_many_flushes_of_a_second_share_a_line_and_none_is_forgotten(
     monkeypatch.setattr(flusher_module, "LINE_EVERY", 2.0)  # on a busy machine
     with capture_logs() as logs:
         async with rig(tmp_path) as it:
-            for n in range(10):
+            for n in range(20):
                 await it.add(f"t{n}", f"t{n}")
                 await it.flusher.flush(5)
             await wait_until(lambda: len([log for log in logs if log["event"] == "flush"]) == 2)
@@ -370,7 +370,7 @@ async def test_many_flushes_of_a_second_share_a_line_and_none_is_forgotten(
     flushes = [log for log in logs if log["event"] == "flush"]
     assert [(log["rows"], log["merged"], log.get("flushes")) for log in flushes] == [
         (1, 1, None),
-        (9, 9, 9),
+        (19, 19, 19),
         (1, 0, None),
         (1, 0, None),  # at the end
     ]

@@ -28,15 +28,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     GO.set()
 
 
+def make_pool() -> ReadPool:
+    sink = MemorySink()
+    sink.open()
+    return ReadPool(sink.reader, sink.name)
+
+
 def blocked(of: Any) -> bool:
     return GO.wait(30)
 
 
 @pytest.mark.gen_test
 async def test_a_read_that_waited_for_others_is_not_told_that_it_was_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    sink = MemorySink()
-    sink.open()
-    pool = ReadPool(sink.reader, sink.name)
+    pool = make_pool()
     slow = [asyncio.create_task(pool.read(blocked)) for _ in range(reader.THREADS)]
     lists = asyncio.create_task(pool.read(lambda reader: 1))
     await asyncio.sleep(0.01)
@@ -57,9 +61,7 @@ async def test_a_read_that_waited_for_others_is_not_told_that_it_was_slow(monkey
 @pytest.mark.gen_test
 async def test_reads_that_wait_for_a_pool_that_is_closed_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "READ_TIMEOUT", 30.0)
-    sink = MemorySink()
-    sink.open()
-    pool = ReadPool(sink.reader, sink.name)
+    pool = make_pool()
     reads = [asyncio.create_task(pool.read(blocked)) for _ in range(reader.THREADS + 2)]
     await asyncio.sleep(0.01)
     await pool.close(timeout=0.05)
@@ -75,9 +77,7 @@ async def test_reads_that_wait_for_a_pool_that_is_closed_end(monkeypatch: pytest
 @pytest.mark.gen_test
 async def test_a_client_with_many_reads_keeps_no_other_from_being_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "READ_TIMEOUT", 30.0)
-    sink = MemorySink()
-    sink.open()
-    pool = ReadPool(sink.reader, sink.name)
+    pool = make_pool()
     order: list[str] = []
 
     async def read(name: str, address: str, token: str, function: Callable[[Any], Any] = id) -> None:
@@ -105,9 +105,7 @@ async def test_a_client_with_many_reads_keeps_no_other_from_being_next(monkeypat
 @pytest.mark.gen_test
 async def test_a_connection_that_has_broken_meanwhile_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "READ_TIMEOUT", 30.0)
-    sink = MemorySink()
-    sink.open()
-    pool = ReadPool(sink.reader, sink.name)
+    pool = make_pool()
     uses: Counter[Any] = Counter()
 
     def read(by: Any) -> int:

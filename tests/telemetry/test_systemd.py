@@ -54,7 +54,7 @@ def test_a_life_from_ready_to_stopping(tmp_path: Path, manager: Manager) -> None
         assert "STATUS=Reading the journal" in manager.heard
         assert not any(line.startswith("WATCHDOG") for line in manager.heard), "before it serves there is no watchdog"
         manager.hear(f"STATUS=Serving on {service.url}, 0 rows wait, sqlite is up")
-        for _ in range(2):
+        for _ in range(3):
             manager.hear("WATCHDOG=1")
         manager.heard.clear()
         service.send(signal.SIGHUP)

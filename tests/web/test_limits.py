@@ -78,6 +78,7 @@ async def test_past_the_limit_connections_wait_until_one_ends_and_that_is_said_o
             for reader, writer in opened[:5]:  # each is answered, and leaves its place to the next one
                 assert (await answer(reader))[0] == 200
                 assert len(server.connections) <= 3
+                await wait_until(lambda: len(server.connections) == 3)
                 writer.close()
             assert [(await answer(reader))[0] for reader, _ in opened[5:]] == [200] * 3
     said = [line for line in lines if "limit of connections" in line["event"]]

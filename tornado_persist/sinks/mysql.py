@@ -218,9 +218,8 @@ class MySQLSink(SQLSink[MySQLSettings]):
         # The duplicate may be in another unique index that somebody added: then this would update another key's row.
         # Null in the key turns that into an error. It must not be used to find rows that are older than what is stored:
         # where one statement of a transaction failed and the others were committed, Galera's nodes became inconsistent.
-        keys = [*map(_quoted, KEYS[kind])]
-        same = " AND ".join(f"{key} = VALUES({key})" for key in keys)
-        changes = f"{keys[0]} = IF({same}, {keys[0]}, NULL)"
+        keys = map(_quoted, KEYS[kind])
+        changes = ", ".join(f"{key} = IF({key} = VALUES({key}), {key}, NULL)" for key in keys)
         changes += "".join(f", {_quoted(name)} = {value}" for name, value in self._changes(kind, fields))
         head = f"INSERT INTO {_quoted(TABLES[kind].name)} ({columns}) VALUES ".encode()
         tail = f" ON DUPLICATE KEY UPDATE {changes}".encode()
